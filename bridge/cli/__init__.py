@@ -1,0 +1,75 @@
+"""The command line: one lazy group, so that a command imports only what it needs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from bridge import __version__
+from bridge.errors import BridgeError
+
+#: command name → where its click command stands
+COMMANDS = {
+    "serve": "bridge.cli.serving:serve",
+    "demo": "bridge.cli.demo:demo",
+    "init": "bridge.cli.configuration:init",
+    "check": "bridge.cli.configuration:check",
+    "map": "bridge.cli.payloads:map_",
+    "send": "bridge.cli.payloads:send",
+    "retries": "bridge.cli.retries:retries",
+    "trace": "bridge.cli.tracing:trace",
+    "status": "bridge.cli.tracing:status",
+    "schema": "bridge.cli.configuration:schema",
+    "sandbox": "bridge.cli.sandbox:sandbox",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="partner-bridge")
+def partner_bridge() -> None:
+    """Partner webhooks in, HubSpot batch updates out: in order, within the limits, nothing lost."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; every error of ours is one clear sentence on stderr.
+
+    Returns the exit status: the command's own, 1 for our errors, 2 for wrong usage, 130 on Ctrl-C.
+    """
+    try:
+        status = partner_bridge.main(
+            args=list(arguments) if arguments is not None else None,
+            prog_name="partner-bridge",
+            standalone_mode=False,
+        )
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.Abort:
+        print("partner-bridge: interrupted", file=sys.stderr)
+        return 130
+    except click.ClickException as error:
+        error.show(file=sys.stderr)
+        return error.exit_code
+    except BridgeError as error:
+        print(f"partner-bridge: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    return status if isinstance(status, int) else 0

@@ -1,0 +1,36 @@
+"""What several commands share: the `--config` option and loading what it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from bridge.settings import Settings
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+DEFAULT_CONFIG = Path("bridge.yaml")
+
+
+def config_option(command: Command) -> Command:
+    """Add `--config FILE`: default `$BRIDGE_CONFIG`, then `./bridge.yaml`."""
+    return click.option(
+        "--config",
+        "config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        envvar="BRIDGE_CONFIG",
+        default=DEFAULT_CONFIG,
+        show_default="$BRIDGE_CONFIG, then ./bridge.yaml",
+        help="The configuration file.",
+    )(command)
+
+
+def load(config: Path) -> Settings:
+    """The settings that `config` holds. Raises ConfigError with all its problems."""
+    from bridge.config import load_settings
+
+    return load_settings(config)

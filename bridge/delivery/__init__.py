@@ -1,0 +1,1 @@
+"""From due records to settled values: batches, limits, answers, isolation."""

@@ -1,0 +1,1 @@
+"""Bytes in, property updates out: verification, parsing, mapping."""

@@ -1,0 +1,266 @@
+"""The values that cross the rooms of the house: lanes, records, events, batches and outcomes.
+
+Times are integers in microseconds since the Unix epoch (UTC) where they are stored or compared
+(`…_us`), and floats in seconds where they are waited for (`…_s`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+MICROSECONDS = 1_000_000
+
+
+class Clock(Protocol):
+    """Where time comes from; tests pass their own."""
+
+    def now(self) -> float:
+        """Seconds since the Unix epoch. May jump either way: never used to measure a wait."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back: for waits, limits and deadlines."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks. Stateless, hence safe to share between threads."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+def to_us(seconds: float) -> int:
+    """Seconds since the epoch as whole microseconds."""
+    return round(seconds * MICROSECONDS)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Lane:
+    """What may share one batch call: an object type and the property that its ids are values of.
+
+    `id_property` is "" where ids are HubSpot's record ids. Mixing id properties within one call is
+    not documented by HubSpot, so a call serves one lane.
+    """
+
+    object_type: str
+    id_property: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.object_type}/{self.id_property or 'record id'}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RecordKey:
+    """The address of one CRM record as a source gives it."""
+
+    lane: Lane
+    id: str
+
+
+class Category(StrEnum):
+    """Our own categories beside HubSpot's (`VALIDATION_ERROR`, `OBJECT_NOT_FOUND`, …)."""
+
+    UNCONFIRMED = "UNCONFIRMED"  # the CRM stayed silent about this record, alone, twice
+    UNMAPPABLE = "UNMAPPABLE"  # the payload could not be mapped
+    GAVE_UP = "GAVE_UP"  # failed alone until retry.give_up_after
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why something waits: a category of bounded vocabulary and a message for people."""
+
+    category: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PropertyUpdate:
+    """What one event asks of one record.
+
+    `properties` hold HubSpot's own strings ("" clears the property). `invalid` names the properties
+    whose values cannot be sent, with the reason; their older values are not sent in their place.
+    """
+
+    record: RecordKey
+    properties: Mapping[str, str]
+    invalid: Mapping[str, str] = field(default_factory=dict)
+    skip_unchanged: bool = False
+
+
+class Intake(StrEnum):
+    """What became of one event at the door (metric label and answer field)."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    IGNORED = "ignored"
+    PARKED = "parked"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One partner event as it is handed to the journal.
+
+    `unmappable` says why (a part of) it asks nothing of any record: the record id is missing, say.
+    An event without updates and without `unmappable` is one that its source ignores.
+    `payload` is the event's JSON text, `context` the JSON text of what else its mapping may look at
+    (`headers`, `query`, `index`), `root` the whole body where that differs from the payload and the
+    mapping looks at it.
+    """
+
+    source: str
+    id: str
+    content_hash: str
+    occurred_at_us: int | None
+    payload: str
+    context: str = "{}"
+    root: str | None = None
+    updates: tuple[PropertyUpdate, ...] = ()
+    unmappable: str | None = None
+
+    @property
+    def intake(self) -> Intake:
+        """What this event counts as when the journal has not seen it before."""
+        if any(update.properties for update in self.updates):
+            return Intake.ACCEPTED
+        if self.unmappable is not None or any(update.invalid for update in self.updates):
+            return Intake.PARKED
+        return Intake.ACCEPTED if self.updates else Intake.IGNORED
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The journal's answer for one event: what it was taken as."""
+
+    event_id: str
+    intake: Intake
+    conflict: bool = False  # a duplicate whose content differs from the first delivery's
+
+
+# --- delivery -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A record that has something to deliver, as the dispatcher's buffer holds it: no values."""
+
+    ref: int  # the journal's key of the record
+    lane: Lane
+    source: str
+    due_at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One desired value and the change (`n`) that set it."""
+
+    value: str
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRecord:
+    """One record with everything that is to be delivered to it now.
+
+    `n` is the record's change counter as read with the values: whatever is settled is settled for
+    this `n` only. `attempts` counts failures that are the record's own; `failing_since_us` dates the
+    first of them. `doubt_at_us`, `doubt_n` tell of an earlier call that may still be applied.
+    """
+
+    ref: int
+    key: RecordKey
+    n: int
+    values: Mapping[str, Value]
+    sources: tuple[str, ...] = ()
+    attempts: int = 0
+    failing_since_us: int | None = None
+    doubt_at_us: int | None = None
+    doubt_n: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The CRM confirmed that it wrote this record."""
+
+    record: PendingRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The CRM will not take these properties; the record's other values are still to be sent."""
+
+    record: PendingRecord
+    properties: Mapping[str, Reason]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryLater:
+    """To be sent again after `delay_s`. `own_failure`: it counts against the record's patience."""
+
+    record: PendingRecord
+    reason: Reason
+    delay_s: float
+    own_failure: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """Not to be sent again before a person or a newer event asks for it."""
+
+    record: PendingRecord
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """The CRM knows no such record and the source says that this is fine (`on_unknown: ignore`)."""
+
+    record: PendingRecord
+
+
+Outcome = Delivered | Refused | RetryLater | Parked | Ignored
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One finished CRM call, for `trace` and the console. `status` is None when nothing came back."""
+
+    lane: Lane
+    started_at_us: int
+    duration_s: float
+    status: int | None
+    correlation_id: str | None
+    records: int
+    error: str | None = None
+
+
+class Scope(StrEnum):
+    """How much a pause stops."""
+
+    ALL = "all"
+    OBJECT_TYPE = "object_type"
+    LANE = "lane"
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A stop of delivery: `target` names the object type or lane ("" for all).
+
+    `reason` is a bounded word (`unauthorized`, `rate_limited`, `outage`, `forbidden`,
+    `misconfigured`, `operator`, …), `until_us` the time of the next probe, None when only a person
+    ends it.
+    """
+
+    scope: Scope
+    target: str
+    reason: str
+    detail: str
+    since_us: int
+    until_us: int | None

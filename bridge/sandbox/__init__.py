@@ -1,0 +1,1 @@
+"""A local CRM that honours HubSpot's batch-update contract."""

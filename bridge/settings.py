@@ -1,0 +1,303 @@
+"""The service's settings as frozen values: what `bridge.yaml` becomes once it is found sound.
+
+Expressions stay text here; `bridge.intake` compiles them. Durations are seconds, sizes bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bridge.errors import BridgeError
+
+DAY_S = 86_400.0
+MIB = 1024**2
+GIB = 1024**3
+
+
+class SecretUnavailableError(BridgeError):
+    """A secret's variable is unset or its file cannot be read."""
+
+
+class Secret:
+    """One or more secret texts from an environment variable or a file; never shown by `repr`.
+
+    A file may hold several, one a line, and is read again when it changes, so that a rotation needs
+    no restart. Thread-safe: `_lock` guards the cached lines.
+    """
+
+    __slots__ = ("_lock", "_seen", "_texts", "env", "file")
+
+    def __init__(
+        self, *, env: str | None = None, file: Path | None = None, default: str | None = None
+    ) -> None:
+        if (env is None) == (file is None):
+            raise ValueError("a secret comes from either a variable or a file")
+        self.env = env
+        self.file = file
+        self._lock = threading.Lock()
+        self._seen: tuple[int, int, int] | None = None
+        self._texts: tuple[str, ...] = ()
+        if env is not None:
+            text = os.environ.get(env, default or "").strip()
+            self._texts = (text,) if text else ()
+
+    def texts(self) -> tuple[str, ...]:
+        """All secrets that this source holds now. Raises SecretUnavailableError when there is none."""
+        if self.file is None:
+            if not self._texts:
+                raise SecretUnavailableError(f"the environment variable {self.env} is not set or empty")
+            return self._texts
+        with self._lock:
+            try:
+                status = self.file.stat()
+                seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+                if seen != self._seen:
+                    lines = self.file.read_text(encoding="utf-8").splitlines()
+                    self._texts = tuple(line.strip() for line in lines if line.strip())
+                    self._seen = seen
+            except (OSError, UnicodeDecodeError) as error:
+                raise SecretUnavailableError(
+                    f"the secret file {self.file} cannot be read: {error}"
+                ) from error
+            if not self._texts:
+                raise SecretUnavailableError(f"the secret file {self.file} is empty")
+            return self._texts
+
+    def text(self) -> str:
+        """The first of `texts()`."""
+        return self.texts()[0]
+
+    def __repr__(self) -> str:
+        return f"Secret(env={self.env!r})" if self.file is None else f"Secret(file={str(self.file)!r})"
+
+
+# --- crm ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """Calls of the whole deployment in every rolling window of `per_s` seconds."""
+
+    calls: int = 100
+    per_s: float = 10.0
+    daily: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OAuth:
+    client_id: str
+    client_secret: Secret
+    refresh_token: Secret
+    token_path: str = "/oauth/v3/token"  # noqa: S105 (a path)
+
+
+@dataclass(frozen=True, slots=True)
+class Crm:
+    """Exactly one of `token` and `oauth` is set."""
+
+    token: Secret | None = None
+    oauth: OAuth | None = None
+    base_url: str = "https://api.hubapi.com"
+    api_path: str = "/crm/v3/objects"
+    properties_path: str = "/crm/v3/properties"
+    batch_size: int = 100
+    flush_interval_s: float = 0.5
+    max_in_flight: int = 8
+    rate_limit: RateLimit = field(default_factory=RateLimit)
+    timeout_s: float = 30.0
+    proxy: str | None = None
+    ca_file: Path | None = None
+
+
+# --- journal, retry, server ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    url: str = "sqlite:////var/lib/partner-bridge/journal.db"
+    max_pending: int = 1_000_000
+    max_size: int = 20 * GIB
+    retention_s: float = 7 * DAY_S
+    remember_s: float = 30 * DAY_S
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    base_s: float = 2.0
+    max_s: float = 600.0
+    give_up_after_s: float = DAY_S
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """`bind` and `admin_bind` are (host, port)."""
+
+    bind: tuple[str, int] = ("0.0.0.0", 8080)  # noqa: S104 (a container serves all its interfaces)
+    admin_bind: tuple[str, int] = ("127.0.0.1", 9090)
+    admin_token: Secret | None = None
+    public_url: str | None = None
+    workers: int = 1
+    threads: int = 32
+    max_body: int = MIB
+    drain_timeout_s: float = 25.0
+
+
+# --- sources ------------------------------------------------------------------------------------
+
+Scheme = Literal[
+    "standard-webhooks", "github", "stripe", "shopify", "slack", "hubspot-v3", "hubspot-v2", "hubspot-v1",
+    "zendesk", "typeform", "calendly", "hmac", "bearer", "basic", "none",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Hmac:
+    """The generic signature scheme; see `bridge.intake.signatures` for how the fields are used."""
+
+    header: str
+    algorithm: str = "sha256"
+    encoding: Literal["hex", "base64"] = "hex"
+    prefix: str = ""
+    key: Literal["raw", "base64", "hex"] = "raw"
+    signed: str = "{body}"
+    timestamp_header: str | None = None
+    timestamp_unit: Literal["s", "ms", "iso"] = "s"
+    id_header: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """`header` and `prefix` belong to `bearer`; `hmac` is set for the scheme of that name only."""
+
+    scheme: Scheme
+    secrets: tuple[Secret, ...] = ()
+    tolerance_s: float = 300.0
+    hmac: Hmac | None = None
+    header: str = "Authorization"
+    prefix: str = "Bearer "
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """`id` is an expression; `id_property` "" means that ids are HubSpot's record ids (digits)."""
+
+    id: str
+    id_property: str = ""
+    on_unknown: Literal["park", "wait", "ignore"] = "park"
+
+
+PropertyType = Literal["string", "number", "bool", "date", "datetime", "enumeration", "phone_number"]
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """How one HubSpot property gets its value. `source` is the expression (`from:` in the file)."""
+
+    source: str | None = None
+    type: PropertyType = "string"
+    constant: str | None = None
+    scale: str | None = None  # decimal text, so that 0.01 stays 0.01
+    format: str | None = None
+    timezone: str | None = None
+    values: Mapping[str, str] | None = None
+    multiple: bool = False
+    separator: str | None = None
+    required: bool = False
+    on_null: Literal["skip", "clear"] = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """For senders in which names are data: `items` (`in:`) yields one pair, a list, or an object."""
+
+    items: str
+    name: str
+    value: str
+    properties: Mapping[str, tuple[str, Property]]  # sender's name → (HubSpot property, how)
+
+
+@dataclass(frozen=True, slots=True)
+class MappingBlock:
+    """One block of what a source's events mean; several may apply to one event.
+
+    Either `schema` is set (module.path:ClassName), or `properties`, or `pairs`, or these two together.
+    """
+
+    record: Record
+    object_type: str = "partner_clients"
+    when: str | None = None
+    properties: Mapping[str, Property] = field(default_factory=dict)
+    pairs: Pairs | None = None
+    schema: str | None = None
+    on_invalid: Literal["park", "reject"] = "park"
+    unchanged: Literal["send", "skip"] = "send"
+    timezone: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    status: int = 202
+    body: Literal["counts", "none"] = "counts"
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    reply: str
+    method: Literal["GET", "POST"] = "GET"
+    when: str | None = None
+    as_: Literal["text", "json"] = "text"
+    signed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimit:
+    requests: int
+    per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One entry of `examples:`; exactly one of `expect`, `ignored` and `invalid` is set."""
+
+    payload: str  # the raw body
+    headers: Mapping[str, str] = field(default_factory=dict)
+    expect: tuple[Mapping[str, Any], ...] | None = None
+    ignored: bool = False
+    invalid: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    name: str
+    verify: Verify
+    mappings: tuple[MappingBlock, ...]
+    events: str = "@"
+    when: str | None = None
+    event_id: str | None = None
+    occurred_at: str | None = None
+    timezone: str | None = None
+    body: Literal["json", "ndjson", "form"] = "json"
+    payload_field: str | None = None
+    max_body: int | None = None
+    limit: RequestLimit | None = None
+    challenge: Challenge | None = None
+    expect_every_s: float | None = None
+    reply: Reply = field(default_factory=Reply)
+    examples: tuple[Example, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The whole configuration; `file` is where it was read from, for messages."""
+
+    crm: Crm
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    journal: Journal = field(default_factory=Journal)
+    retry: Retry = field(default_factory=Retry)
+    server: Server = field(default_factory=Server)
+    file: Path | None = None
