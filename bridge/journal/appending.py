@@ -1,0 +1,117 @@
+"""Append: log the events of all requests that wait, merge them, one commit for all (G1, G3)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy.engine import Connection
+
+from bridge.journal.database import fetch, run
+from bridge.journal.merging import Ask, Merged, merge
+from bridge.model import Event, Intake, Receipt
+
+
+@dataclass(slots=True)
+class Appended:
+    """What one append did: a receipt for each event, in order, and counts."""
+
+    receipts: list[Receipt]
+    merged: Merged = field(default_factory=Merged)
+
+
+def append(connection: Connection, events: Sequence[Event], *, now_us: int) -> Appended:
+    """Take these events within the open transaction; nothing is durable before its commit.
+
+    A second delivery of an event (same source and id) changes nothing; one with other content is
+    reported as a conflict.
+    """
+    first: dict[tuple[str, str], Event] = {}
+    for event in events:
+        first.setdefault((event.source, event.id), event)
+    numbers = _log_events(connection, first, now_us)
+    known = _known_hashes(connection, [key for key in first if key not in numbers])
+    receipts = []
+    for event in events:
+        key = (event.source, event.id)
+        if key in numbers and first[key] is event:
+            receipts.append(Receipt(event.id, event.intake))
+        else:
+            kept = known.get(key) if key not in numbers else first[key].content_hash
+            receipts.append(Receipt(event.id, Intake.DUPLICATE, conflict=kept != event.content_hash))
+    asks = [
+        Ask(
+            event=numbers[key],
+            source=event.source,
+            record=update.record,
+            properties=update.properties,
+            invalid=update.invalid,
+            skip_unchanged=update.skip_unchanged,
+            occurred_us=event.occurred_at_us,
+        )
+        for key, event in first.items()
+        if key in numbers
+        for update in event.updates
+    ]
+    return Appended(receipts, merge(connection, asks, now_us=now_us))
+
+
+def _log_events(connection: Connection, first: dict[tuple[str, str], Event], now_us: int) -> dict[tuple[str, str], int]:
+    """Insert the events that are new; returns their numbers by (source, event id)."""
+    roots: dict[str, tuple[str, str, int]] = {}
+    rows = []
+    for event in first.values():
+        root = None
+        if event.root is not None:
+            root = hashlib.blake2b(event.root.encode(), digest_size=16).hexdigest()
+            roots[root] = (root, event.root, now_us)
+        rows.append(
+            (
+                event.source,
+                event.id,
+                now_us,
+                event.occurred_at_us,
+                event.content_hash,
+                event.payload,
+                event.context,
+                root,
+                str(event.intake),
+                event.unmappable,
+                int(event.unmappable is not None),
+            )
+        )
+    if roots:
+        run(
+            connection,
+            """INSERT INTO roots (hash, body, received_us)
+               SELECT hash, body, received_us FROM {rows:hash text, body text, received_us int} WHERE true
+               ON CONFLICT (hash) DO UPDATE SET received_us = excluded.received_us""",
+            rows=sorted(roots.values()),
+        )
+    found = fetch(
+        connection,
+        """INSERT INTO events (source, event_id, received_us, occurred_us, content_hash, payload, context, root,
+                               intake, unmappable, waits)
+           SELECT source, event_id, received_us, occurred_us, content_hash, payload, context, root, intake,
+                  unmappable, waits
+             FROM {rows:source text, event_id text, received_us int, occurred_us int, content_hash text,
+                        payload text, context text, root text, intake text, unmappable text, waits int}
+            WHERE true
+           ON CONFLICT (event_id, source) DO NOTHING
+           RETURNING source, event_id, seq""",
+        rows=rows,
+    )
+    return {(source, event_id): seq for source, event_id, seq in found}
+
+
+def _known_hashes(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    if not keys:
+        return {}
+    found = fetch(
+        connection,
+        """SELECT e.source, e.event_id, e.content_hash FROM events e
+             JOIN {rows:source text, event_id text} r ON e.event_id = r.event_id AND e.source = r.source""",
+        rows=keys,
+    )
+    return {(source, event_id): content_hash for source, event_id, content_hash in found}

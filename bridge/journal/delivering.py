@@ -1,0 +1,392 @@
+"""Due, take, settle: what the dispatcher reads from the journal and what it leaves there (G2, G4, G5).
+
+No transaction is open during a call. *Take* reads the values and marks the records as being in a call.
+*Settle* turns exactly what was sent, by `(record, property, revision)`, into its outcome. It touches the
+record's row first: an append that is under way holds that row, so settle sees what the append brought, and
+takes a record out of `due` only when nothing is pending any more.
+
+Doubt. A call without the CRM's answer may still be applied up to 100 s later, over a newer value. Take
+marks the record (`doubt_us` = start of the call, `doubt_n` = lowest change it may undo); a call that ends
+without doubt puts the mark back to what it was before. While a mark is younger than `DOUBT_US`, a value
+confirmed by another call is made due once more at the end of that time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import orjson
+from sqlalchemy.engine import Connection
+
+from bridge.journal.database import fetch, run
+from bridge.journal.merging import lane_ids
+from bridge.journal.schema import State
+from bridge.model import (
+    Call,
+    Delivered,
+    Due,
+    Ignored,
+    Lane,
+    Outcome,
+    Parked,
+    PendingRecord,
+    RecordKey,
+    Refused,
+    RetryLater,
+    Value,
+    to_us,
+)
+
+#: HubSpot gives up on a request after 100 s (its 524); after this long a call that got no answer is over.
+#: Source: HubSpot's documentation of error handling, status 524.
+DOUBT_US = 120 * 1_000_000
+
+
+@dataclass(slots=True)
+class Settled:
+    """What one settle did, in values and records, for metrics: `delays` are (source, seconds)."""
+
+    delivered: int = 0
+    refused: int = 0
+    unknown: int = 0
+    parked: int = 0
+    retrying: int = 0
+    delays: list[tuple[str, float]] = field(default_factory=list)
+
+
+def due(
+    connection: Connection,
+    lanes: Callable[[int], Lane],
+    *,
+    limit: int,
+    exclude: Collection[int],
+    now_us: int,
+    horizon_us: int,
+) -> list[Due]:
+    """For every (lane, source) its `limit` oldest due records, without those in `exclude`.
+
+    A due time further ahead than `horizon_us` comes from a clock that was wrong: it is due now.
+    """
+    found: list[Due] = []
+    lane, source = -1, ""
+    while True:
+        following = fetch(
+            connection,
+            """SELECT lane, source FROM due WHERE due_us IS NOT NULL AND (lane, source) > (:lane, :source)
+                ORDER BY lane, source LIMIT 1""",
+            lane=lane,
+            source=source,
+        )
+        if not following:
+            return found
+        lane, source = following[0]
+        rows = fetch(
+            connection,
+            """SELECT record, due_us FROM (
+                 SELECT record, due_us FROM due WHERE lane = :lane AND source = :source AND due_us <= :now
+                  ORDER BY due_us LIMIT :limit) AS ripe
+               UNION ALL SELECT record, :now FROM (
+                 SELECT record FROM due WHERE lane = :lane AND source = :source AND due_us > :horizon
+                  LIMIT :limit) AS misdated""",
+            lane=lane,
+            source=source,
+            now=now_us,
+            horizon=now_us + horizon_us,
+            limit=limit + len(exclude),
+        )
+        free = (Due(ref, lanes(lane), source, due_us) for ref, due_us in rows if ref not in exclude)
+        found.extend(item for item, _ in zip(free, range(limit), strict=False))
+
+
+def take(
+    connection: Connection, lanes: Callable[[int], Lane], refs: Sequence[int], *, began_us: int
+) -> list[PendingRecord]:
+    """Read these records with what is to be delivered to them, and mark them as being in a call.
+
+    A record that turns out to have nothing pending is taken out of `due` and left out.
+    """
+    records = fetch(
+        connection,
+        """SELECT id, lane, record, n, attempts, failing_since_us, doubt_us, doubt_n FROM records
+            WHERE id IN (SELECT id FROM {ids}) AND parked_us IS NULL""",
+        ids=refs,
+    )
+    values: dict[int, dict[str, Value]] = {}
+    for ref, name, value, revision in fetch(
+        connection,
+        """SELECT d.record, d.property, d.value, d.revision FROM desired d
+            WHERE d.record IN (SELECT id FROM {ids}) AND d.state = 0
+           UNION ALL
+           SELECT d.record, d.property, d.value, d.revision FROM records r
+             JOIN desired d ON d.record = r.id
+            WHERE r.id IN (SELECT id FROM {ids}) AND r.doubt_us <= :doubt_over AND d.state = 1
+              AND d.revision > r.doubt_n AND d.settled_us >= r.doubt_us""",
+        ids=refs,
+        doubt_over=began_us - DOUBT_US,
+    ):
+        values.setdefault(ref, {})[name] = Value(value, revision)
+    sources: dict[int, list[str]] = {}
+    for ref, source in fetch(
+        connection,
+        "SELECT record, source FROM due WHERE record IN (SELECT id FROM {ids}) AND due_us IS NOT NULL",
+        ids=refs,
+    ):
+        sources.setdefault(ref, []).append(source)
+    taken = [
+        PendingRecord(
+            ref=ref,
+            key=RecordKey(lanes(lane), record),
+            n=n,
+            values=values[ref],
+            sources=tuple(sources.get(ref, ())),
+            attempts=attempts,
+            failing_since_us=failing_since_us,
+            doubt_at_us=doubt_us,
+            doubt_n=doubt_n or 0,
+        )
+        for ref, lane, record, n, attempts, failing_since_us, doubt_us, doubt_n in records
+        if ref in values
+    ]
+    run(
+        connection,
+        """UPDATE records SET doubt_us = :began,
+                  doubt_n = CASE WHEN doubt_us IS NOT NULL AND doubt_n < n THEN doubt_n ELSE n END
+            WHERE id IN (SELECT id FROM {ids})""",
+        ids=[record.ref for record in taken],
+        began=began_us,
+    )
+    idle = sorted(set(refs) - values.keys())
+    if idle:
+        clear_due(connection, idle)
+    return taken
+
+
+def clear_due(connection: Connection, refs: Sequence[int]) -> Sequence[Sequence[object]]:
+    """Take records that have nothing pending out of `due`; returns their (source, since_us)."""
+    return fetch(
+        connection,
+        """DELETE FROM due WHERE record IN (SELECT id FROM {ids})
+              AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = due.record AND d.state = 0)
+           RETURNING source, since_us""",
+        ids=refs,
+    )
+
+
+def settle(
+    connection: Connection,
+    taken: Sequence[PendingRecord],
+    outcomes: Sequence[Outcome],
+    *,
+    call: Call,
+    doubtful: bool,
+    now_us: int,
+) -> Settled:
+    """Write down what one call did. Records without an outcome stay due as they were."""
+    settled = Settled()
+    call_id = _log_call(connection, taken, outcomes, call)
+    _settle_doubt(connection, taken, doubtful=doubtful)
+    delivered: list[PendingRecord] = []
+    done: list[tuple[int, str, int, int, str | None, str | None]] = []
+    retries: list[tuple[int, int, str, str, int, int]] = []
+    parked: list[tuple[int, int, str, str]] = []
+    for outcome in outcomes:
+        record = outcome.record
+        match outcome:
+            case Delivered():
+                delivered.append(record)
+                settled.delivered += len(record.values)
+                done.extend((record.ref, *row) for row in _rows(record, State.DELIVERED))
+            case Ignored():
+                settled.unknown += len(record.values)
+                done.extend((record.ref, *row) for row in _rows(record, State.UNKNOWN))
+            case Refused():
+                settled.refused += len(outcome.properties)
+                done.extend(
+                    (
+                        record.ref,
+                        name,
+                        record.values[name].n,
+                        int(State.REFUSED),
+                        reason.category,
+                        reason.message,
+                    )
+                    for name, reason in outcome.properties.items()
+                    if name in record.values
+                )
+            case RetryLater():
+                settled.retrying += 1
+                retries.append(
+                    (
+                        record.ref,
+                        now_us + to_us(outcome.delay_s),
+                        outcome.reason.category,
+                        outcome.reason.message,
+                        int(outcome.own_failure),
+                        now_us,
+                    )
+                )
+            case Parked():
+                settled.parked += 1
+                parked.append((record.ref, record.n, outcome.reason.category, outcome.reason.message))
+            case _:
+                assert_never(outcome)
+    _settle_values(connection, done, call_id, now_us)
+    _settle_records(connection, delivered, retries, parked, now_us)
+    settled.delays = _leave_due(connection, outcomes, delivered, call, now_us)
+    return settled
+
+
+def _rows(record: PendingRecord, state: State) -> list[tuple[str, int, int, None, None]]:
+    return [(name, value.n, int(state), None, None) for name, value in record.values.items()]
+
+
+def _log_call(connection: Connection, taken: Sequence[PendingRecord], outcomes: Sequence[Outcome], call: Call) -> int:
+    words = {outcome.record.ref: type(outcome).__name__.lower() for outcome in outcomes}
+    inputs = [[record.ref, record.n, words.get(record.ref, "undecided")] for record in taken]
+    found = fetch(
+        connection,
+        """INSERT INTO calls (lane, started_us, duration_us, status, correlation_id, error, inputs)
+           VALUES (:lane, :started_us, :duration_us, :status, :correlation_id, :error, :inputs) RETURNING id""",
+        lane=lane_ids(connection, {call.lane})[call.lane],
+        started_us=call.started_at_us,
+        duration_us=to_us(call.duration_s),
+        status=call.status,
+        correlation_id=call.correlation_id,
+        error=call.error,
+        inputs=orjson.dumps(inputs).decode(),
+    )
+    return int(found[0][0])
+
+
+def _settle_doubt(connection: Connection, taken: Sequence[PendingRecord], *, doubtful: bool) -> None:
+    """Touch every record of the call first; without doubt its mark is put back to what it was."""
+    if doubtful:
+        run(
+            connection,
+            "UPDATE records SET n = n WHERE id IN (SELECT id FROM {ids})",
+            ids=sorted(record.ref for record in taken),
+        )
+        return
+    run(
+        connection,
+        """UPDATE records SET doubt_us = r.doubt_us, doubt_n = r.doubt_n
+             FROM {rows:ref int, doubt_us int, doubt_n int} r WHERE records.id = r.ref""",
+        rows=sorted((record.ref, record.doubt_at_us, record.doubt_n) for record in taken),
+    )
+
+
+def _settle_values(
+    connection: Connection,
+    rows: Sequence[tuple[int, str, int, int, str | None, str | None]],
+    call_id: int,
+    now_us: int,
+) -> None:
+    if rows:
+        run(
+            connection,
+            """UPDATE desired SET state = r.state, category = r.category, message = r.message, settled_us = :now,
+                      call = :call
+                 FROM {rows:record int, property text, revision int, state int, category text, message text} r
+                WHERE desired.record = r.record AND desired.property = r.property
+                  AND desired.revision = r.revision""",
+            rows=rows,
+            now=now_us,
+            call=call_id,
+        )
+
+
+def _settle_records(
+    connection: Connection,
+    delivered: Sequence[PendingRecord],
+    retries: Sequence[tuple[int, int, str, str, int, int]],
+    parked: Sequence[tuple[int, int, str, str]],
+    now_us: int,
+) -> None:
+    """Failures of the record's own: forget them after success, else note when and why it is tried again."""
+    failed_before = [record.ref for record in delivered if record.attempts]
+    if failed_before:
+        run(
+            connection,
+            """UPDATE records SET attempts = 0, failing_since_us = NULL, retry_us = NULL, category = NULL,
+                      message = NULL WHERE id IN (SELECT id FROM {ids})""",
+            ids=failed_before,
+        )
+    if retries:
+        run(
+            connection,
+            """UPDATE records SET attempts = attempts + r.own, retry_us = r.at, category = r.category,
+                      message = r.message, failing_since_us = coalesce(records.failing_since_us, r.now)
+                 FROM {rows:ref int, at int, category text, message text, own int, now int} r
+                WHERE records.id = r.ref""",
+            rows=retries,
+        )
+        run(
+            connection,
+            """UPDATE due SET due_us = r.at FROM {rows:ref int, at int} r
+                WHERE due.record = r.ref AND due.due_us IS NOT NULL""",
+            rows=[row[:2] for row in retries],
+        )
+    if parked:
+        # A change that arrived meanwhile raised n: the record goes on with it.
+        run(
+            connection,
+            """UPDATE records SET parked_us = :now, category = r.category, message = r.message, retry_us = NULL,
+                      failing_since_us = coalesce(records.failing_since_us, :now), attempts = attempts + 1
+                 FROM {rows:ref int, n int, category text, message text} r
+                WHERE records.id = r.ref AND records.n = r.n""",
+            rows=parked,
+            now=now_us,
+        )
+        run(
+            connection,
+            """UPDATE due SET due_us = NULL WHERE record IN
+                 (SELECT id FROM records WHERE id IN (SELECT id FROM {ids}) AND parked_us IS NOT NULL)""",
+            ids=[row[0] for row in parked],
+        )
+
+
+def _leave_due(
+    connection: Connection,
+    outcomes: Sequence[Outcome],
+    delivered: Sequence[PendingRecord],
+    call: Call,
+    now_us: int,
+) -> list[tuple[str, float]]:
+    """Take settled records out of `due`, but keep those whose confirmed value must be sent once more."""
+    again: list[tuple[int, int]] = []
+    over: list[int] = []
+    for record in delivered:
+        if record.doubt_at_us is None:
+            continue
+        window_ends = record.doubt_at_us + DOUBT_US
+        if call.started_at_us >= window_ends:
+            over.append(record.ref)
+        elif any(value.n > record.doubt_n for value in record.values.values()):
+            again.append((record.ref, window_ends))
+    if over:
+        run(
+            connection,
+            "UPDATE records SET doubt_us = NULL, doubt_n = NULL WHERE id IN (SELECT id FROM {ids})",
+            ids=over,
+        )
+    if again:
+        run(
+            connection,
+            """UPDATE due SET due_us = r.at FROM {rows:ref int, at int} r WHERE due.record = r.ref
+                  AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = due.record AND d.state = 0)""",
+            rows=again,
+        )
+    waiting = {ref for ref, _ in again}
+    refs = [
+        outcome.record.ref
+        for outcome in outcomes
+        if isinstance(outcome, (Delivered, Ignored, Refused)) and outcome.record.ref not in waiting
+    ]
+    if not refs:
+        return []
+    gone = clear_due(connection, sorted(refs))
+    if not delivered:
+        return []
+    return [(str(source), max(0.0, (now_us - since) / 1e6)) for source, since in gone if isinstance(since, int)]

@@ -1,0 +1,318 @@
+"""Merging asks into the state each record should have: the one place where last writer wins (G3, G4).
+
+An *ask* is what one event wants of one record. Append and replay both end here. Per record, in one
+transaction: raise `n` by the number of asks (the row lock lasts to the commit, so `n` is also the order
+of commits), date each ask, upsert the desired values where `(time, n)` is newer, make the record due.
+
+Dating: an ask carries its event's own time, unless that is missing or more than `FUTURE_TOLERANCE_US`
+ahead of arrival. Then it gets the later of now and the record's newest known time, so that it is the
+newest at its arrival. So neither a partner's clock nor ours can freeze a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import orjson
+from sqlalchemy.engine import Connection
+
+from bridge.journal.database import fetch, run
+from bridge.journal.schema import State
+from bridge.model import Category, Lane, RecordKey
+
+#: A time stamp further ahead of arrival than this is not believed.
+FUTURE_TOLERANCE_US = 300 * 1_000_000
+#: A value equal to one refused less than this ago stays refused: partners that repeat whole objects must not
+#: make us repeat a 400.
+REFUSED_AGAIN_US = 3_600 * 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One event's wish for one record. `n`, `time_us` are set when a kept event is mapped again."""
+
+    event: int
+    source: str
+    record: RecordKey
+    properties: Mapping[str, str]
+    invalid: Mapping[str, str]
+    skip_unchanged: bool
+    occurred_us: int | None
+    n: int | None = None
+    time_us: int | None = None
+
+
+@dataclass(slots=True)
+class Merged:
+    """What merging did, in values: for metrics and for whom to wake."""
+
+    superseded: int = 0
+    unchanged: int = 0
+    refused: int = 0
+    future: int = 0  # events dated too far ahead
+    due: int = 0  # records that have something to deliver now
+
+    def add(self, other: Merged) -> None:
+        """Add another merge's counts to these."""
+        self.superseded += other.superseded
+        self.unchanged += other.unchanged
+        self.refused += other.refused
+        self.future += other.future
+        self.due += other.due
+
+
+@dataclass(slots=True)
+class _Record:
+    """One touched record while a group is merged."""
+
+    ref: int
+    lane: int
+    n: int  # the last `n` given away before this group
+    newest_us: int
+    retry_us: int | None
+    given: int = 0
+    asks: list[tuple[Ask, int, int]] = field(default_factory=list)  # (ask, n, time)
+
+
+def lane_ids(connection: Connection, wanted: set[Lane]) -> dict[Lane, int]:
+    """The journal's numbers of these lanes, made where they are new."""
+    if not wanted:
+        return {}
+    rows = sorted((lane.object_type, lane.id_property) for lane in wanted)
+    select = """SELECT l.object_type, l.id_property, l.id FROM lanes l
+                JOIN {rows:object_type text, id_property text} r
+                  ON l.object_type = r.object_type AND l.id_property = r.id_property"""
+    found = fetch(connection, select, rows=rows)
+    if len(found) < len(rows):
+        run(
+            connection,
+            """INSERT INTO lanes (object_type, id_property)
+               SELECT object_type, id_property FROM {rows:object_type text, id_property text} WHERE true
+               ON CONFLICT (object_type, id_property) DO NOTHING""",
+            rows=rows,
+        )
+        found = fetch(connection, select, rows=rows)
+    return {Lane(object_type, id_property): number for object_type, id_property, number in found}
+
+
+def merge(connection: Connection, asks: Sequence[Ask], *, now_us: int, replay: bool = False) -> Merged:
+    """Merge these asks, in their order of arrival, and make due what has to be delivered.
+
+    With `replay` a record that waits out a failure is due at once, and values that stand refused are
+    sent again.
+    """
+    merged = Merged()
+    if not asks:
+        return merged
+    records = _raise_n(connection, asks, now_us, merged)
+    best: dict[tuple[int, str], tuple[int, int, Ask, str | None]] = {}
+    rows_asked = []
+    for touched in records.values():
+        for ask, n, time_us in touched.asks:
+            names = [*ask.properties, *ask.invalid]
+            rows_asked.append((touched.ref, n, ask.event, time_us, orjson.dumps(names).decode()))
+            for name in names:
+                key = (touched.ref, name)
+                standing = best.get(key)
+                if standing is None:
+                    best[key] = (time_us, n, ask, ask.properties.get(name))
+                    continue
+                merged.superseded += 1
+                if (time_us, n) > standing[:2]:
+                    best[key] = (time_us, n, ask, ask.properties.get(name))
+    _log_asks(connection, rows_asked)
+    by_ref = {touched.ref: touched for touched in records.values()}
+    due = _upsert_desired(connection, best, by_ref, merged, now_us=now_us, replay=replay)
+    _make_due(connection, due, by_ref, now_us=now_us, at_once=replay)
+    merged.due = len({ref for ref, _ in due})
+    return merged
+
+
+def _raise_n(
+    connection: Connection, asks: Sequence[Ask], now_us: int, merged: Merged
+) -> dict[tuple[int, str], _Record]:
+    """Raise every touched record's `n`, then give each ask its `n` and its time."""
+    lanes = lane_ids(connection, {ask.record.lane for ask in asks})
+    newest: dict[tuple[int, str], list[int]] = {}  # key → [asks, newest time claimed]
+    dated: list[tuple[tuple[int, str], Ask, int | None]] = []
+    for ask in asks:
+        key = (lanes[ask.record.lane], ask.record.id)
+        time_us = ask.time_us if ask.time_us is not None else ask.occurred_us
+        if ask.time_us is None and time_us is not None and time_us > now_us + FUTURE_TOLERANCE_US:
+            merged.future += 1
+            time_us = None
+        seen = newest.setdefault(key, [0, 0])
+        seen[0] += 1
+        seen[1] = max(seen[1], now_us if time_us is None else time_us)
+        dated.append((key, ask, time_us))
+    # Sorted: two groups that touch the same records take their locks in one order.
+    rows = [(lane, record, count, time_us) for (lane, record), (count, time_us) in sorted(newest.items())]
+    found = fetch(
+        connection,
+        """INSERT INTO records (lane, record, n, newest_us)
+           SELECT lane, record, count, newest_us
+             FROM {rows:lane int, record text, count int, newest_us int} WHERE true
+           ON CONFLICT (lane, record) DO UPDATE
+             SET n = records.n + excluded.n, newest_us = {greatest}(records.newest_us, excluded.newest_us)
+           RETURNING lane, record, id, n, newest_us, retry_us""",
+        rows=rows,
+    )
+    records = {
+        (lane, record): _Record(ref, lane, n - newest[lane, record][0], newest_us, retry_us)
+        for lane, record, ref, n, newest_us, retry_us in found
+    }
+    for key, ask, time_us in dated:
+        touched = records[key]
+        touched.given += 1
+        n = ask.n if ask.n is not None else touched.n + touched.given
+        touched.asks.append((ask, n, touched.newest_us if time_us is None else time_us))
+    return records
+
+
+def _log_asks(connection: Connection, rows: Sequence[tuple[int, int, int, int, str]]) -> None:
+    run(
+        connection,
+        """INSERT INTO asks (record, n, event, time_us, properties)
+           SELECT record, n, event, time_us, properties
+             FROM {rows:record int, n int, event int, time_us int, properties text} WHERE true
+           ON CONFLICT (record, n) DO UPDATE SET properties = excluded.properties""",
+        rows=sorted(rows),
+    )
+
+
+#: The desired value's next state. `excluded.state` is what the mapping says: pending, or refused as invalid.
+_UPSERT = """
+INSERT INTO desired (record, property, value, time_us, n, revision, event, state, skip, category, message,
+                     settled_us)
+SELECT record, property, value, time_us, n, revision, event, state, skip, category, message, :now
+  FROM {rows:record int, property text, value text, time_us int, n int, revision int, event int, state int,
+             skip int, category text, message text} WHERE true
+ON CONFLICT (record, property) DO UPDATE SET
+  value = excluded.value, time_us = excluded.time_us, n = excluded.n, revision = excluded.revision,
+  event = excluded.event, skip = excluded.skip,
+  displaced = CASE WHEN desired.state = 0 AND desired.event <> excluded.event THEN desired.event END,
+  state = CASE
+    WHEN excluded.state = 2 THEN 2
+    WHEN desired.state = 2 AND desired.value = excluded.value AND desired.settled_us > :refused_after THEN 2
+    WHEN excluded.skip = 1 AND desired.state = 1 AND desired.value = excluded.value THEN 1
+    ELSE 0 END,
+  category = CASE
+    WHEN excluded.state = 2 THEN excluded.category
+    WHEN desired.state = 2 AND desired.value = excluded.value AND desired.settled_us > :refused_after
+      THEN desired.category END,
+  message = CASE
+    WHEN excluded.state = 2 THEN excluded.message
+    WHEN desired.state = 2 AND desired.value = excluded.value AND desired.settled_us > :refused_after
+      THEN desired.message END,
+  settled_us = CASE
+    WHEN excluded.state = 2 THEN :now
+    WHEN desired.state IN (1, 2) AND desired.value = excluded.value THEN desired.settled_us
+    ELSE :now END
+WHERE (excluded.time_us, excluded.n) >= (desired.time_us, desired.n)
+RETURNING record, property, state, displaced"""
+
+
+def _upsert_desired(
+    connection: Connection,
+    best: Mapping[tuple[int, str], tuple[int, int, Ask, str | None]],
+    records: Mapping[int, _Record],
+    merged: Merged,
+    *,
+    now_us: int,
+    replay: bool,
+) -> set[tuple[int, str]]:
+    """Write the winning values; returns (record, source) of those that are pending now."""
+    rows = []
+    for (ref, name), (time_us, n, ask, value) in sorted(best.items(), key=lambda item: item[0]):
+        invalid = value is None
+        touched = records[ref]
+        rows.append(
+            (
+                ref,
+                name,
+                value,
+                time_us,
+                n,
+                touched.n + touched.given,
+                ask.event,
+                int(State.REFUSED if invalid else State.PENDING),
+                int(ask.skip_unchanged),
+                str(Category.UNMAPPABLE) if invalid else None,
+                ask.invalid.get(name) if invalid else None,
+            )
+        )
+    written = fetch(
+        connection,
+        _UPSERT,
+        rows=rows,
+        now=now_us,
+        refused_after=now_us if replay else now_us - REFUSED_AGAIN_US,
+    )
+    merged.superseded += len(rows) - len(written)
+    due = set()
+    for ref, name, state, displaced in written:
+        if displaced is not None:
+            merged.superseded += 1
+        if state == State.PENDING:
+            due.add((ref, best[ref, name][2].source))
+        elif state == State.DELIVERED:
+            merged.unchanged += 1
+        else:
+            merged.refused += 1
+    return due
+
+
+def _make_due(
+    connection: Connection,
+    due: set[tuple[int, str]],
+    records: Mapping[int, _Record],
+    *,
+    now_us: int,
+    at_once: bool,
+) -> None:
+    """Make these (record, source) due and bring back what is parked.
+
+    A record that waits out a failure of its own keeps waiting: events for a poisonous record must not make a
+    loop of it.
+    """
+    if not due:
+        return
+    rows = []
+    for ref, source in sorted(due):
+        wait_us = records[ref].retry_us
+        at_us = now_us if at_once or wait_us is None else max(now_us, wait_us)
+        rows.append((ref, source, records[ref].lane, at_us, now_us))
+    keep = "excluded.due_us" if at_once else "coalesce(due.due_us, excluded.due_us)"
+    run(
+        connection,
+        f"""INSERT INTO due (record, source, lane, due_us, since_us)
+            SELECT record, source, lane, due_us, since_us
+              FROM {{rows:record int, source text, lane int, due_us int, since_us int}} WHERE true
+            ON CONFLICT (record, source) DO UPDATE SET due_us = {keep}""",
+        rows=rows,
+    )
+    refs = sorted({ref for ref, _ in due})
+    unpark(connection, refs, now_us=now_us, forget_failures=at_once)
+
+
+def unpark(connection: Connection, refs: Sequence[int], *, now_us: int, forget_failures: bool) -> None:
+    """Bring parked records back, with everything that waits for them from any source.
+
+    With `forget_failures` records that wait out a failure are due now too, their count starts anew.
+    """
+    which = "parked_us IS NOT NULL" + (" OR category IS NOT NULL" if forget_failures else "")
+    back = fetch(
+        connection,
+        f"""UPDATE records SET parked_us = NULL, category = NULL, message = NULL, attempts = 0,
+                   failing_since_us = NULL, retry_us = NULL
+             WHERE id IN (SELECT id FROM {{ids}}) AND ({which}) RETURNING id""",
+        ids=refs,
+    )
+    if back:
+        run(
+            connection,
+            "UPDATE due SET due_us = :now WHERE record IN (SELECT id FROM {ids})",
+            ids=[ref for (ref,) in back],
+            now=now_us,
+        )

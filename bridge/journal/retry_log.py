@@ -1,0 +1,414 @@
+"""The retry log: what is retried, parked or refused, and what people do about it.
+
+An entry is one of three things, told apart by its id:
+
+* `record-17`: a record that is retried after a failure of its own, or parked whole;
+* `refused-17`: the properties of a record that the CRM refused or the mapping found invalid;
+* `event-42`: an event, or a part of it, that could not be mapped to any record.
+
+Nothing here is ever pruned. Replay maps the kept payload with today's mapping; a value is replaced or
+withdrawn only where the same event set it, so a newer one is never overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sqlalchemy.engine import Connection
+
+from bridge.journal.database import fetch, run
+from bridge.journal.merging import Ask, Merged, merge, unpark
+from bridge.journal.schema import State
+from bridge.model import PropertyUpdate
+
+EntryState = Literal["retrying", "parked"]
+KINDS = ("record", "refused", "event")
+
+#: Entries handled in one write transaction, so that intake is not held up by a large replay.
+STEP = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of `retries list`. Times are microseconds since the epoch; `properties` are names."""
+
+    id: str
+    state: EntryState
+    source: str
+    object_type: str | None
+    id_property: str | None
+    record: str | None
+    category: str
+    message: str
+    properties: tuple[str, ...]
+    event_ids: tuple[str, ...]
+    attempts: int
+    first_failed_us: int | None
+    next_attempt_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which entries are meant; empty fields do not narrow. `since`, `before` are on the first failure."""
+
+    ids: tuple[str, ...] = ()
+    state: EntryState | None = None
+    source: str | None = None
+    category: str | None = None
+    record: str | None = None
+    since_us: int | None = None
+    before_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptEvent:
+    """An event of the log, as a mapping needs it to map it again."""
+
+    seq: int
+    source: str
+    event_id: str
+    received_us: int
+    occurred_us: int | None
+    payload: str
+    context: str
+    root: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Remapped:
+    """What a kept event asks for under today's mapping."""
+
+    updates: tuple[PropertyUpdate, ...]
+    unmappable: str | None = None
+    occurred_us: int | None = None
+
+
+#: None: the source is gone from the configuration, the kept values are sent as they are.
+Remap = Callable[[KeptEvent], Remapped | None]
+
+
+@dataclass(slots=True)
+class Replayed:
+    """What a replay did."""
+
+    entries: int = 0
+    events: int = 0
+    unmapped: int = 0  # events still unmappable
+    merged: Merged = field(default_factory=Merged)
+
+
+# --- listing ------------------------------------------------------------------------------------
+
+_RECORDS = """
+SELECT 'record' AS kind, r.id AS ref, CASE WHEN r.parked_us IS NULL THEN 'retrying' ELSE 'parked' END AS state,
+       (SELECT min(source) FROM due WHERE due.record = r.id) AS source,
+       l.object_type, l.id_property, r.record, r.category, r.message, r.attempts,
+       coalesce(r.failing_since_us, r.parked_us) AS failed_us,
+       CASE WHEN r.parked_us IS NULL THEN r.retry_us END AS next_us
+  FROM records r JOIN lanes l ON l.id = r.lane WHERE r.category IS NOT NULL"""
+
+_REFUSED = """
+SELECT 'refused' AS kind, r.id AS ref, 'parked' AS state, min(e.source) AS source,
+       l.object_type, l.id_property, r.record, min(d.category) AS category, min(d.message) AS message,
+       1 AS attempts, min(d.settled_us) AS failed_us, NULL AS next_us
+  FROM desired d JOIN records r ON r.id = d.record JOIN lanes l ON l.id = r.lane
+  LEFT JOIN events e ON e.seq = d.event
+ WHERE d.state = 2 GROUP BY r.id, l.object_type, l.id_property, r.record"""
+
+_EVENTS = """
+SELECT 'event' AS kind, seq AS ref, 'parked' AS state, source, NULL AS object_type, NULL AS id_property,
+       NULL AS record, 'UNMAPPABLE' AS category, unmappable AS message, 1 AS attempts, received_us AS failed_us,
+       NULL AS next_us
+  FROM events WHERE waits = 1"""
+
+
+def entries(connection: Connection, chosen: Filter, *, limit: int | None = None, offset: int = 0) -> list[Entry]:
+    """The entries that `chosen` means, oldest failure first."""
+    conditions, parameters = _conditions(chosen)
+    if conditions is None:
+        return []
+    parts = " UNION ALL ".join(f"SELECT * FROM ({part}) AS p" for part in (_RECORDS, _REFUSED, _EVENTS))
+    rows = fetch(
+        connection,
+        f"""SELECT * FROM ({parts}) AS entry WHERE {conditions}
+             ORDER BY failed_us, kind, ref LIMIT :limit OFFSET :offset""",
+        limit=-1 if limit is None else limit,
+        offset=offset,
+        **parameters,
+    )
+    return [_entry(connection, row) for row in rows]
+
+
+def count(connection: Connection) -> list[tuple[EntryState, str, int]]:
+    """How many entries there are, by state and category: the metric `bridge_retry_log_entries`."""
+    parts = " UNION ALL ".join(
+        f"SELECT state, category, count(*) AS entries FROM ({part}) AS p GROUP BY state, category"
+        for part in (_RECORDS, _REFUSED, _EVENTS)
+    )
+    rows = fetch(
+        connection,
+        f"SELECT state, category, sum(entries) FROM ({parts}) AS c GROUP BY state, category",
+    )
+    return [(state, category, int(number)) for state, category, number in rows]
+
+
+def _conditions(chosen: Filter) -> tuple[str | None, dict[str, object]]:
+    """The filter as SQL over the columns of the three parts; None when it can match nothing."""
+    conditions, parameters = ["1 = 1"], dict[str, object]()
+    if chosen.ids:
+        places = []
+        for text in chosen.ids:
+            kind, _, number = text.partition("-")
+            if kind in KINDS and number.isdigit():
+                places.append(f"(kind = '{kind}' AND ref = {int(number)})")
+        if not places:
+            return None, {}
+        conditions.append("(" + " OR ".join(places) + ")")
+    for column in ("state", "source", "category", "record"):
+        wanted = getattr(chosen, column)
+        if wanted is not None:
+            conditions.append(f"{column} = :{column}")
+            parameters[column] = wanted
+    if chosen.since_us is not None:
+        conditions.append("failed_us >= :since_us")
+        parameters["since_us"] = chosen.since_us
+    if chosen.before_us is not None:
+        conditions.append("failed_us < :before_us")
+        parameters["before_us"] = chosen.before_us
+    return " AND ".join(conditions), parameters
+
+
+def _entry(connection: Connection, row: Sequence[object]) -> Entry:
+    (
+        kind,
+        ref,
+        state,
+        source,
+        object_type,
+        id_property,
+        record,
+        category,
+        message,
+        attempts,
+        failed,
+        following,
+    ) = row
+    names: list[str] = []
+    event_ids: list[str] = []
+    if kind == "event":
+        event_ids = [row[0] for row in fetch(connection, "SELECT event_id FROM events WHERE seq = :ref", ref=ref)]
+    else:
+        wanted = State.PENDING if kind == "record" else State.REFUSED
+        for name, event_id, why in fetch(
+            connection,
+            """SELECT d.property, e.event_id, d.message FROM desired d LEFT JOIN events e ON e.seq = d.event
+                WHERE d.record = :ref AND d.state = :state ORDER BY d.property""",
+            ref=ref,
+            state=int(wanted),
+        ):
+            names.append(name)
+            if event_id is not None and event_id not in event_ids:
+                event_ids.append(event_id)
+            if kind == "refused" and why and why != message and why not in str(message):
+                message = f"{message}; {why}"
+    return Entry(
+        id=f"{kind}-{ref}",
+        state="retrying" if state == "retrying" else "parked",
+        source=str(source or ""),
+        object_type=None if object_type is None else str(object_type),
+        id_property=str(id_property) if id_property else None,
+        record=None if record is None else str(record),
+        category=str(category),
+        message=str(message),
+        properties=tuple(names),
+        event_ids=tuple(event_ids),
+        attempts=int(str(attempts)),
+        first_failed_us=None if failed is None else int(str(failed)),
+        next_attempt_us=None if following is None else int(str(following)),
+    )
+
+
+# --- acting -------------------------------------------------------------------------------------
+
+
+def steps(chosen: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+    """Entries in portions, each for one write transaction."""
+    for at in range(0, len(chosen), STEP):
+        yield chosen[at : at + STEP]
+
+
+def replay(connection: Connection, chosen: Sequence[Entry], remap: Remap, *, now_us: int) -> Replayed:
+    """Map these entries' events again and make everything due now."""
+    done = Replayed(entries=len(chosen))
+    refs = sorted({_number(entry) for entry in chosen if not entry.id.startswith("event-")})
+    events = {_number(entry) for entry in chosen if entry.id.startswith("event-")}
+    for state, kind in ((State.PENDING, "record"), (State.REFUSED, "refused")):
+        wanted = [_number(entry) for entry in chosen if entry.id.startswith(f"{kind}-")]
+        events |= {
+            event
+            for (event,) in fetch(
+                connection,
+                """SELECT DISTINCT event FROM desired WHERE record IN (SELECT id FROM {ids}) AND state = :state""",
+                ids=wanted,
+                state=int(state),
+            )
+        }
+    remap_events(connection, sorted(events), remap, done, now_us=now_us)
+    # What still stands refused with a value of its own is sent as it is: the CRM may take it by now.
+    run(
+        connection,
+        """UPDATE desired SET state = 0, category = NULL, message = NULL
+            WHERE record IN (SELECT id FROM {ids}) AND state = 2 AND value IS NOT NULL""",
+        ids=[_number(entry) for entry in chosen if entry.id.startswith("refused-")],
+    )
+    unpark(connection, refs, now_us=now_us, forget_failures=True)
+    _make_pending_due(connection, refs, now_us=now_us)
+    return done
+
+
+def _number(entry: Entry) -> int:
+    return int(entry.id.partition("-")[2])
+
+
+def _make_pending_due(connection: Connection, refs: Sequence[int], *, now_us: int) -> None:
+    """A row in `due` for every source that has a pending value for these records, due now."""
+    run(
+        connection,
+        """INSERT INTO due (record, source, lane, due_us, since_us)
+           SELECT d.record, e.source, r.lane, :now, :now FROM desired d
+             JOIN records r ON r.id = d.record JOIN events e ON e.seq = d.event
+            WHERE d.record IN (SELECT id FROM {ids}) AND d.state = 0
+            GROUP BY d.record, e.source, r.lane
+           ON CONFLICT (record, source) DO UPDATE SET due_us = excluded.due_us""",
+        ids=refs,
+        now=now_us,
+    )
+
+
+def remap_events(connection: Connection, seqs: Sequence[int], remap: Remap, done: Replayed, *, now_us: int) -> None:
+    """Map kept events again; their values are replaced or withdrawn, newer ones stay.
+
+    An event keeps the time and the `n` that it had for a record; for a record that it did not ask before it
+    gets its own time and a new `n`.
+    """
+    asks: list[Ask] = []
+    for kept in kept_events(connection, seqs):
+        mapped = remap(kept)
+        if mapped is None:
+            done.unmapped += 1
+            continue
+        done.events += 1
+        asked = {
+            (object_type, id_property, record): (ref, n, time_us)
+            for object_type, id_property, record, ref, n, time_us in fetch(
+                connection,
+                """SELECT l.object_type, l.id_property, r.record, r.id, a.n, a.time_us FROM asks a
+                     JOIN records r ON r.id = a.record JOIN lanes l ON l.id = r.lane WHERE a.event = :seq""",
+                seq=kept.seq,
+            )
+        }
+        _withdraw(connection, kept.seq, asked, mapped.updates)
+        for update in mapped.updates:
+            lane = update.record.lane
+            before = asked.get((lane.object_type, lane.id_property, update.record.id))
+            asks.append(
+                Ask(
+                    event=kept.seq,
+                    source=kept.source,
+                    record=update.record,
+                    properties=update.properties,
+                    invalid=update.invalid,
+                    skip_unchanged=False,
+                    occurred_us=None,
+                    n=before[1] if before else None,
+                    time_us=before[2] if before else _own_time(kept, mapped),
+                )
+            )
+        if mapped.unmappable is not None:
+            done.unmapped += 1
+        run(
+            connection,
+            "UPDATE events SET unmappable = :why, waits = :waits, intake = :intake WHERE seq = :seq",
+            why=mapped.unmappable,
+            waits=int(mapped.unmappable is not None),
+            intake="parked" if mapped.unmappable else "accepted" if mapped.updates else "ignored",
+            seq=kept.seq,
+        )
+    done.merged.add(merge(connection, asks, now_us=now_us, replay=True))
+
+
+def _own_time(kept: KeptEvent, mapped: Remapped) -> int:
+    """The event's own time, unless that lay ahead of its arrival."""
+    claimed = mapped.occurred_us if mapped.occurred_us is not None else kept.occurred_us
+    return kept.received_us if claimed is None else min(claimed, kept.received_us)
+
+
+def _withdraw(
+    connection: Connection,
+    seq: int,
+    asked: dict[tuple[str, str, str], tuple[int, int, int]],
+    updates: Sequence[PropertyUpdate],
+) -> None:
+    """Forget undelivered values that this event set and no longer asks for."""
+    wanted = {
+        (update.record.lane.object_type, update.record.lane.id_property, update.record.id): {
+            *update.properties,
+            *update.invalid,
+        }
+        for update in updates
+    }
+    for address, (ref, _n, _time) in asked.items():
+        run(
+            connection,
+            """DELETE FROM desired WHERE record = :ref AND event = :seq AND state <> 1
+                  AND property NOT IN (SELECT name FROM {rows:name text})""",
+            ref=ref,
+            seq=seq,
+            rows=[[name] for name in sorted(wanted.get(address, set()))],
+        )
+
+
+def kept_events(connection: Connection, seqs: Sequence[int]) -> list[KeptEvent]:
+    """These events as the log keeps them."""
+    return [
+        KeptEvent(*row)
+        for row in fetch(
+            connection,
+            """SELECT e.seq, e.source, e.event_id, e.received_us, e.occurred_us, e.payload, e.context, r.body
+                 FROM events e LEFT JOIN roots r ON r.hash = e.root
+                WHERE e.seq IN (SELECT id FROM {ids}) ORDER BY e.seq""",
+            ids=list(seqs),
+        )
+    ]
+
+
+def discard(connection: Connection, chosen: Sequence[Entry], *, now_us: int) -> int:
+    """Give these entries up for good; returns how many values and events were given up.
+
+    What was delivered or asked for by newer events is not touched. Older values stay unsent.
+    """
+    given_up = 0
+    for state, kind in ((State.PENDING, "record"), (State.REFUSED, "refused")):
+        refs = [_number(entry) for entry in chosen if entry.id.startswith(f"{kind}-")]
+        given_up += run(
+            connection,
+            """UPDATE desired SET state = :discarded, settled_us = :now
+                WHERE record IN (SELECT id FROM {ids}) AND state = :state""",
+            ids=refs,
+            state=int(state),
+            discarded=int(State.DISCARDED),
+            now=now_us,
+        ).rowcount
+        if kind == "record":
+            run(
+                connection,
+                """UPDATE records SET parked_us = NULL, category = NULL, message = NULL, attempts = 0,
+                          failing_since_us = NULL, retry_us = NULL WHERE id IN (SELECT id FROM {ids})""",
+                ids=refs,
+            )
+            run(connection, "DELETE FROM due WHERE record IN (SELECT id FROM {ids})", ids=refs)
+    events = [_number(entry) for entry in chosen if entry.id.startswith("event-")]
+    given_up += run(connection, "UPDATE events SET waits = 0 WHERE seq IN (SELECT id FROM {ids})", ids=events).rowcount
+    return given_up

@@ -1,0 +1,192 @@
+"""The journal's tables: the state each record should have, and the log of the events that asked for it.
+
+Invariants:
+
+* `desired` holds one row per record and property: the partner's latest word, by `(time_us, n)`.
+  `n` comes from `records.n`, which every event raises by one under the record's lock; it orders the
+  changes of one record and never repeats. `revision` names the write itself (a replay keeps `n` but
+  not `revision`): what a call carried is settled by `(record, property, revision)` and nothing else.
+* A record with at least one pending value has a row in `due` for each source that has one waiting;
+  `due_us` is NULL while the record is parked.
+* `asks` tells which event asked which record, at which `n`. With `desired.event` it gives every
+  event's fate without a write at delivery time.
+* The schema only grows: version N-1 works on version N's journal.
+
+Times are microseconds since the epoch. State is kept as small integers (`State`).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text, UniqueConstraint, text
+
+metadata = MetaData()
+
+#: The migration that this code needs; `migrations/versions` holds it.
+HEAD = "0001"
+
+
+class State(IntEnum):
+    """What stands between a desired value and the CRM."""
+
+    PENDING = 0
+    DELIVERED = 1
+    REFUSED = 2
+    UNKNOWN = 3  # the CRM knows no such record, and the source says that this is fine
+    DISCARDED = 4  # by a person
+
+
+# BigInteger primary keys do not become SQLite's rowid: Integer there, BIGINT on PostgreSQL.
+Key = BigInteger().with_variant(Integer(), "sqlite")
+
+lanes = Table(
+    "lanes",
+    metadata,
+    Column("id", Key, primary_key=True, autoincrement=True),
+    Column("object_type", Text, nullable=False),
+    Column("id_property", Text, nullable=False),
+    UniqueConstraint("object_type", "id_property"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", Key, primary_key=True, autoincrement=True),
+    Column("source", Text, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("received_us", BigInteger, nullable=False),
+    Column("occurred_us", BigInteger),
+    Column("content_hash", Text, nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("context", Text, nullable=False),
+    Column("root", Text),  # hash of the whole body in `roots`, where the mapping looks at it
+    Column("intake", Text, nullable=False),  # accepted, ignored, parked
+    Column("unmappable", Text),  # why (a part of) it asks nothing of any record
+    Column("waits", Integer, nullable=False, server_default="0"),  # 1: unmappable, in the retry log
+    # The id first: `trace ID` looks events up without knowing their source.
+    UniqueConstraint("event_id", "source"),
+    Index("events_received", "received_us"),
+    Index("events_waiting", "seq", sqlite_where=text("waits = 1"), postgresql_where=text("waits = 1")),
+    sqlite_autoincrement=True,  # a pruned event's number is never given again: `asks` and `desired` name it
+)
+
+roots = Table(
+    "roots",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    Column("body", Text, nullable=False),
+    Column("received_us", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+records = Table(
+    "records",
+    metadata,
+    Column("id", Key, primary_key=True, autoincrement=True),
+    Column("lane", BigInteger, nullable=False),
+    Column("record", Text, nullable=False),
+    Column("n", BigInteger, nullable=False),
+    Column("newest_us", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("failing_since_us", BigInteger),
+    Column("retry_us", BigInteger),
+    Column("parked_us", BigInteger),
+    Column("category", Text),  # why it is retried or parked
+    Column("message", Text),
+    Column("doubt_us", BigInteger),  # start of the last call whose end is not known
+    Column("doubt_n", BigInteger),
+    UniqueConstraint("lane", "record"),
+    Index(
+        "records_failing",
+        "id",
+        sqlite_where=text("category IS NOT NULL"),
+        postgresql_where=text("category IS NOT NULL"),
+    ),
+    sqlite_autoincrement=True,
+)
+
+desired = Table(
+    "desired",
+    metadata,
+    Column("record", BigInteger, primary_key=True, autoincrement=False),
+    Column("property", Text, primary_key=True),
+    Column("value", Text),  # NULL: the mapping found the sender's value invalid
+    Column("time_us", BigInteger, nullable=False),
+    Column("n", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("event", BigInteger, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("skip", Integer, nullable=False),  # 1: the source leaves out values already confirmed
+    Column("displaced", BigInteger),  # the event whose pending value this one took the place of
+    Column("category", Text),
+    Column("message", Text),
+    Column("settled_us", BigInteger),
+    Column("call", BigInteger),
+    Index("desired_refused", "record", sqlite_where=text("state = 2"), postgresql_where=text("state = 2")),
+    sqlite_with_rowid=False,
+)
+
+asks = Table(
+    "asks",
+    metadata,
+    Column("record", BigInteger, primary_key=True, autoincrement=False),
+    Column("n", BigInteger, primary_key=True, autoincrement=False),
+    Column("event", BigInteger, nullable=False),
+    Column("time_us", BigInteger, nullable=False),
+    Column("properties", Text, nullable=False),  # JSON array of names
+    Index("asks_event", "event"),
+    sqlite_with_rowid=False,
+)
+
+due = Table(
+    "due",
+    metadata,
+    Column("record", BigInteger, primary_key=True, autoincrement=False),
+    Column("source", Text, primary_key=True),
+    Column("lane", BigInteger, nullable=False),
+    Column("due_us", BigInteger),  # NULL while the record is parked
+    Column("since_us", BigInteger, nullable=False),  # arrival of the oldest change that waits
+    Index(
+        "due_take",
+        "lane",
+        "source",
+        "due_us",
+        sqlite_where=text("due_us IS NOT NULL"),
+        postgresql_where=text("due_us IS NOT NULL"),
+    ),
+    Index(
+        "due_since",
+        "since_us",
+        sqlite_where=text("due_us IS NOT NULL"),
+        postgresql_where=text("due_us IS NOT NULL"),
+    ),
+    sqlite_with_rowid=False,
+)
+
+calls = Table(
+    "calls",
+    metadata,
+    Column("id", Key, primary_key=True, autoincrement=True),
+    Column("lane", BigInteger, nullable=False),
+    Column("started_us", BigInteger, nullable=False),
+    Column("duration_us", BigInteger, nullable=False),
+    Column("status", Integer),  # NULL: no answer
+    Column("correlation_id", Text),
+    Column("error", Text),
+    Column("inputs", Text, nullable=False),  # JSON [[record, revision read, outcome], …]
+    Index("calls_started", "started_us"),
+    sqlite_autoincrement=True,
+)
+
+dispatcher = Table(
+    "dispatcher",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # always 1
+    Column("holder", Text),
+    Column("epoch", BigInteger, nullable=False, server_default="0"),
+    Column("until_us", BigInteger),
+    Column("pauses", Text, nullable=False, server_default="[]"),
+    Column("figures", Text, nullable=False, server_default="{}"),  # counts, refreshed once a second
+    Column("figures_us", BigInteger),
+)

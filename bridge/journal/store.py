@@ -1,0 +1,230 @@
+"""The journal: one object through which everyone else reads and writes it.
+
+Constraints it keeps: 202 is answered after `append` returned, which is after a commit with fsync (G1); an
+event takes effect once (G3); the newest value of a property wins (G4); what is parked or refused is kept
+(G8). The tables stand in `schema`, the rules in `merging` (what is desired), `delivering` (what is sent and
+settled) and `retry_log`; here are only transactions, time and limits.
+
+Thread-safe. Open it after `fork`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol
+
+from bridge.errors import JournalFullError
+from bridge.journal import appending, delivering, retry_log, stories, upkeep
+from bridge.journal.appending import Appended
+from bridge.journal.database import Database, fetch, run
+from bridge.journal.retry_log import Entry, Filter, Remap, Replayed
+from bridge.journal.upkeep import VACUUM_PAGES, Figures, Retention
+from bridge.model import Call, Clock, Due, Event, Lane, Outcome, Pause, PendingRecord, to_us
+from bridge.settings import Journal as JournalSettings
+
+#: Intake reopens when the journal has fallen to this share of its limits.
+REOPEN_AT = 0.95
+#: A due time further ahead than this (or than retry.max) comes from a wrong clock.
+DUE_HORIZON_S = 600.0
+
+
+class Watcher(Protocol):
+    """Whom the journal tells what it did, for metrics. Called outside any transaction."""
+
+    def committed(self, duration_s: float, appended: Appended) -> None: ...
+
+    def settled(self, settled: delivering.Settled) -> None: ...
+
+
+class Journal:
+    """An open journal."""
+
+    def __init__(
+        self,
+        *,
+        settings: JournalSettings,
+        clock: Clock,
+        retry_max_s: float = DUE_HORIZON_S,
+        watcher: Watcher | None = None,
+    ) -> None:
+        self._database = Database(settings.url)
+        self._settings = settings
+        self._clock = clock
+        self._watcher = watcher
+        self._horizon_us = to_us(max(retry_max_s, DUE_HORIZON_S))
+        self._lanes: dict[int, Lane] = {}  # lanes are never changed or removed: a cache cannot be stale
+        self._lanes_lock = threading.Lock()
+        self._retention = Retention()
+        self._full = False
+        self._figures: tuple[float, Figures, int] | None = None
+
+    # --- intake ---
+
+    def append(self, events: Sequence[Event]) -> Appended:
+        """Take these events in one transaction with fsync. Raises JournalFullError at the limits."""
+        self.refuse_if_full()
+        started = self._clock.monotonic()
+        with self._database.write() as connection:
+            appended = appending.append(connection, events, now_us=self._now_us())
+        if self._watcher is not None:
+            self._watcher.committed(self._clock.monotonic() - started, appended)
+        return appended
+
+    def refuse_if_full(self) -> None:
+        """Raise JournalFullError while the journal is at one of its limits (with a second's lag)."""
+        figures, size = self._cached_figures()
+        share = REOPEN_AT if self._full else 1.0
+        pending_full = figures.pending >= self._settings.max_pending * share
+        size_full = size >= self._settings.max_size * share
+        self._full = pending_full or size_full
+        if pending_full:
+            raise JournalFullError(
+                f"{figures.pending} records wait to be delivered (journal.max_pending {self._settings.max_pending})"
+            )
+        if size_full:
+            raise JournalFullError(f"the journal holds {size} bytes (journal.max_size {self._settings.max_size})")
+
+    def _cached_figures(self) -> tuple[Figures, int]:
+        now = self._clock.monotonic()
+        cached = self._figures
+        if cached is None or now - cached[0] >= 1.0:
+            cached = (now, self.figures(), self._database.size())
+            self._figures = cached
+        return cached[1], cached[2]
+
+    # --- delivery ---
+
+    def due(self, *, limit: int, exclude: Collection[int]) -> Sequence[Due]:
+        """For every (lane, source) its `limit` oldest due records, leaving out those in `exclude`."""
+        with self._database.read() as connection:
+            return delivering.due(
+                connection,
+                lambda number: self._lane(connection, number),
+                limit=limit,
+                exclude=exclude,
+                now_us=self._now_us(),
+                horizon_us=self._horizon_us,
+            )
+
+    def take(self, refs: Sequence[int], *, began_at_us: int) -> Sequence[PendingRecord]:
+        """Read these records with their pending values and mark them as being in a call."""
+        with self._database.write(durable=False) as connection:
+            return delivering.take(
+                connection, lambda number: self._lane(connection, number), refs, began_us=began_at_us
+            )
+
+    def settle(
+        self, taken: Sequence[PendingRecord], outcomes: Sequence[Outcome], *, call: Call, doubtful: bool
+    ) -> None:
+        """Write down what one call did, in one transaction."""
+        with self._database.write(durable=False) as connection:
+            settled = delivering.settle(
+                connection, taken, outcomes, call=call, doubtful=doubtful, now_us=self._now_us()
+            )
+        if self._watcher is not None:
+            self._watcher.settled(settled)
+
+    def _lane(self, connection: Any, number: int) -> Lane:
+        with self._lanes_lock:
+            if number not in self._lanes:
+                for found, object_type, id_property in fetch(
+                    connection, "SELECT id, object_type, id_property FROM lanes"
+                ):
+                    self._lanes[found] = Lane(object_type, id_property)
+            return self._lanes[number]
+
+    def save_pauses(self, pauses: Sequence[Pause]) -> None:
+        """Keep the pauses, for a restart and for every worker's status."""
+        with self._database.write(durable=False) as connection:
+            upkeep.save_pauses(connection, pauses)
+
+    def load_pauses(self) -> Sequence[Pause]:
+        """The pauses last saved."""
+        with self._database.read() as connection:
+            return upkeep.load_pauses(connection)
+
+    # --- retry log and stories ---
+
+    def entries(self, chosen: Filter, *, limit: int | None = None, offset: int = 0) -> list[Entry]:
+        """The retry log's entries that `chosen` means, oldest failure first."""
+        with self._database.read() as connection:
+            return retry_log.entries(connection, chosen, limit=limit, offset=offset)
+
+    def replay(
+        self, chosen: Sequence[Entry], remap: Remap, *, progress: Callable[[int], None] = lambda _: None
+    ) -> Replayed:
+        """Map these entries' events again and make everything due now, in small transactions."""
+        done = Replayed()
+        for step in retry_log.steps(chosen):
+            with self._database.write() as connection:
+                part = retry_log.replay(connection, step, remap, now_us=self._now_us())
+            done.entries += part.entries
+            done.events += part.events
+            done.unmapped += part.unmapped
+            done.merged.add(part.merged)
+            progress(len(step))
+        return done
+
+    def discard(self, chosen: Sequence[Entry], *, progress: Callable[[int], None] = lambda _: None) -> int:
+        """Give these entries up for good; returns how many values and events that were."""
+        given_up = 0
+        for step in retry_log.steps(chosen):
+            with self._database.write() as connection:
+                given_up += retry_log.discard(connection, step, now_us=self._now_us())
+            progress(len(step))
+        return given_up
+
+    def trace_event(self, event_id: str) -> list[dict[str, Any]]:
+        """The story of the event(s) with this id."""
+        with self._database.read() as connection:
+            return stories.of_event(connection, event_id)
+
+    def trace_record(self, record: str) -> list[dict[str, Any]]:
+        """The story of the record(s) with this id."""
+        with self._database.read() as connection:
+            return stories.of_record(connection, record)
+
+    # --- upkeep ---
+
+    def figures(self) -> Figures:
+        """The gauges last counted by the dispatcher's process."""
+        with self._database.read() as connection:
+            return upkeep.read_figures(connection)
+
+    def refresh_figures(self, *, delivery: dict[str, Any] | None = None) -> Figures:
+        """Count the gauges anew and keep them for everyone."""
+        with self._database.read() as connection:
+            figures = upkeep.count(connection, delivery=delivery or {}, now_us=self._now_us())
+        with self._database.write(durable=False) as connection:
+            upkeep.save_figures(connection, figures)
+        return figures
+
+    def prune(self) -> int:
+        """One small step of retention; returns how many rows went."""
+        now_us = self._now_us()
+        with self._database.write(durable=False) as connection:
+            pruned = self._retention.step(
+                connection,
+                events_before_us=now_us - to_us(self._settings.retention_s),
+                values_before_us=now_us - to_us(self._settings.remember_s),
+            )
+            if pruned:
+                run(connection, f"PRAGMA incremental_vacuum({VACUUM_PAGES})").close()
+        return pruned
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return self._database.size()
+
+    def check_writable(self) -> None:
+        """Raise a JournalError unless a transaction can be committed now."""
+        with self._database.write(durable=False) as connection:
+            run(connection, "UPDATE dispatcher SET id = 1 WHERE id = 1")
+
+    def close(self) -> None:
+        """Close the database; the object cannot be used afterwards."""
+        self._database.close()
+
+    def _now_us(self) -> int:
+        return to_us(self._clock.now())

@@ -1,0 +1,190 @@
+"""The story of one event or one record, for `trace`: read from what is kept, written by nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from sqlalchemy.engine import Connection
+
+from bridge.journal.database import fetch
+from bridge.journal.schema import State
+
+#: Calls looked through for one delivery; a record is rarely more than a few calls from its event.
+CALLS_SEARCHED = 20_000
+
+
+def of_event(connection: Connection, event_id: str) -> list[dict[str, Any]]:
+    """What became of the event(s) with this id, one story per source that sent one."""
+    stories = []
+    for seq, source, received_us, occurred_us, intake, unmappable, waits in fetch(
+        connection,
+        """SELECT seq, source, received_us, occurred_us, intake, unmappable, waits FROM events
+            WHERE event_id = :event_id ORDER BY seq""",
+        event_id=event_id,
+    ):
+        stories.append(
+            {
+                "event": event_id,
+                "source": source,
+                "received_us": received_us,
+                "occurred_us": occurred_us,
+                "taken_as": intake,
+                "unmappable": unmappable,
+                "waits": bool(waits),
+                "records": _asked(connection, seq, received_us),
+            }
+        )
+    return stories
+
+
+def _asked(connection: Connection, seq: int, received_us: int) -> list[dict[str, Any]]:
+    asked = []
+    for ref, n, time_us, names, object_type, id_property, record in fetch(
+        connection,
+        """SELECT a.record, a.n, a.time_us, a.properties, l.object_type, l.id_property, r.record FROM asks a
+             JOIN records r ON r.id = a.record JOIN lanes l ON l.id = r.lane WHERE a.event = :seq""",
+        seq=seq,
+    ):
+        fates = [_fate(connection, seq, ref, n, name, received_us) for name in orjson.loads(names)]
+        asked.append(
+            {
+                "object_type": object_type,
+                "id_property": id_property or None,
+                "record": record,
+                "time_us": time_us,
+                "properties": fates,
+            }
+        )
+    return asked
+
+
+def _fate(connection: Connection, seq: int, ref: int, n: int, name: str, received_us: int) -> dict[str, Any]:
+    """What became of one value: its own state, or the event that took its place."""
+    rows = fetch(
+        connection,
+        """SELECT d.event, d.state, d.value, d.category, d.message, d.settled_us, d.call, d.n,
+                  e.event_id, e.source, e.received_us FROM desired d LEFT JOIN events e ON e.seq = d.event
+            WHERE d.record = :ref AND d.property = :name""",
+        ref=ref,
+        name=name,
+    )
+    if not rows:
+        return {"property": name, "fate": "forgotten"}
+    event, state, value, category, message, settled_us, call, holder_n, by_id, by_source, by_us = rows[0]
+    if event == seq:
+        fate = State(state).name.lower()
+        parked = fetch(connection, "SELECT category, message, parked_us FROM records WHERE id = :ref", ref=ref)
+        if state == State.PENDING and parked and parked[0][0]:
+            fate = "parked" if parked[0][2] else "retrying"
+            category, message = parked[0][:2]
+        return {
+            "property": name,
+            "fate": fate,
+            "value": value,
+            "category": category,
+            "message": message,
+            "settled_us": settled_us if state else None,
+            "call": _call(connection, call) if state != State.PENDING and call else None,
+        }
+    delivered = _delivering_call(connection, ref, n, received_us, by_us if holder_n > n else None)
+    return {
+        "property": name,
+        "fate": "superseded",
+        "by_event": by_id,
+        "by_source": by_source,
+        "delivered_before": delivered,
+    }
+
+
+def _call(connection: Connection, call: int) -> dict[str, Any] | None:
+    rows = fetch(
+        connection,
+        "SELECT id, started_us, status, correlation_id FROM calls WHERE id = :call",
+        call=call,
+    )
+    if not rows:
+        return None
+    number, started_us, status, correlation_id = rows[0]
+    return {"call": number, "started_us": started_us, "status": status, "correlation_id": correlation_id}
+
+
+def _delivering_call(
+    connection: Connection, ref: int, n: int, from_us: int, until_us: int | None
+) -> dict[str, Any] | None:
+    """The call that delivered change `n` of a record before a newer event arrived, if one did."""
+    rows = fetch(
+        connection,
+        """SELECT c.id FROM (SELECT * FROM calls WHERE started_us >= :from_us AND started_us < :until_us
+                              ORDER BY started_us LIMIT :searched) AS c, json_each(c.inputs) AS input
+            WHERE input.value ->> 0 = :ref AND input.value ->> 1 >= :n AND input.value ->> 2 = 'delivered'
+            LIMIT 1""",
+        from_us=from_us,
+        until_us=until_us if until_us is not None else 2**62,
+        searched=CALLS_SEARCHED,
+        ref=ref,
+        n=n,
+    )
+    return _call(connection, rows[0][0]) if rows else None
+
+
+def of_record(connection: Connection, record: str) -> list[dict[str, Any]]:
+    """Everything the journal knows about the record(s) with this id, newest event first."""
+    stories = []
+    for ref, object_type, id_property, attempts, category, message, parked_us, retry_us in fetch(
+        connection,
+        """SELECT r.id, l.object_type, l.id_property, r.attempts, r.category, r.message, r.parked_us, r.retry_us
+             FROM lanes l JOIN records r ON r.lane = l.id AND r.record = :record ORDER BY r.id""",
+        record=record,
+    ):
+        values = fetch(
+            connection,
+            """SELECT d.property, d.value, d.state, d.time_us, d.settled_us, d.category, d.message, d.call,
+                      e.event_id FROM desired d LEFT JOIN events e ON e.seq = d.event
+                WHERE d.record = :ref ORDER BY d.property""",
+            ref=ref,
+        )
+        events = fetch(
+            connection,
+            """SELECT e.event_id, e.source, e.received_us, a.n, a.time_us, a.properties FROM asks a
+                 JOIN events e ON e.seq = a.event WHERE a.record = :ref ORDER BY a.n DESC LIMIT 100""",
+            ref=ref,
+        )
+        stories.append(
+            {
+                "record": record,
+                "object_type": object_type,
+                "id_property": id_property or None,
+                "state": "parked" if parked_us else "retrying" if category else "ok",
+                "attempts": attempts,
+                "category": category,
+                "message": message,
+                "next_attempt_us": retry_us if category and not parked_us else None,
+                "values": [
+                    {
+                        "property": name,
+                        "value": value,
+                        "state": State(state).name.lower(),
+                        "time_us": time_us,
+                        "settled_us": settled_us if state else None,
+                        "category": why,
+                        "message": text,
+                        "event": event_id,
+                        "call": _call(connection, call) if call else None,
+                    }
+                    for name, value, state, time_us, settled_us, why, text, call, event_id in values
+                ],
+                "events": [
+                    {
+                        "event": event_id,
+                        "source": source,
+                        "received_us": received_us,
+                        "n": n,
+                        "time_us": time_us,
+                        "properties": orjson.loads(names),
+                    }
+                    for event_id, source, received_us, n, time_us, names in events
+                ],
+            }
+        )
+    return stories

@@ -1,0 +1,194 @@
+"""Upkeep by the dispatcher's process: figures once a second, retention in small steps (G8).
+
+Pruned are settled events older than `retention`, calls with them, and delivered values older than
+`remember`; never what is pending, parked or refused, nor an event behind it. Each step is one short
+transaction and goes on where the last one stopped, so that a long retry log is not read again and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import orjson
+from sqlalchemy.engine import Connection
+
+from bridge.journal import retry_log
+from bridge.journal.database import fetch, one, run
+from bridge.model import Pause, Scope
+
+#: Rows looked at in one step of retention: a few milliseconds under the transaction lock.
+STEP_ROWS = 500
+#: Pages given back to the file system in one step.
+VACUUM_PAGES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The journal's gauges, the same whichever worker or replica answers; at most about a second old."""
+
+    pending: int = 0  # records with something to deliver that are not parked
+    oldest_pending_us: int | None = None
+    entries: tuple[tuple[str, str, int], ...] = ()  # retry log: (state, category, number)
+    last_event_us: dict[str, int] = field(default_factory=dict)  # source → arrival of its newest event
+    delivery: dict[str, Any] = field(default_factory=dict)  # what the dispatcher adds: in flight, limiter, …
+    at_us: int | None = None
+
+    @property
+    def retrying(self) -> int:
+        return sum(number for state, _, number in self.entries if state == "retrying")
+
+    @property
+    def parked(self) -> int:
+        return sum(number for state, _, number in self.entries if state == "parked")
+
+
+def count(connection: Connection, *, delivery: dict[str, Any], now_us: int) -> Figures:
+    """Count anew."""
+    pending = fetch(connection, "SELECT count(DISTINCT record), min(since_us) FROM due WHERE due_us IS NOT NULL")[0]
+    return Figures(
+        pending=int(pending[0]),
+        oldest_pending_us=pending[1],
+        entries=tuple(retry_log.count(connection)),
+        last_event_us=_last_events(connection),
+        delivery=delivery,
+        at_us=now_us,
+    )
+
+
+def _last_events(connection: Connection) -> dict[str, int]:
+    """Arrival of each source's newest event, from the newest events only."""
+    rows = fetch(
+        connection,
+        """SELECT source, max(received_us) FROM
+             (SELECT source, received_us FROM events ORDER BY seq DESC LIMIT 2000) AS newest GROUP BY source""",
+    )
+    return {source: int(received_us) for source, received_us in rows}
+
+
+def save_figures(connection: Connection, figures: Figures) -> None:
+    """Keep them where every worker and replica reads them."""
+    known = read_figures(connection).last_event_us
+    document = asdict(figures) | {"last_event_us": known | figures.last_event_us}
+    run(
+        connection,
+        "UPDATE dispatcher SET figures = :figures, figures_us = :now WHERE id = 1",
+        figures=orjson.dumps(document).decode(),
+        now=figures.at_us,
+    )
+
+
+def read_figures(connection: Connection) -> Figures:
+    """The figures last saved."""
+    row = one(connection, "SELECT figures FROM dispatcher WHERE id = 1")
+    document = orjson.loads(row["figures"]) if row else {}
+    if not document:
+        return Figures()
+    document["entries"] = tuple(tuple(entry) for entry in document["entries"])
+    return Figures(**document)
+
+
+def save_pauses(connection: Connection, pauses: Sequence[Pause]) -> None:
+    run(
+        connection,
+        "UPDATE dispatcher SET pauses = :pauses WHERE id = 1",
+        pauses=orjson.dumps([asdict(pause) for pause in pauses]).decode(),
+    )
+
+
+def load_pauses(connection: Connection) -> list[Pause]:
+    row = one(connection, "SELECT pauses FROM dispatcher WHERE id = 1")
+    return [
+        Pause(**(pause | {"scope": Scope(pause["scope"])})) for pause in orjson.loads(row["pauses"] if row else "[]")
+    ]
+
+
+# --- retention ----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Retention:
+    """Where pruning stands. Kept in memory only: a restart begins a new round."""
+
+    event: int = 0
+    record: int = 0
+
+    def step(self, connection: Connection, *, events_before_us: int, values_before_us: int) -> int:
+        """Prune one small portion; returns how many rows went."""
+        pruned = self._events(connection, events_before_us)
+        pruned += self._values(connection, values_before_us)
+        pruned += run(
+            connection,
+            """DELETE FROM calls WHERE id IN
+                 (SELECT id FROM calls WHERE started_us < :before ORDER BY started_us LIMIT :step)""",
+            before=events_before_us,
+            step=STEP_ROWS,
+        ).rowcount
+        pruned += (
+            run(
+                connection,
+                """DELETE FROM roots WHERE received_us < :before
+                  AND NOT EXISTS (SELECT 1 FROM events e WHERE e.root = roots.hash)""",
+                before=events_before_us,
+            ).rowcount
+            if pruned
+            else 0
+        )
+        return pruned
+
+    def _events(self, connection: Connection, before_us: int) -> int:
+        looked_at = fetch(
+            connection,
+            """SELECT seq FROM events WHERE seq > :after AND received_us < :before ORDER BY seq LIMIT :step""",
+            after=self.event,
+            before=before_us,
+            step=STEP_ROWS,
+        )
+        seqs = [seq for (seq,) in looked_at]
+        self.event = seqs[-1] if len(seqs) == STEP_ROWS else 0
+        if not seqs:
+            return 0
+        settled = [
+            seq
+            for (seq,) in fetch(
+                connection,
+                """SELECT e.seq FROM events e WHERE e.seq IN (SELECT id FROM {ids}) AND e.waits = 0
+                      AND NOT EXISTS (SELECT 1 FROM asks a JOIN desired d ON d.record = a.record
+                                       WHERE a.event = e.seq AND d.event = e.seq AND d.state IN (0, 2))""",
+                ids=seqs,
+            )
+        ]
+        run(connection, "DELETE FROM asks WHERE event IN (SELECT id FROM {ids})", ids=settled)
+        return run(connection, "DELETE FROM events WHERE seq IN (SELECT id FROM {ids})", ids=settled).rowcount
+
+    def _values(self, connection: Connection, before_us: int) -> int:
+        """Forget old settled values, and records of which nothing is left."""
+        looked_at = fetch(
+            connection,
+            "SELECT id, newest_us FROM records WHERE id > :after ORDER BY id LIMIT :step",
+            after=self.record,
+            step=STEP_ROWS,
+        )
+        self.record = looked_at[-1][0] if len(looked_at) == STEP_ROWS else 0
+        refs = [ref for ref, _ in looked_at]
+        if not refs:
+            return 0
+        pruned = run(
+            connection,
+            """DELETE FROM desired WHERE record IN (SELECT id FROM {ids}) AND state IN (1, 3, 4)
+                  AND settled_us < :before""",
+            ids=refs,
+            before=before_us,
+        ).rowcount
+        old = [ref for ref, newest_us in looked_at if newest_us < before_us]
+        if old:
+            pruned += run(
+                connection,
+                """DELETE FROM records WHERE id IN (SELECT id FROM {ids})
+                      AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = records.id)
+                      AND NOT EXISTS (SELECT 1 FROM due WHERE due.record = records.id)
+                      AND NOT EXISTS (SELECT 1 FROM asks a WHERE a.record = records.id)""",
+                ids=old,
+            ).rowcount
+        return pruned

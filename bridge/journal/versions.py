@@ -1,0 +1,127 @@
+"""The journal's version: made or migrated once by the master before it forks; commands only check it.
+
+The schema only grows, so that version N's journal works with N-1's code: a rollback of the service needs no
+rollback of the journal, as long as the newer migrations are marked additive. A journal whose version this
+code has never heard of is refused and left untouched.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy.engine import Connection
+
+from bridge.errors import JournalLockedError, JournalVersionError
+from bridge.journal.database import Database, check_folder, fetch, run, sqlite_path
+from bridge.journal.locks import FileLock
+from bridge.journal.schema import HEAD
+
+#: Every version that this code can read, oldest first.
+KNOWN = ("0001",)
+
+
+def prepare(url: str) -> None:
+    """Make the journal if it is not there, bring it up to `HEAD` otherwise.
+
+    Raises JournalUnavailableError (folder missing, read-only …), JournalVersionError (written by a newer
+    version), JournalError (damaged), each with what to change.
+    """
+    check_folder(sqlite_path(url))
+    database = Database(url)
+    try:
+        with database.write() as connection:
+            version = _version(connection)
+            if version == HEAD:
+                return
+            _refuse_unknown(version, database)
+            _migrate(connection)
+            run(connection, "INSERT INTO dispatcher (id) VALUES (1) ON CONFLICT (id) DO NOTHING")
+    finally:
+        database.close()
+
+
+def check(url: str) -> None:
+    """Raise JournalVersionError unless the journal is there and of this version: commands never migrate."""
+    path = sqlite_path(url)
+    if not path.exists():
+        raise JournalVersionError(
+            f"there is no journal at {path}: start `partner-bridge serve` once, or change journal.url"
+        )
+    database = Database(url)
+    try:
+        with database.read() as connection:
+            version = _version(connection)
+    finally:
+        database.close()
+    _refuse_unknown(version, database)
+    if version != HEAD:
+        raise JournalVersionError(
+            f"the journal {path} has version {version or 'none'}, this program needs {HEAD}: "
+            "start `partner-bridge serve` of this version once, it migrates the journal"
+        )
+
+
+def _version(connection: Connection) -> str | None:
+    if not fetch(connection, "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"):
+        return None
+    rows = fetch(connection, "SELECT version_num FROM alembic_version")
+    return str(rows[0][0]) if rows else None
+
+
+def _refuse_unknown(version: str | None, database: Database) -> None:
+    if version is not None and version not in KNOWN:
+        raise JournalVersionError(
+            f"the journal {database.path} was written by a newer Partner Bridge (version {version}; this one knows "
+            f"{HEAD}); it was left untouched: run the newer program, or restore a backup"
+        )
+
+
+def _migrate(connection: Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    config = Config()
+    config.set_main_option("script_location", "bridge.journal:migrations")
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+class ServiceLock:
+    """Held by a service for life: a second one on the same journal is refused with one clear line.
+
+    Taken by the master before it forks; every process of the service inherits it, so it is free only when all
+    of them are gone. Commands beside a running service do not need it.
+    """
+
+    def __init__(self, url: str) -> None:
+        path = sqlite_path(url)
+        self._path = path
+        self._lock = FileLock(path.with_name(path.name + ".service"))
+
+    def acquire(self) -> None:
+        """Raises JournalLockedError when another service holds the journal."""
+        if not self._lock.acquire(wait=False):
+            raise JournalLockedError(
+                f"the journal {self._path} is in use by another partner-bridge service: stop that one first, or "
+                "give this one a journal.url of its own"
+            )
+
+    def release(self) -> None:
+        self._lock.close()
+
+
+class DispatchLock:
+    """Held by the one process that delivers; freed by the kernel when it dies."""
+
+    def __init__(self, url: str) -> None:
+        path = sqlite_path(url)
+        self._lock = FileLock(path.with_name(path.name + ".dispatch"))
+
+    def acquire(self) -> bool:
+        """Whether this process is the dispatcher now; never waits."""
+        return self._lock.acquire(wait=False)
+
+    def release(self) -> None:
+        self._lock.close()
