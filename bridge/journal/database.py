@@ -136,8 +136,8 @@ class Database:
 
 def rollback(connection: Connection) -> None:
     """End the transaction if one is open. SQLite has ended it itself after some errors."""
-    raw = connection.connection.dbapi_connection
-    if isinstance(raw, sqlite3.Connection) and raw.in_transaction:
+    raw: Any = connection.connection.dbapi_connection
+    if raw is not None and raw.in_transaction:
         raw.rollback()
 
 

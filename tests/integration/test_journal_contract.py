@@ -1,0 +1,667 @@
+"""The journal's contract, run against every backend: what §3 of the architecture promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bridge.errors import JournalFullError
+from bridge.journal import versions
+from bridge.journal.retry_log import Filter, KeptEvent, Remapped
+from bridge.journal.store import Journal
+from bridge.model import (
+    Category,
+    Delivered,
+    Event,
+    Ignored,
+    Intake,
+    Outcome,
+    Parked,
+    Pause,
+    PendingRecord,
+    PropertyUpdate,
+    Reason,
+    Refused,
+    RetryLater,
+    Scope,
+    to_us,
+)
+from bridge.settings import Journal as JournalSettings
+from tests.builders import LANE, call, event, key
+from tests.fakes import FakeClock
+
+MakeUrl = Callable[[Path], str]
+
+
+def _sqlite(folder: Path) -> str:
+    return f"sqlite:///{folder}/journal.db"
+
+
+BACKENDS: dict[str, MakeUrl] = {"sqlite": _sqlite}
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture(params=list(BACKENDS))
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    made = BACKENDS[request.param](tmp_path)
+    versions.prepare(made)
+    return made
+
+
+@pytest.fixture
+def journal(url: str, clock: FakeClock) -> Iterator[Journal]:
+    opened = Journal(settings=JournalSettings(url=url), clock=clock)
+    yield opened
+    opened.close()
+
+
+def take(journal: Journal, clock: FakeClock, *, exclude: Sequence[int] = ()) -> list[PendingRecord]:
+    refs = list(dict.fromkeys(found.ref for found in journal.due(limit=1000, exclude=set(exclude))))
+    return sorted(journal.take(refs, began_at_us=to_us(clock.now())), key=lambda record: record.key)
+
+
+def settle(
+    journal: Journal, clock: FakeClock, taken: Sequence[PendingRecord], *outcomes: Outcome, doubtful: bool = False
+) -> None:
+    status = None if doubtful else 200
+    journal.settle(taken, outcomes, call=call(taken, began=clock.now(), status=status), doubtful=doubtful)
+
+
+def values(record: PendingRecord) -> dict[str, str]:
+    return {name: value.value for name, value in record.values.items()}
+
+
+# --- append -------------------------------------------------------------------------------------
+
+
+def test_an_appended_event_is_due_with_its_values(journal: Journal, clock: FakeClock) -> None:
+    appended = journal.append([event(properties={"tier": "gold", "city": "Lugo"})])
+    assert [receipt.intake for receipt in appended.receipts] == [Intake.ACCEPTED]
+    [record] = take(journal, clock)
+    assert (record.key, record.sources, values(record)) == (key(), ("acme",), {"tier": "gold", "city": "Lugo"})
+
+
+def test_a_second_delivery_changes_nothing(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "gold"})])
+    journal.append([event("e2", properties={"tier": "silver"})])
+    appended = journal.append([event("e1", properties={"tier": "gold"}), event("e1")])
+    assert [receipt.intake for receipt in appended.receipts] == [Intake.DUPLICATE] * 2
+    assert not any(receipt.conflict for receipt in appended.receipts)
+    assert values(take(journal, clock)[0]) == {"tier": "silver"}
+
+
+def test_a_duplicate_in_one_request_takes_effect_once(journal: Journal) -> None:
+    appended = journal.append([event("e1"), event("e1"), event("e2")])
+    assert [receipt.intake for receipt in appended.receipts] == [Intake.ACCEPTED, Intake.DUPLICATE, Intake.ACCEPTED]
+
+
+def test_one_id_of_two_sources_is_two_events(journal: Journal) -> None:
+    appended = journal.append([event("e1", source="a"), event("e1", source="b")])
+    assert [receipt.intake for receipt in appended.receipts] == [Intake.ACCEPTED] * 2
+
+
+def test_the_same_id_with_other_content_is_a_conflict(journal: Journal) -> None:
+    first = event("e1")
+    journal.append([first])
+    other = Event(**{name: getattr(first, name) for name in first.__slots__} | {"content_hash": "other"})
+    [receipt] = journal.append([other]).receipts
+    assert (receipt.intake, receipt.conflict) == (Intake.DUPLICATE, True)
+
+
+def test_an_event_without_updates_is_ignored_and_kept(journal: Journal, clock: FakeClock) -> None:
+    [receipt] = journal.append([event(updates=())]).receipts
+    assert receipt.intake is Intake.IGNORED
+    assert take(journal, clock) == []
+    assert journal.trace_event("e1")[0]["taken_as"] == "ignored"
+
+
+# --- last writer wins ---------------------------------------------------------------------------
+
+
+def test_an_older_event_never_overwrites_a_newer_value(journal: Journal, clock: FakeClock) -> None:
+    now = clock.now()
+    journal.append([event("new", properties={"tier": "gold"}, at=now - 10)])
+    appended = journal.append([event("old", properties={"tier": "silver", "city": "Lugo"}, at=now - 20)])
+    assert appended.merged.superseded == 1
+    assert values(take(journal, clock)[0]) == {"tier": "gold", "city": "Lugo"}
+
+
+def test_an_older_event_never_overwrites_a_delivered_newer_value(journal: Journal, clock: FakeClock) -> None:
+    now = clock.now()
+    journal.append([event("new", properties={"tier": "gold"}, at=now - 10)])
+    taken = take(journal, clock)
+    settle(journal, clock, taken, Delivered(taken[0]))
+    journal.append([event("old", properties={"tier": "silver"}, at=now - 20)])
+    assert take(journal, clock) == []
+    assert journal.due(limit=10, exclude=()) == []
+
+
+def test_at_equal_times_the_later_arrival_wins(journal: Journal, clock: FakeClock) -> None:
+    at = clock.now() - 10
+    journal.append([event("e1", properties={"tier": "gold"}, at=at), event("e2", properties={"tier": "silver"}, at=at)])
+    assert values(take(journal, clock)[0]) == {"tier": "silver"}
+    journal.append([event("e3", properties={"tier": "bronze"}, at=at)])
+    assert values(take(journal, clock)[0]) == {"tier": "bronze"}
+
+
+def test_an_event_without_a_time_is_the_newest_at_its_arrival(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "gold"}, at=clock.now() + 200)])
+    journal.append([event("e2", properties={"tier": "silver"})])
+    assert values(take(journal, clock)[0]) == {"tier": "silver"}
+
+
+@pytest.mark.parametrize("ahead", [301.0, 86_400.0, 86_400.0 * 3650])
+def test_a_time_too_far_ahead_freezes_nothing(journal: Journal, clock: FakeClock, ahead: float) -> None:
+    appended = journal.append([event("e1", properties={"tier": "gold"}, at=clock.now() + ahead)])
+    assert appended.merged.future == 1
+    clock.advance(1)
+    journal.append([event("e2", properties={"tier": "silver"}, at=clock.now())])
+    assert values(take(journal, clock)[0]) == {"tier": "silver"}
+
+
+def test_our_clock_a_day_ahead_does_not_hold_back_due_records(journal: Journal, clock: FakeClock) -> None:
+    clock.jump(86_400)
+    journal.append([event("e1")])
+    clock.jump(-86_400)
+    assert [record.key.id for record in take(journal, clock)] == ["7"]
+
+
+def test_a_value_that_arrives_during_a_call_stays_due(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "gold", "city": "Lugo"})])
+    taken = take(journal, clock)
+    journal.append([event("e2", properties={"tier": "silver"})])
+    settle(journal, clock, taken, Delivered(taken[0]))
+    assert [values(record) for record in take(journal, clock)] == [{"tier": "silver"}]
+
+
+def test_a_late_event_during_a_call_leaves_nothing_due(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "gold"}, at=clock.now())])
+    taken = take(journal, clock)
+    journal.append([event("e0", properties={"tier": "silver"}, at=clock.now() - 60)])
+    settle(journal, clock, taken, Delivered(taken[0]))
+    assert journal.due(limit=10, exclude=()) == []
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(
+        st.tuples(
+            st.sampled_from(["1", "2", "3"]),
+            st.dictionaries(st.sampled_from("abcd"), st.sampled_from(["x", "y", "z", ""]), min_size=1),
+            st.integers(-200, 200),
+        ),
+        min_size=1,
+        max_size=25,
+    ),
+    cuts=st.sets(st.integers(0, 25), max_size=6),
+    deliver=st.sets(st.integers(0, 25), max_size=3),
+)
+def test_merging_equals_applying_one_by_one_in_order_of_time(
+    tmp_path_factory: pytest.TempPathFactory,
+    changes: list[tuple[str, dict[str, str], int]],
+    cuts: set[int],
+    deliver: set[int],
+) -> None:
+    """However events are grouped, shuffled and delivered in between, the newest value of each property stands."""
+    clock = FakeClock()
+    url = _sqlite(tmp_path_factory.mktemp("journal"))
+    versions.prepare(url)
+    journal = Journal(settings=JournalSettings(url=url), clock=clock)
+    crm: dict[tuple[str, str], str] = {}
+
+    def flush() -> None:
+        taken = take(journal, clock)
+        for record in taken:
+            crm.update({(record.key.id, name): value for name, value in values(record).items()})
+        settle(journal, clock, taken, *(Delivered(record) for record in taken))
+
+    group: list[Event] = []
+    for at, (record, properties, offset) in enumerate(changes):
+        group.append(event(f"e{at}", record, properties, at=clock.now() + offset))
+        if at in cuts:
+            journal.append(group)
+            group = []
+        if at in deliver:
+            flush()
+    if group:
+        journal.append(group)
+    flush()
+    model: dict[tuple[str, str], tuple[int, int, str]] = {}
+    for at, (record, properties, offset) in enumerate(changes):
+        for name, value in properties.items():
+            model[record, name] = max(model.get((record, name), (-999, -1, "")), (offset, at, value))
+    assert crm == {address: newest[2] for address, newest in model.items()}
+    assert journal.due(limit=10, exclude=()) == []
+    journal.close()
+
+
+# --- unchanged, refused -------------------------------------------------------------------------
+
+
+def test_a_source_may_leave_out_confirmed_values(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "gold"})])
+    taken = take(journal, clock)
+    settle(journal, clock, taken, Delivered(taken[0]))
+    appended = journal.append([event("e2", properties={"tier": "gold", "city": "Lugo"}, skip_unchanged=True)])
+    assert appended.merged.unchanged == 1
+    assert values(take(journal, clock)[0]) == {"city": "Lugo"}
+
+
+def test_an_unconfirmed_value_is_never_left_out_as_unchanged(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "gold"}, skip_unchanged=True)])
+    journal.append([event("e2", properties={"tier": "gold"}, skip_unchanged=True)])
+    assert values(take(journal, clock)[0]) == {"tier": "gold"}
+
+
+def refuse(journal: Journal, clock: FakeClock, name: str = "tier") -> None:
+    taken = take(journal, clock)
+    reason = Reason("VALIDATION_ERROR", f"{name} was not one of the allowed options")
+    settle(journal, clock, taken, Refused(taken[0], {name: reason}))
+
+
+def test_a_refused_property_waits_and_the_others_go_on(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event(properties={"tier": "platinum", "city": "Lugo"})])
+    refuse(journal, clock)
+    assert values(take(journal, clock)[0]) == {"city": "Lugo"}
+    [entry] = journal.entries(Filter())
+    assert (entry.state, entry.category, entry.properties, entry.event_ids) == (
+        "parked",
+        "VALIDATION_ERROR",
+        ("tier",),
+        ("e1",),
+    )
+    assert entry.message == "tier was not one of the allowed options"
+
+
+def test_an_older_value_is_not_sent_in_place_of_a_refused_one(journal: Journal, clock: FakeClock) -> None:
+    now = clock.now()
+    journal.append([event("new", properties={"tier": "platinum"}, at=now)])
+    refuse(journal, clock)
+    journal.append([event("old", properties={"tier": "gold"}, at=now - 60)])
+    assert journal.due(limit=10, exclude=()) == []
+
+
+def test_a_refused_value_repeated_within_the_hour_stays_refused(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "platinum"})])
+    refuse(journal, clock)
+    clock.advance(1800)
+    appended = journal.append([event("e2", properties={"tier": "platinum"})])
+    assert appended.merged.refused == 1
+    assert journal.due(limit=10, exclude=()) == []
+    clock.advance(1801)
+    journal.append([event("e3", properties={"tier": "platinum"})])
+    assert values(take(journal, clock)[0]) == {"tier": "platinum"}
+
+
+def test_another_value_for_a_refused_property_closes_the_entry(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "platinum"})])
+    refuse(journal, clock)
+    journal.append([event("e2", properties={"tier": "gold"})])
+    assert journal.entries(Filter()) == []
+    assert values(take(journal, clock)[0]) == {"tier": "gold"}
+
+
+def test_an_invalid_property_waits_and_its_older_value_is_not_sent(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "gold", "city": "Lugo"})])
+    journal.append([event("e2", properties={}, invalid={"tier": "not one of gold, silver"})])
+    assert values(take(journal, clock)[0]) == {"city": "Lugo"}
+    [entry] = journal.entries(Filter())
+    assert (entry.category, entry.message) == (Category.UNMAPPABLE, "not one of gold, silver")
+
+
+# --- park, retry, ignore ------------------------------------------------------------------------
+
+
+def test_a_parked_record_waits_until_a_new_event_brings_it_back_merged(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "gold", "city": "Lugo"})])
+    taken = take(journal, clock)
+    settle(journal, clock, taken, Parked(taken[0], Reason("OBJECT_NOT_FOUND", "not there")))
+    assert journal.due(limit=10, exclude=()) == []
+    assert [entry.state for entry in journal.entries(Filter())] == ["parked"]
+    journal.append([event("e2", properties={"tier": "silver"}, source="other")])
+    assert values(take(journal, clock)[0]) == {"tier": "silver", "city": "Lugo"}
+    assert journal.entries(Filter()) == []
+
+
+def test_a_record_that_changed_during_the_call_is_not_parked(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "gold"})])
+    taken = take(journal, clock)
+    journal.append([event("e2", properties={"tier": "silver"})])
+    settle(journal, clock, taken, Parked(taken[0], Reason("OBJECT_NOT_FOUND", "not there")))
+    assert values(take(journal, clock)[0]) == {"tier": "silver"}
+
+
+def test_a_retried_record_is_due_after_its_delay_and_counts(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event()])
+    taken = take(journal, clock)
+    settle(journal, clock, taken, RetryLater(taken[0], Reason("INTERNAL_ERROR", "again"), 5.0))
+    assert take(journal, clock) == []
+    [entry] = journal.entries(Filter(state="retrying"))
+    assert (entry.attempts, entry.next_attempt_us) == (1, to_us(clock.now() + 5))
+    clock.advance(5.1)
+    [record] = take(journal, clock)
+    assert record.attempts == 1
+    settle(journal, clock, [record], Delivered(record))
+    assert journal.entries(Filter()) == []
+
+
+def test_an_event_for_a_record_that_waits_out_a_failure_does_not_hurry_it(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1")])
+    taken = take(journal, clock)
+    settle(journal, clock, taken, RetryLater(taken[0], Reason("INTERNAL_ERROR", "again"), 5.0))
+    journal.append([event("e2", properties={"tier": "silver"}), event("e3", source="other")])
+    assert take(journal, clock) == []
+    clock.advance(5.1)
+    assert len(take(journal, clock)) == 1
+
+
+def test_ignored_values_are_settled_but_not_taken_for_confirmed(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1")])
+    taken = take(journal, clock)
+    settle(journal, clock, taken, Ignored(taken[0]))
+    assert journal.due(limit=10, exclude=()) == []
+    journal.append([event("e2", skip_unchanged=True)])
+    assert values(take(journal, clock)[0]) == {"tier": "gold"}
+
+
+def test_records_without_an_outcome_stay_due(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event()])
+    settle(journal, clock, take(journal, clock))
+    assert len(take(journal, clock)) == 1
+
+
+# --- due ----------------------------------------------------------------------------------------
+
+
+def test_due_gives_every_source_its_oldest_records(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event(f"a{at}", str(at), source="a") for at in range(20)])
+    clock.advance(1)
+    journal.append([event("b0", "100", source="b"), event("b1", "101", source="b")])
+    found = journal.due(limit=5, exclude={1, 2})
+    assert [(item.source, item.ref) for item in found] == [
+        ("a", 3),
+        ("a", 4),
+        ("a", 5),
+        ("a", 6),
+        ("a", 7),
+        ("b", 21),
+        ("b", 22),
+    ]
+
+
+def test_a_record_due_for_two_sources_is_taken_once_with_all_values(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "gold"}, source="a")])
+    journal.append([event("e2", properties={"city": "Lugo"}, source="b")])
+    [record] = take(journal, clock)
+    assert (record.sources, values(record)) == (("a", "b"), {"tier": "gold", "city": "Lugo"})
+    settle(journal, clock, [record], Delivered(record))
+    assert journal.due(limit=10, exclude=()) == []
+
+
+# --- doubt --------------------------------------------------------------------------------------
+
+
+def test_a_value_confirmed_in_doubt_is_sent_once_more(journal: Journal, clock: FakeClock) -> None:
+    """Call 1 (gold) gets no answer and may still be applied; silver is confirmed and sent again at the end."""
+    journal.append([event("e1", properties={"tier": "gold"})])
+    settle(journal, clock, take(journal, clock), doubtful=True)
+    journal.append([event("e2", properties={"tier": "silver"})])
+    clock.advance(1)
+    taken = take(journal, clock)
+    settle(journal, clock, taken, Delivered(taken[0]))
+    assert take(journal, clock) == []
+    clock.advance(120)
+    [again] = take(journal, clock)
+    assert values(again) == {"tier": "silver"}
+    settle(journal, clock, [again], Delivered(again))
+    clock.advance(1000)
+    assert journal.due(limit=10, exclude=()) == []
+
+
+def test_the_same_value_confirmed_in_doubt_is_not_sent_again(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "gold"})])
+    settle(journal, clock, take(journal, clock), doubtful=True)
+    clock.advance(1)
+    taken = take(journal, clock)
+    settle(journal, clock, taken, Delivered(taken[0]))
+    clock.advance(1000)
+    assert take(journal, clock) == []
+
+
+def test_a_crash_during_a_call_leaves_doubt(url: str, clock: FakeClock) -> None:
+    """The mark is made before the call, so that the death of the process cannot lose it."""
+    before = Journal(settings=JournalSettings(url=url), clock=clock)
+    before.append([event("e1", properties={"tier": "gold"})])
+    take(before, clock)
+    before.close()
+    after = Journal(settings=JournalSettings(url=url), clock=clock)
+    after.append([event("e2", properties={"tier": "silver"})])
+    clock.advance(1)
+    taken = take(after, clock)
+    settle(after, clock, taken, Delivered(taken[0]))
+    clock.advance(121)
+    assert [values(record) for record in take(after, clock)] == [{"tier": "silver"}]
+    after.close()
+
+
+# --- retry log ----------------------------------------------------------------------------------
+
+
+def as_kept(mapped: dict[str, Remapped]) -> Callable[[KeptEvent], Remapped | None]:
+    return lambda kept: mapped.get(kept.event_id)
+
+
+def remapped(properties: dict[str, str], record: str = "7") -> Remapped:
+    return Remapped((PropertyUpdate(key(record), properties),))
+
+
+def test_replay_maps_again_and_makes_due_now(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "platinum", "city": "Lugo"})])
+    refuse(journal, clock)
+    taken = take(journal, clock)
+    settle(journal, clock, taken, Delivered(taken[0]))
+    journal.replay(journal.entries(Filter()), as_kept({"e1": remapped({"tier": "gold", "city": "Lugo"})}))
+    assert journal.entries(Filter()) == []
+    assert values(take(journal, clock)[0]) == {"tier": "gold", "city": "Lugo"}
+
+
+def test_replay_never_overwrites_a_newer_value(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "platinum", "city": "Lugo"}, at=clock.now() - 60)])
+    refuse(journal, clock)
+    taken = take(journal, clock)
+    settle(journal, clock, taken, Delivered(taken[0]))
+    journal.append([event("e2", properties={"city": "Vigo"}, at=clock.now() - 50)])
+    journal.replay(journal.entries(Filter()), as_kept({"e1": remapped({"tier": "gold", "city": "Lugo"})}))
+    assert values(take(journal, clock)[0]) == {"tier": "gold", "city": "Vigo"}
+
+
+def test_replay_withdraws_what_the_event_no_longer_asks(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "platinum", "city": "Lugo"})])
+    taken = take(journal, clock)
+    settle(journal, clock, taken, Parked(taken[0], Reason("OBJECT_NOT_FOUND", "not there")))
+    journal.replay(journal.entries(Filter()), as_kept({"e1": remapped({"city": "Vigo"})}))
+    assert values(take(journal, clock)[0]) == {"city": "Vigo"}
+
+
+def test_a_replay_during_a_call_is_not_settled_by_that_call(journal: Journal, clock: FakeClock) -> None:
+    """The replayed value keeps its `n`, but the call that is under way carried another revision."""
+    journal.append([event("e1", properties={"tier": "gold"})])
+    taken = take(journal, clock)
+    settle(journal, clock, taken, RetryLater(taken[0], Reason("INTERNAL_ERROR", "again"), 0.0))
+    again = take(journal, clock)
+    journal.replay(journal.entries(Filter()), as_kept({"e1": remapped({"tier": "silver"})}))
+    settle(journal, clock, again, Delivered(again[0]))
+    assert [values(record) for record in take(journal, clock)] == [{"tier": "silver"}]
+
+
+def test_replay_of_a_source_that_is_gone_sends_the_kept_values(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "platinum"})])
+    refuse(journal, clock)
+    journal.replay(journal.entries(Filter()), lambda _: None)
+    assert values(take(journal, clock)[0]) == {"tier": "platinum"}
+
+
+def test_an_unmappable_event_waits_and_replay_maps_it(journal: Journal, clock: FakeClock) -> None:
+    [receipt] = journal.append([event("e1", updates=(), unmappable="record id is missing")]).receipts
+    assert receipt.intake is Intake.PARKED
+    [entry] = journal.entries(Filter())
+    assert (entry.record, entry.category, entry.event_ids) == (None, Category.UNMAPPABLE, ("e1",))
+    journal.replay([entry], as_kept({"e1": remapped({"tier": "gold"})}))
+    assert journal.entries(Filter()) == []
+    assert values(take(journal, clock)[0]) == {"tier": "gold"}
+
+
+def test_discard_gives_up_and_older_values_stay_unsent(journal: Journal, clock: FakeClock) -> None:
+    now = clock.now()
+    journal.append([event("e1", properties={"tier": "platinum"}, at=now)])
+    refuse(journal, clock)
+    journal.append([event("x", updates=(), unmappable="record id is missing")])
+    assert journal.discard(journal.entries(Filter())) == 2
+    assert journal.entries(Filter()) == []
+    journal.append([event("e0", properties={"tier": "gold"}, at=now - 60)])
+    assert journal.due(limit=10, exclude=()) == []
+
+
+def test_filters_narrow_the_retry_log(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", "1", source="a"), event("e2", "2", source="b"), event("e3", "3", source="b")])
+    taken = take(journal, clock)
+    missing = Reason("OBJECT_NOT_FOUND", "not there")
+    settle(
+        journal,
+        clock,
+        taken,
+        Parked(taken[0], missing),
+        Parked(taken[1], missing),
+        RetryLater(taken[2], Reason("INTERNAL_ERROR", "again"), 60),
+    )
+
+    def records(**chosen: object) -> list[str | None]:
+        return [entry.record for entry in journal.entries(Filter(**chosen))]  # type: ignore[arg-type]  # a test table
+
+    assert records() == ["1", "2", "3"]
+    assert records(state="retrying") == ["3"]
+    assert records(source="b") == ["2", "3"]
+    assert records(category="OBJECT_NOT_FOUND", source="b") == ["2"]
+    assert records(record="1") == ["1"]
+    assert records(since_us=to_us(clock.now() + 1)) == []
+    assert records(before_us=to_us(clock.now() + 1)) == ["1", "2", "3"]
+    assert records(ids=(journal.entries(Filter())[1].id, "nonsense", "record-x")) == ["2"]
+    assert records(ids=("nonsense",)) == []
+
+
+# --- figures, retention, limits -----------------------------------------------------------------
+
+
+def test_figures_count_what_waits_and_what_is_parked(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", "1"), event("e2", "2")])
+    taken = take(journal, clock)
+    settle(journal, clock, taken, Parked(taken[0], Reason("OBJECT_NOT_FOUND", "not there")))
+    figures = journal.refresh_figures(delivery={"in_flight": 1})
+    assert (figures.pending, figures.parked, figures.retrying) == (1, 1, 0)
+    assert figures.oldest_pending_us == to_us(clock.now())
+    assert journal.figures() == figures
+
+
+def test_pauses_survive(journal: Journal) -> None:
+    pause = Pause(Scope.OBJECT_TYPE, "partner_clients", "forbidden", "no scope", 1, 2)
+    journal.save_pauses([pause])
+    assert list(journal.load_pauses()) == [pause]
+
+
+def test_retention_prunes_what_is_settled_and_keeps_what_waits(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("done", "1"), event("waits", "2"), event("x", updates=(), unmappable="no id")])
+    taken = take(journal, clock)
+    settle(journal, clock, taken, Delivered(taken[0]), Parked(taken[1], Reason("OBJECT_NOT_FOUND", "not there")))
+    clock.advance(8 * 86_400)
+    journal.prune()
+    assert journal.trace_event("done") == []
+    assert len(journal.trace_event("waits")) == 1
+    assert len(journal.trace_event("x")) == 1
+    assert journal.trace_record("1")[0]["values"] != []
+    clock.advance(30 * 86_400)
+    for _ in range(3):
+        journal.prune()
+    assert journal.trace_record("1") == []
+    assert len(journal.entries(Filter())) == 2
+
+
+def test_a_value_is_remembered_after_its_event_is_gone(journal: Journal, clock: FakeClock) -> None:
+    now = clock.now()
+    journal.append([event("e1", at=now)])
+    taken = take(journal, clock)
+    settle(journal, clock, taken, Delivered(taken[0]))
+    clock.advance(8 * 86_400)
+    journal.prune()
+    journal.append([event("e0", properties={"tier": "silver"}, at=now - 60)])
+    assert take(journal, clock) == []
+
+
+def test_a_full_journal_refuses_and_opens_again(url: str, clock: FakeClock) -> None:
+    journal = Journal(settings=JournalSettings(url=url, max_pending=20), clock=clock)
+    journal.append([event(f"e{at}", str(at)) for at in range(20)])
+    journal.refresh_figures()
+    clock.advance(1.1)
+    with pytest.raises(JournalFullError, match="max_pending 20"):
+        journal.append([event("more")])
+    taken = take(journal, clock)
+    settle(journal, clock, taken, *(Delivered(record) for record in taken[:1]))
+    journal.refresh_figures()
+    clock.advance(1.1)
+    with pytest.raises(JournalFullError):
+        journal.append([event("more")])
+    settle(journal, clock, taken, *(Delivered(record) for record in taken))
+    journal.refresh_figures()
+    clock.advance(1.1)
+    assert journal.append([event("more")]).receipts[0].intake is Intake.ACCEPTED
+    journal.close()
+
+
+# --- stories ------------------------------------------------------------------------------------
+
+
+def test_trace_tells_every_fate_of_an_event(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", properties={"tier": "gold", "city": "Lugo", "name": "A", "note": "n"})])
+    refuse(journal, clock, "name")
+    taken = take(journal, clock)
+    settle(journal, clock, taken, Delivered(taken[0]))
+    clock.advance(1)
+    journal.append([event("e2", properties={"tier": "silver"})])
+    journal.append([event("e3", properties={"note": "m"})])
+    [story] = journal.trace_event("e1")
+    fates = {fate["property"]: fate for fate in story["records"][0]["properties"]}
+    assert {name: fate["fate"] for name, fate in fates.items()} == {
+        "tier": "superseded",
+        "city": "delivered",
+        "name": "refused",
+        "note": "superseded",
+    }
+    assert fates["city"]["call"]["correlation_id"] == "c0ffee"
+    assert fates["tier"]["by_event"] == "e2"
+    assert fates["tier"]["delivered_before"]["correlation_id"] == "c0ffee"
+    [record] = journal.trace_record("7")
+    assert [asked["event"] for asked in record["events"]] == ["e3", "e2", "e1"]
+    assert {value["property"]: value["state"] for value in record["values"]} == {
+        "tier": "pending",
+        "city": "delivered",
+        "name": "refused",
+        "note": "pending",
+    }
+
+
+def test_trace_of_an_unknown_id_is_empty(journal: Journal) -> None:
+    assert journal.trace_event("nope") == []
+    assert journal.trace_record("nope") == []
+
+
+def test_lanes_are_told_apart(journal: Journal, clock: FakeClock) -> None:
+    other = type(LANE)("partner_services", "")
+    journal.append([event("e1", "7"), event("e2", "7", lane=other)])
+    assert {record.key for record in take(journal, clock)} == {key("7"), key("7", other)}
