@@ -190,14 +190,14 @@ def refuse_network_file_system(path: Path) -> None:
 def check_folder(path: Path) -> None:
     """Raise JournalUnavailableError, with what to change, unless a journal can be made and written here."""
     folder = path.parent
-    if not folder.is_dir():
-        raise JournalUnavailableError(
-            f"the journal's folder {folder} does not exist; create or mount it, or change journal.url"
-        )
-    if path.is_dir():
-        raise JournalUnavailableError(f"the journal {path} is a folder; journal.url must name a file")
     probe = folder / f".{path.name}.probe"
     try:
+        if not folder.is_dir():
+            raise JournalUnavailableError(
+                f"the journal's folder {folder} does not exist; create or mount it, or change journal.url"
+            )
+        if path.is_dir():
+            raise JournalUnavailableError(f"the journal {path} is a folder; journal.url must name a file")
         probe.write_bytes(b"x")
         probe.unlink()
         if path.exists():
