@@ -179,13 +179,17 @@ def settle(
     taken: Sequence[PendingRecord],
     outcomes: Sequence[Outcome],
     *,
-    call: Call,
+    call: Call | None,
     doubtful: bool,
     now_us: int,
 ) -> Settled:
-    """Write down what one call did. Records without an outcome stay due as they were."""
+    """Write down what one call did. Records without an outcome stay due as they were.
+
+    A record may be in several outcomes (some properties refused, the others delivered), and an outcome may
+    judge a record of an earlier call. `call` is None when what was taken was not sent after all.
+    """
     settled = Settled()
-    call_id = _log_call(connection, taken, outcomes, call)
+    call_id = None if call is None else _log_call(connection, taken, outcomes, call)
     _settle_doubt(connection, taken, doubtful=doubtful)
     delivered: list[PendingRecord] = []
     done: list[tuple[int, str, int, int, str | None, str | None]] = []
@@ -234,7 +238,8 @@ def settle(
                 assert_never(outcome)
     _settle_values(connection, done, call_id, now_us)
     _settle_records(connection, delivered, retries, parked, now_us)
-    settled.delays = _leave_due(connection, outcomes, delivered, call, now_us)
+    began_us = now_us if call is None else call.started_at_us
+    settled.delays = _leave_due(connection, outcomes, delivered, began_us, now_us)
     return settled
 
 
@@ -280,7 +285,7 @@ def _settle_doubt(connection: Connection, taken: Sequence[PendingRecord], *, dou
 def _settle_values(
     connection: Connection,
     rows: Sequence[tuple[int, str, int, int, str | None, str | None]],
-    call_id: int,
+    call_id: int | None,
     now_us: int,
 ) -> None:
     if rows:
@@ -351,7 +356,7 @@ def _leave_due(
     connection: Connection,
     outcomes: Sequence[Outcome],
     delivered: Sequence[PendingRecord],
-    call: Call,
+    began_us: int,
     now_us: int,
 ) -> list[tuple[str, float]]:
     """Take settled records out of `due`, but keep those whose confirmed value must be sent once more."""
@@ -361,7 +366,7 @@ def _leave_due(
         if record.doubt_at_us is None:
             continue
         window_ends = record.doubt_at_us + DOUBT_US
-        if call.started_at_us >= window_ends:
+        if began_us >= window_ends:
             over.append(record.ref)
         elif any(value.n > record.doubt_n for value in record.values.values()):
             again.append((record.ref, window_ends))
@@ -379,11 +384,11 @@ def _leave_due(
             rows=again,
         )
     waiting = {ref for ref, _ in again}
-    refs = [
+    refs = {
         outcome.record.ref
         for outcome in outcomes
         if isinstance(outcome, (Delivered, Ignored, Refused)) and outcome.record.ref not in waiting
-    ]
+    }
     if not refs:
         return []
     gone = clear_due(connection, sorted(refs))

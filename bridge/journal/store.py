@@ -115,7 +115,7 @@ class Journal:
             )
 
     def settle(
-        self, taken: Sequence[PendingRecord], outcomes: Sequence[Outcome], *, call: Call, doubtful: bool
+        self, taken: Sequence[PendingRecord], outcomes: Sequence[Outcome], *, call: Call | None, doubtful: bool
     ) -> None:
         """Write down what one call did, in one transaction."""
         with self._database.write(durable=False) as connection:
@@ -135,7 +135,7 @@ class Journal:
             return self._lanes[number]
 
     def save_pauses(self, pauses: Sequence[Pause]) -> None:
-        """Keep the pauses, for a restart and for every worker's status."""
+        """Keep these pauses, for a restart and for every worker's status; those of people stay as they are."""
         with self._database.write(durable=False) as connection:
             upkeep.save_pauses(connection, pauses)
 

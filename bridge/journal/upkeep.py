@@ -22,6 +22,8 @@ from bridge.model import Pause, Scope
 STEP_ROWS = 500
 #: Pages given back to the file system in one step.
 VACUUM_PAGES = 256
+#: The reason of a pause that a person made; only people write or end those.
+OPERATOR = "operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,9 @@ def read_figures(connection: Connection) -> Figures:
 
 
 def save_pauses(connection: Connection, pauses: Sequence[Pause]) -> None:
+    """Replace every stored pause except those that people made (reason `operator`)."""
+    kept = [pause for pause in load_pauses(connection) if pause.reason == OPERATOR]
+    pauses = [*kept, *(pause for pause in pauses if pause.reason != OPERATOR)]
     run(
         connection,
         "UPDATE dispatcher SET pauses = :pauses WHERE id = 1",

@@ -83,7 +83,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "journal.db").mkdir()
-    with pytest.raises(JournalUnavailableError, match="is a folder; journal.url must name a file"):
+    with pytest.raises(JournalUnavailableError, match=r"is a folder; journal\.url must name a file"):
         versions.prepare(url_of(tmp_path))
 
 

@@ -1,0 +1,176 @@
+"""The metrics of the service, right with any number of worker processes.
+
+Counters and histograms are kept per process and added up at the scrape (prometheus-client's multiprocess
+mode, on when `PROMETHEUS_MULTIPROC_DIR` is set before this module is imported). Gauges come from the journal
+at the scrape, so that every worker gives the same answer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from bridge import __version__
+from bridge.model import Intake, Pause
+
+WEBHOOK_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+COMMIT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+CALL_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 20, 30, 60)
+DELAY_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 900, 3600, 6 * 3600, 86400)
+BATCH_BUCKETS = (1, 2, 5, 10, 20, 40, 60, 80, 99, 100)
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """What is true of the whole deployment now; times are seconds since the epoch."""
+
+    pending: int
+    pending_limit: int
+    oldest_pending: float | None
+    entries: tuple[tuple[str, str, int], ...]  # retry log: (state, category, number)
+    last_event: dict[str, float]  # source → arrival of its newest event
+    silent: dict[str, bool]  # sources with `expect_every`
+    pauses: tuple[Pause, ...]
+    daily_calls_left: int | None
+    journal_bytes: int
+    journal_limit: int
+    reload_succeeded: bool = True
+
+
+class _GaugeCollector(Collector):
+    """Turns `Gauges` into metric families at the scrape."""
+
+    def __init__(self, read: Callable[[], Gauges]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        gauges = self._read()
+        plain = {
+            "bridge_records_pending": ("Records with something to deliver that are not parked.", gauges.pending),
+            "bridge_records_pending_limit": ("journal.max_pending.", gauges.pending_limit),
+            "bridge_oldest_pending_timestamp_seconds": (
+                "Arrival of the oldest change that waits to be delivered; 0 when none waits.",
+                gauges.oldest_pending or 0,
+            ),
+            "bridge_journal_size_bytes": ("Bytes of the journal on disk.", gauges.journal_bytes),
+            "bridge_journal_limit_bytes": ("journal.max_size.", gauges.journal_limit),
+            "bridge_config_last_reload_successful": (
+                "1 if the configuration was last read without problems.",
+                int(gauges.reload_succeeded),
+            ),
+        }
+        for name, (text, value) in plain.items():
+            yield GaugeMetricFamily(name, text, value=value)
+        if gauges.daily_calls_left is not None:
+            yield GaugeMetricFamily(
+                "bridge_crm_daily_calls_remaining",
+                "CRM calls left until the portal's midnight.",
+                value=gauges.daily_calls_left,
+            )
+        build = GaugeMetricFamily("bridge_build_info", "1, labelled with the version.", labels=["version"])
+        build.add_metric([__version__], 1)
+        yield build
+        entries = GaugeMetricFamily("bridge_retry_log_entries", "Rows of the retry log.", labels=["state", "category"])
+        for state, category, number in gauges.entries:
+            entries.add_metric([state, category], number)
+        yield entries
+        paused = GaugeMetricFamily(
+            "bridge_crm_paused", "1 while delivery is paused, by reason and scope.", labels=["reason", "scope"]
+        )
+        for reason, scope in sorted({(pause.reason, str(pause.scope)) for pause in gauges.pauses}):
+            paused.add_metric([reason, scope], 1)
+        yield paused
+        last = GaugeMetricFamily(
+            "bridge_source_last_event_timestamp_seconds", "Arrival of the source's last event.", labels=["source"]
+        )
+        for source, at in sorted(gauges.last_event.items()):
+            last.add_metric([source], at)
+        yield last
+        silent = GaugeMetricFamily(
+            "bridge_source_silent", "1 if no event came for longer than expect_every.", labels=["source"]
+        )
+        for source, is_silent in sorted(gauges.silent.items()):
+            silent.add_metric([source], int(is_silent))
+        yield silent
+
+
+class Metrics:
+    """All counters and histograms of one process. Thread-safe, as prometheus-client's are."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        registry = self._registry
+        self.webhooks = Counter(
+            "bridge_webhooks_total", "Webhook requests answered.", ["source", "code"], registry=registry
+        )
+        self.webhook_duration = Histogram(
+            "bridge_webhook_duration_seconds",
+            "Time from request to answer.",
+            buckets=WEBHOOK_BUCKETS,
+            registry=registry,
+        )
+        self.verifications = Counter(
+            "bridge_verifications_total",
+            "Signature checks, with the position of the secret that matched.",
+            ["source", "result", "secret"],
+            registry=registry,
+        )
+        self.events = Counter(
+            "bridge_events_total", "Events by what they were taken as.", ["source", "outcome"], registry=registry
+        )
+        self.delivery_delay = Histogram(
+            "bridge_delivery_delay_seconds",
+            "Time from accepted to confirmed.",
+            ["source"],
+            buckets=DELAY_BUCKETS,
+            registry=registry,
+        )
+        self.values_settled = Counter(
+            "bridge_values_settled_total", "Property values by what became of them.", ["outcome"], registry=registry
+        )
+        self.crm_calls = Counter("bridge_crm_calls_total", "CRM calls by status code.", ["code"], registry=registry)
+        self.call_duration = Histogram(
+            "bridge_crm_call_duration_seconds", "Time of a CRM call.", buckets=CALL_BUCKETS, registry=registry
+        )
+        self.batch_records = Histogram(
+            "bridge_batch_records", "Records in a CRM call.", buckets=BATCH_BUCKETS, registry=registry
+        )
+        self.rate_limit_wait = Counter(
+            "bridge_rate_limit_wait_seconds_total", "Time delivery waited for the rate limit.", registry=registry
+        )
+        self.commit_duration = Histogram(
+            "bridge_journal_commit_duration_seconds",
+            "Time of a group commit of the journal.",
+            buckets=COMMIT_BUCKETS,
+            registry=registry,
+        )
+        for outcome in ("delivered", "superseded", "unchanged", "refused", "unknown", "discarded"):
+            self.values_settled.labels(outcome)
+
+    def settled(self, outcome: str, number: int) -> None:
+        """Count values that reached an end."""
+        if number:
+            self.values_settled.labels(outcome).inc(number)
+
+    def event(self, source: str, outcome: Intake | str, number: int = 1) -> None:
+        """Count events of one source."""
+        if number:
+            self.events.labels(source, str(outcome)).inc(number)
+
+    def exposition(self, gauges: Callable[[], Gauges]) -> bytes:
+        """The text that `GET /metrics` answers: all processes' counters and the deployment's gauges."""
+        registry = CollectorRegistry()
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library types only a part of itself
+            counted = generate_latest(registry)
+        else:
+            counted = generate_latest(self._registry)
+        now = CollectorRegistry()
+        now.register(_GaugeCollector(gauges))
+        return counted + generate_latest(now)
