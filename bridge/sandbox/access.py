@@ -1,0 +1,122 @@
+"""Who may call the sandbox: bearer tokens, scopes, and tokens by OAuth refresh."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Iterable, Mapping
+from urllib.parse import parse_qsl
+
+from bridge.model import Clock, SystemClock
+from bridge.sandbox.answers import Answer, json_answer, missing_scopes, unauthorized
+
+#: HubSpot's access tokens live half an hour [docs changelog "Expiration of OAuth access tokens"].
+TOKEN_LIFETIME_S = 1800
+
+
+class Access:
+    """Tokens and scopes. Thread-safe: `_lock` guards all that follows it.
+
+    `tokens` None: any non-empty bearer token is good, unless it was revoked or has expired.
+    `refresh_tokens` None: likewise for refresh tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens: Iterable[str] | None = None,
+        refresh_tokens: Iterable[str] | None = None,
+        token_lifetime_s: int = TOKEN_LIFETIME_S,
+        clock: Clock | None = None,
+    ) -> None:
+        self.token_lifetime_s = token_lifetime_s
+        self._clock = clock or SystemClock()
+        self._lock = threading.Lock()
+        self._tokens = None if tokens is None else set(tokens)
+        self._refresh_tokens = None if refresh_tokens is None else set(refresh_tokens)
+        self._revoked: set[str] = set()
+        self._expires_at: dict[str, float] = {}
+        self._forbidden: set[str] = set()
+
+    def accept_only(self, *tokens: str) -> None:
+        """From now on these static tokens alone are good, beside those issued by refresh."""
+        with self._lock:
+            self._tokens = set(tokens)
+            self._revoked -= self._tokens
+
+    def revoke(self, *tokens: str) -> None:
+        """These access or refresh tokens are answered as unknown."""
+        with self._lock:
+            self._revoked.update(tokens)
+
+    def expire(self, token: str, ago_s: float = 0.0) -> None:
+        """This access token counts as expired, `ago_s` seconds ago."""
+        with self._lock:
+            self._expires_at[token] = self._clock.now() - ago_s
+
+    def expire_issued(self) -> None:
+        """Every token issued by refresh so far expires now."""
+        with self._lock:
+            self._expires_at = dict.fromkeys(self._expires_at, self._clock.now())
+
+    def forbid(self, *object_types: str) -> None:
+        """The scopes for these object types are missing; "properties" stands for the Properties API."""
+        with self._lock:
+            self._forbidden.update(object_types)
+
+    def allow(self, *object_types: str) -> None:
+        """Undo `forbid`."""
+        with self._lock:
+            self._forbidden.difference_update(object_types)
+
+    def refuse(self, headers: Mapping[str, str], target: str, scope: str) -> Answer | None:
+        """The 401 or 403 for a call, or None. `target` is an object type or "properties",
+        `scope` the scope that the call needs.
+        """
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        token = token.strip()
+        now = self._clock.now()
+        with self._lock:
+            if scheme.lower() != "bearer" or not token or token in self._revoked:
+                return unauthorized()
+            expires_at = self._expires_at.get(token)
+            if expires_at is not None and expires_at <= now:
+                return unauthorized(expires_at, now)
+            if expires_at is None and self._tokens is not None and token not in self._tokens:
+                return unauthorized()
+            if target in self._forbidden:
+                return missing_scopes(scope)
+        return None
+
+    def token(self, body: bytes) -> Answer:
+        """`POST /oauth/v…/token` with `grant_type=refresh_token`, form-encoded [spec OAUTH].
+
+        The refresh token comes back unchanged [issue/forum]; a wrong one is BAD_REFRESH_TOKEN.
+        """
+        form = dict(parse_qsl(body.decode("latin-1")))
+        if form.get("grant_type") != "refresh_token":
+            return _refused("BAD_GRANT_TYPE", "missing or unknown grant type")
+        if not form.get("client_id") or not form.get("client_secret"):
+            return _refused("BAD_CLIENT_ID", "missing or invalid client id")
+        refresh_token = form.get("refresh_token", "")
+        with self._lock:
+            known = self._refresh_tokens is None or refresh_token in self._refresh_tokens
+            if not refresh_token or not known or refresh_token in self._revoked:
+                return _refused("BAD_REFRESH_TOKEN", "missing or invalid refresh token")
+            access_token = f"issued-{secrets.token_urlsafe(240)}"  # 300 and more are allowed for [docs]
+            self._expires_at[access_token] = self._clock.now() + self.token_lifetime_s
+        return json_answer(
+            200,
+            {
+                "access_token": access_token,
+                "refresh_token": refresh_token,
+                "expires_in": self.token_lifetime_s,
+                "token_type": "bearer",
+                "token_use": "access_token",
+                "hub_id": 1,
+            },
+        )
+
+
+def _refused(status: str, message: str) -> Answer:
+    return json_answer(400, {"status": status, "message": message})
