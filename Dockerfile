@@ -1,0 +1,62 @@
+# The service as one image: a builder makes a virtual environment, the final stage takes only that.
+#
+# Run it with a read-only root file system, no capabilities and a small memory volume on /tmp;
+# what must survive a restart is in /var/lib/partner-bridge.
+#
+# A release pins the base by digest: --build-arg BASE=python:3.13-slim-bookworm@sha256:…
+# (not written here: a digest that nobody has pulled and checked would pin nothing).
+ARG BASE=python:3.13-slim-bookworm
+
+FROM ${BASE} AS builder
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ONLY_BINARY=:all:
+WORKDIR /src
+
+# Two environments: pip and the build back end stay in /build, which the final stage never sees.
+# Every file that comes from an index is checked against .lock (written by .lock/update).
+COPY .lock/ .lock/
+RUN python3 -m venv /build \
+ && /build/bin/pip install --require-hashes --requirement .lock/build.txt \
+ && python3 -m venv --without-pip /opt/partner-bridge \
+ && /build/bin/pip --python /opt/partner-bridge/bin/python install \
+      --require-hashes --no-compile --requirement .lock/requirements.txt
+
+# Bytecode is compiled now, as the root is read-only later; unchecked, as the sources never change.
+COPY pyproject.toml README.md LICENSE ./
+COPY bridge/ bridge/
+RUN /build/bin/pip wheel --no-index --no-deps --no-build-isolation --wheel-dir /dist . \
+ && /build/bin/pip --python /opt/partner-bridge/bin/python install \
+      --no-index --no-deps --no-compile /dist/*.whl \
+ && /opt/partner-bridge/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/partner-bridge/lib
+
+
+FROM ${BASE}
+RUN groupadd --gid 10001 bridge \
+ && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin bridge \
+ && install -d -o 10001 -g 10001 -m 0750 /var/lib/partner-bridge
+COPY --from=builder /opt/partner-bridge /opt/partner-bridge
+
+# Probes and scrapers come from outside the container, so the admin port listens on all interfaces;
+# without an admin token it then answers health, metrics and status only.
+ENV PATH=/opt/partner-bridge/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    BRIDGE_CONFIG=/etc/partner-bridge/bridge.yaml \
+    BRIDGE_ADMIN_BIND=0.0.0.0:9090
+
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="partner-bridge" \
+      org.opencontainers.image.description="Webhooks in, HubSpot batch updates out, in order and within the limits: nothing accepted is lost." \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+USER 10001:10001
+WORKDIR /var/lib/partner-bridge
+VOLUME /var/lib/partner-bridge
+EXPOSE 8080 9090
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["partner-bridge"]
+CMD ["serve"]

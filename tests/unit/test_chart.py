@@ -1,0 +1,316 @@
+"""The Helm chart, rendered by Helm's own engine: what Kubernetes would be given."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from bridge import __version__
+from bridge.config import load_settings
+
+helm_python = pytest.importorskip(
+    "helm_python", reason="the chart is rendered by helm-python-sdk, which is not installed"
+)
+
+CHART = Path(__file__).parents[2] / "helm" / "partner-bridge"
+SECRETS = "/run/secrets/partner-bridge"
+
+Json = dict[str, Any]
+
+
+def read_yaml(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def render(values: Json | None = None) -> dict[str, Json]:
+    """The rendered objects by kind."""
+    chart = helm_python.Chart.load(CHART)
+    texts = chart.render(values or {}, name="rel", namespace="prod")
+    found = [read_yaml(text) for name, text in texts.items() if name.endswith(".yaml") and text.strip()]
+    by_kind = {each["kind"]: each for each in found}
+    assert len(by_kind) == len(found)
+    return by_kind
+
+
+def notes(values: Json) -> str:
+    texts = helm_python.Chart.load(CHART).render(values, name="rel", namespace="prod")
+    return str(texts["partner-bridge/templates/NOTES.txt"])
+
+
+def pod(values: Json | None = None) -> Json:
+    spec: Json = render(values)["StatefulSet"]["spec"]["template"]["spec"]
+    return spec
+
+
+def container(values: Json | None = None) -> Json:
+    (only,) = pod(values)["containers"]
+    assert isinstance(only, dict)
+    return only
+
+
+def bridge_yaml(values: Json | None = None) -> Json:
+    """The configuration that the service will read, read as the service does: YAML 1.2."""
+    config: Json = read_yaml(render(values)["ConfigMap"]["data"]["bridge.yaml"])
+    return config
+
+
+def values_files() -> list[Path]:
+    return sorted((CHART / "ci").glob("*-values.yaml"))
+
+
+@pytest.mark.parametrize("file", [None, *values_files()], ids=lambda file: file.name if file else "defaults")
+def test_helm_finds_nothing_to_complain_about(file: Path | None) -> None:
+    values = read_yaml(file.read_text()) if file else {}
+    report = helm_python.lint(CHART, values, strict=True)
+    info = 1
+    assert [each for each in report["messages"] if each["severity"] > info] == []
+    assert set(render(values)) == {"StatefulSet", "Service", "ConfigMap", "ServiceAccount"}
+
+
+def test_chart_and_program_carry_one_version() -> None:
+    assert read_yaml((CHART / "Chart.yaml").read_text())["appVersion"] == __version__
+    assert container()["image"] == f"partner-bridge:{__version__}"
+
+
+def test_the_pod_meets_the_restricted_security_standard() -> None:
+    spec = pod()
+    (each,) = spec["containers"]
+    assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC", "initContainers", "ephemeralContainers"}
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] == 10001
+    assert spec["securityContext"]["runAsGroup"] == 10001
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not spec["securityContext"].keys() & {"sysctls", "seLinuxOptions", "appArmorProfile"}
+    assert each["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert all("hostPort" not in port for port in each["ports"])
+    kinds = {kind for volume in spec["volumes"] for kind in volume if kind != "name"}
+    assert kinds == {"configMap", "secret", "emptyDir"}
+
+
+def test_no_token_of_kubernetes_and_no_variables_of_other_services_reach_the_pod() -> None:
+    assert pod()["automountServiceAccountToken"] is False
+    assert pod()["enableServiceLinks"] is False
+    assert render()["ServiceAccount"]["automountServiceAccountToken"] is False
+
+
+def test_probes_ask_the_admin_port_and_name_no_host() -> None:
+    each = container()
+    probes = {name: each[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert probes == {
+        "startupProbe": {"path": "/livez", "port": "admin"},
+        "livenessProbe": {"path": "/livez", "port": "admin"},
+        "readinessProbe": {"path": "/readyz", "port": "admin"},
+    }
+    assert {port["name"]: port["containerPort"] for port in each["ports"]} == {"http": 8080, "admin": 9090}
+
+
+def test_the_service_publishes_the_webhook_port_only() -> None:
+    (port,) = render()["Service"]["spec"]["ports"]
+    assert port["targetPort"] == "http"
+
+
+@pytest.mark.parametrize("pre_stop", [1, 8, 120])
+@pytest.mark.parametrize("drain", [1, 25, 600])
+def test_the_grace_period_covers_the_pause_the_drain_and_the_rest(pre_stop: int, drain: int) -> None:
+    values = {"shutdown": {"preStopSeconds": pre_stop, "drainSeconds": drain}}
+    assert container(values)["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", str(pre_stop)]
+    assert bridge_yaml(values)["server"]["drain_timeout"] == f"{drain}s"
+    # The process ends within drain_timeout and 4 s.
+    assert pod(values)["terminationGracePeriodSeconds"] >= pre_stop + drain + 4 + 5
+
+
+def test_one_pod_and_its_volume_keep_the_journal() -> None:
+    spec = render()["StatefulSet"]["spec"]
+    (claim,) = spec["volumeClaimTemplates"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container()["volumeMounts"]}
+    variables = {each["name"]: each["value"] for each in container()["env"]}
+    assert spec["replicas"] == 1
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert spec["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Retain"
+    assert mounts[claim["metadata"]["name"]] == "/var/lib/partner-bridge"
+    assert variables["BRIDGE_JOURNAL_URL"] == "sqlite:////var/lib/partner-bridge/journal.db"
+    assert variables["BRIDGE_CONFIG"] == f"{mounts['config']}/bridge.yaml"
+    assert variables["BRIDGE_BIND"].endswith(":8080")
+    assert variables["BRIDGE_ADMIN_BIND"].endswith(":9090")
+
+
+@pytest.mark.parametrize("gib", [2, 25, 2000])
+def test_the_journal_stays_smaller_than_its_volume(gib: int) -> None:
+    values = {"journal": {"volumeGiB": gib}}
+    (claim,) = render(values)["StatefulSet"]["spec"]["volumeClaimTemplates"]
+    size = re.fullmatch(r"(\d+)MiB", bridge_yaml(values)["journal"]["max_size"])
+    assert claim["spec"]["resources"]["requests"]["storage"] == f"{gib}Gi"
+    assert size is not None
+    assert 0.79 < int(size[1]) / 1024 / gib <= 0.8
+
+
+def test_secrets_are_files_of_an_existing_secret_and_follow_its_changes() -> None:
+    volumes = {volume["name"]: volume for volume in pod({"secret": {"name": "mine"}})["volumes"]}
+    (mount,) = [each for each in container()["volumeMounts"] if each["name"] == "secrets"]
+    assert volumes["secrets"]["secret"]["secretName"] == "mine"
+    assert volumes["secrets"]["secret"]["defaultMode"] == 0o440
+    assert mount == {"name": "secrets", "mountPath": SECRETS, "readOnly": True}
+    assert all("subPath" not in each for each in container()["volumeMounts"])
+    assert bridge_yaml()["crm"] == {"token": {"file": f"{SECRETS}/hubspot-token"}}
+    admin = bridge_yaml({"server": {"adminTokenKey": "admin"}})["server"]["admin_token"]
+    assert admin == {"file": f"{SECRETS}/admin"}
+
+
+def test_temporary_files_are_in_memory_and_bounded() -> None:
+    volumes = {volume["name"]: volume for volume in pod()["volumes"]}
+    assert volumes["tmp"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "64Mi"}
+
+
+def test_the_configuration_arrives_as_it_was_written() -> None:
+    acme = {
+        "verify": {"scheme": "standard-webhooks", "secrets": [{"file": f"{SECRETS}/acme"}]},
+        "record": {"id": "data.id"},
+        "properties": {"tier": {"from": "plan", "values": {"no": "off", "*": "1e3"}, "scale": 0.01}},
+        "examples": [{"payload": {"at": "2026-01-02", "n": 12345678}, "ignored": True}],
+    }
+    config: Json = {
+        "crm": {"rate_limit": {"calls": 100, "per": "10s", "daily": 1_000_000}},
+        "retry": {"max": "10m"},
+        "sources": {"acme": acme},
+        "x-shared": {"a": None},
+    }
+    written = bridge_yaml({"config": config})
+    assert written["sources"] == {"acme": acme}
+    assert written["crm"]["rate_limit"] == config["crm"]["rate_limit"]
+    assert written["retry"] == {"max": "10m"}
+    assert bridge_yaml()["journal"]["max_pending"] == 1_000_000
+    assert "retry" not in bridge_yaml()
+
+
+@pytest.mark.parametrize("file", values_files(), ids=lambda file: file.name)
+def test_the_service_accepts_what_the_chart_writes(file: Path, tmp_path: Path) -> None:
+    values = read_yaml(file.read_text())
+    given = {"server": {"publicUrl": "https://hooks.example.com", "adminTokenKey": "admin"}}
+    text = render({**values, **given})["ConfigMap"]["data"]["bridge.yaml"]
+    for name in re.findall(rf"{SECRETS}/([\w.-]+)", text):
+        (tmp_path / name).write_text("whsec_" + "c2VjcmV0" * 5)
+    (tmp_path / "bridge.yaml").write_text(text.replace(SECRETS, str(tmp_path)))
+    variables = {each["name"]: each["value"] for each in container(values)["env"]}
+    settings = load_settings(tmp_path / "bridge.yaml", environ=variables)
+    assert settings.sources.keys() == values["config"]["sources"].keys()
+    assert settings.server.bind == ("0.0.0.0", 8080)  # noqa: S104 (a container serves all its interfaces)
+    assert settings.server.admin_bind == ("0.0.0.0", 9090)  # noqa: S104
+    assert settings.journal.url == variables["BRIDGE_JOURNAL_URL"]
+
+
+def test_oauth_takes_the_place_of_the_token() -> None:
+    oauth = {"client_id": "1", "client_secret": {"file": f"{SECRETS}/client"}}
+    assert bridge_yaml({"config": {"crm": {"token": None, "oauth": oauth}}})["crm"] == {"oauth": oauth}
+
+
+def test_a_changed_configuration_restarts_the_pod_and_nothing_else_does() -> None:
+    def checksum(values: Json) -> str:
+        meta = render(values)["StatefulSet"]["spec"]["template"]["metadata"]
+        return str(meta["annotations"]["checksum/config"])
+
+    assert checksum({}) == checksum({"service": {"port": 81}})
+    assert checksum({}) != checksum({"server": {"threads": 8}})
+    assert checksum({}) != checksum({"config": {"sources": {"acme": {}}}})
+
+
+def test_labels_of_the_user_never_break_the_selector() -> None:
+    labels = {"team": "crm", "app.kubernetes.io/name": "stolen"}
+    spec = render({"podLabels": labels})["StatefulSet"]["spec"]
+    given = spec["template"]["metadata"]["labels"]
+    assert given.items() >= spec["selector"]["matchLabels"].items()
+    assert given["team"] == "crm"
+    assert render()["Service"]["spec"]["selector"] == spec["selector"]["matchLabels"]
+
+
+@pytest.mark.parametrize("release", ["r", "partner-bridge", "a" * 53])
+def test_names_fit_what_kubernetes_appends(release: str) -> None:
+    texts = helm_python.Chart.load(CHART).render({}, name=release, namespace="prod")
+    name = read_yaml(texts["partner-bridge/templates/statefulset.yaml"])["metadata"]["name"]
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name)
+    assert len(name) <= 52
+
+
+def test_the_image_is_taken_by_digest_when_one_is_given() -> None:
+    digest = "sha256:" + "ab" * 32
+    assert container({"image": {"digest": digest, "tag": "1.0"}})["image"] == f"partner-bridge@{digest}"
+    assert container({"image": {"tag": "1.0"}})["image"] == "partner-bridge:1.0"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"replicas": 2},  # one journal has one writer
+        {"image": {"tags": "1"}},
+        {"image": {"tag": "latest"}},
+        {"image": {"digest": "sha256:short"}},
+        {"config": {"server": {"workers": 2}}},  # the chart's own
+        {"config": {"journal": {"url": "sqlite:////x"}}},
+        {"config": {"sources": {"acme": "x"}}},
+        {"config": {"source": {}}},
+        {"server": {"workers": 0}},
+        {"server": {"publicUrl": "hooks.example.com"}},
+        {"server": {"adminTokenKey": "../etc/passwd"}},
+        {"journal": {"volumeGiB": "25Gi"}},
+        {"journal": {"retention": "7 days"}},
+        {"shutdown": {"drainSeconds": "25s"}},
+        {"service": {"type": "Loadbalancer"}},
+        {"resources": {"limit": {"memory": "1Gi"}}},
+        {"log": {"level": "verbose"}},
+    ],
+    ids=json.dumps,
+)
+def test_a_slip_in_the_values_is_refused(values: Json) -> None:
+    with pytest.raises(helm_python.HelmError):
+        render(values)
+
+
+def defaults_without_comment() -> Iterator[str]:
+    """Keys of values.yaml that no comment line stands before."""
+    before = ""
+    for line in (CHART / "values.yaml").read_text().splitlines():
+        key = re.match(r"\s*([\w-]+):", line)
+        # A block's first key may be explained by the block's own comment only if it has none of its own.
+        if key and not before.lstrip().startswith("#") and not line.rstrip().endswith(":"):
+            yield key[1]
+        before = line
+
+
+def test_every_value_says_what_it_does() -> None:
+    assert list(defaults_without_comment()) == []
+
+
+def closed_and_complete(schema: Json, values: Any, path: str = "") -> Iterator[str]:
+    """Where the schema lets unknown names pass, or misses one that values.yaml has."""
+    if not isinstance(values, dict) or "properties" not in schema:
+        return
+    if schema.get("additionalProperties") is not False:
+        yield f"{path} is open"
+    for name, value in values.items():
+        if name not in schema["properties"]:
+            yield f"{path}.{name} is unknown"
+        else:
+            yield from closed_and_complete(schema["properties"][name], value, f"{path}.{name}")
+
+
+def test_the_schema_knows_every_value_and_no_other() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = read_yaml((CHART / "values.yaml").read_text())
+    assert list(closed_and_complete(schema, values)) == []
+    assert schema["properties"].keys() - values.keys() == {"global"}
+
+
+def test_the_notes_name_the_urls_the_secret_and_what_is_missing() -> None:
+    text = notes({"config": {"sources": {"acme": {}}}, "secret": {"name": "mine"}})
+    assert "http://rel-partner-bridge.prod.svc:80/webhooks/acme" in text
+    assert "Secret mine" in text
+    assert "config.sources is empty" in notes({})
