@@ -33,7 +33,12 @@ class Secret:
     __slots__ = ("_lock", "_seen", "_texts", "env", "file")
 
     def __init__(
-        self, *, env: str | None = None, file: Path | None = None, default: str | None = None
+        self,
+        *,
+        env: str | None = None,
+        file: Path | None = None,
+        default: str | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         if (env is None) == (file is None):
             raise ValueError("a secret comes from either a variable or a file")
@@ -43,7 +48,8 @@ class Secret:
         self._seen: tuple[int, int, int] | None = None
         self._texts: tuple[str, ...] = ()
         if env is not None:
-            text = os.environ.get(env, default or "").strip()
+            variables = os.environ if environ is None else environ
+            text = variables.get(env, default or "").strip()
             self._texts = (text,) if text else ()
 
     def texts(self) -> tuple[str, ...]:
@@ -61,9 +67,7 @@ class Secret:
                     self._texts = tuple(line.strip() for line in lines if line.strip())
                     self._seen = seen
             except (OSError, UnicodeDecodeError) as error:
-                raise SecretUnavailableError(
-                    f"the secret file {self.file} cannot be read: {error}"
-                ) from error
+                raise SecretUnavailableError(f"the secret file {self.file} cannot be read: {error}") from error
             if not self._texts:
                 raise SecretUnavailableError(f"the secret file {self.file} is empty")
             return self._texts
@@ -110,7 +114,7 @@ class Crm:
     max_in_flight: int = 8
     rate_limit: RateLimit = field(default_factory=RateLimit)
     timeout_s: float = 30.0
-    proxy: str | None = None
+    proxy: str | None = field(default=None, repr=False)  # may hold a password
     ca_file: Path | None = None
 
 
@@ -119,7 +123,7 @@ class Crm:
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    url: str = "sqlite:////var/lib/partner-bridge/journal.db"
+    url: str = field(default="sqlite:////var/lib/partner-bridge/journal.db", repr=False)  # may hold a password
     max_pending: int = 1_000_000
     max_size: int = 20 * GIB
     retention_s: float = 7 * DAY_S
@@ -237,6 +241,7 @@ class MappingBlock:
     on_invalid: Literal["park", "reject"] = "park"
     unchanged: Literal["send", "skip"] = "send"
     timezone: str | None = None
+    path: tuple[str | int, ...] = ()  # where the block stands in its source: ("mappings", 1), or () when single
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,3 +34,10 @@ def load(config: Path) -> Settings:
     from bridge.config import load_settings
 
     return load_settings(config)
+
+
+def load_for_journal(config: Path) -> Settings:
+    """The settings for a command that only opens the journal: the CRM's token is not needed for that."""
+    from bridge.config import load_settings
+
+    return load_settings(config, sandbox=True)

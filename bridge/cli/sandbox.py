@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 import threading
 from types import FrameType
 
@@ -63,6 +64,7 @@ class FaultRate(click.ParamType[tuple[str, float]]):
 )
 @click.option("--strict", is_flag=True, help="Only records and properties that were added or declared exist.")
 @click.option("--seed", type=int, default=0, help="Of all chance, so that a run can be repeated.")
+@click.option("--until-eof", is_flag=True, hidden=True, help="End when standard input is closed.")
 def sandbox(
     port: int,
     host: str,
@@ -71,6 +73,7 @@ def sandbox(
     rates: tuple[tuple[str, float], ...],
     strict: bool,
     seed: int,
+    until_eof: bool,
 ) -> None:
     """Run a local CRM that honours HubSpot's batch-update contract.
 
@@ -98,6 +101,8 @@ def sandbox(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, end)
         click.echo(_greeting(server.url, latency_s, limit), nl=False)
+        if until_eof:  # whoever started us holds the other end: it ends however they end
+            threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
         ended.wait()
     calls, breaches = sum(crm.ledger.counts().values()), len(crm.ledger.violations())
     click.echo(f"Sandbox ended after {calls} calls; breaches of the contract: {breaches}")

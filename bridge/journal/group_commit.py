@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from bridge.errors import JournalError, JournalUnavailableError
@@ -48,9 +48,10 @@ class GroupCommit:
     `_mutex` guards `_waiting` and `_stopped`; the thread `journal-writer` alone calls the journal.
     """
 
-    def __init__(self, *, journal: Appender, wake: threading.Event | None = None) -> None:
+    def __init__(self, *, journal: Appender, committed: Callable[[], None] = lambda: None) -> None:
+        """`committed` is called after every commit: there may be something to deliver."""
         self._journal = journal
-        self._wake_delivery = wake
+        self._committed = committed
         self._mutex = threading.Condition()
         self._waiting: deque[_Request] = deque()
         self._stopped = False
@@ -120,9 +121,8 @@ class GroupCommit:
             for request in group:
                 request.receipts = receipts[at : at + len(request.events)]
                 at += len(request.events)
-            if self._wake_delivery is not None:
-                self._wake_delivery.set()
             self._finish(group, error=None)
+            self._committed()
 
     def _finish(self, group: Sequence[_Request], *, error: BaseException | None) -> None:
         for request in group:

@@ -22,6 +22,8 @@ from bridge.model import Pause, Scope
 STEP_ROWS = 500
 #: Pages given back to the file system in one step.
 VACUUM_PAGES = 256
+#: Events per second are counted over this long.
+RATE_US = 10 * 1_000_000
 #: The reason of a pause that a person made; only people write or end those.
 OPERATOR = "operator"
 
@@ -34,6 +36,7 @@ class Figures:
     oldest_pending_us: int | None = None
     entries: tuple[tuple[str, str, int], ...] = ()  # retry log: (state, category, number)
     last_event_us: dict[str, int] = field(default_factory=dict)  # source → arrival of its newest event
+    rates: dict[str, float] = field(default_factory=dict)  # source → events per second, of late
     delivery: dict[str, Any] = field(default_factory=dict)  # what the dispatcher adds: in flight, limiter, …
     at_us: int | None = None
 
@@ -54,6 +57,7 @@ def count(connection: Connection, *, delivery: dict[str, Any], now_us: int) -> F
         oldest_pending_us=pending[1],
         entries=tuple(retry_log.count(connection)),
         last_event_us=_last_events(connection),
+        rates=_rates(connection, now_us),
         delivery=delivery,
         at_us=now_us,
     )
@@ -67,6 +71,15 @@ def _last_events(connection: Connection) -> dict[str, int]:
              (SELECT source, received_us FROM events ORDER BY seq DESC LIMIT 2000) AS newest GROUP BY source""",
     )
     return {source: int(received_us) for source, received_us in rows}
+
+
+def _rates(connection: Connection, now_us: int) -> dict[str, float]:
+    rows = fetch(
+        connection,
+        "SELECT source, count(*) FROM events WHERE received_us > :since GROUP BY source",
+        since=now_us - RATE_US,
+    )
+    return {source: number / (RATE_US / 1_000_000) for source, number in rows}
 
 
 def save_figures(connection: Connection, figures: Figures) -> None:

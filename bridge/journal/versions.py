@@ -20,13 +20,18 @@ from bridge.journal.schema import HEAD
 KNOWN = ("0001",)
 
 
+def check_place(url: str) -> None:
+    """Raise JournalUnavailableError, with what to change, unless a journal can be kept there."""
+    check_folder(sqlite_path(url))
+
+
 def prepare(url: str) -> None:
     """Make the journal if it is not there, bring it up to `HEAD` otherwise.
 
     Raises JournalUnavailableError (folder missing, read-only …), JournalVersionError (written by a newer
     version), JournalError (damaged), each with what to change.
     """
-    check_folder(sqlite_path(url))
+    check_place(url)
     database = Database(url)
     try:
         with database.write() as connection:

@@ -1,0 +1,122 @@
+"""`partner-bridge check`, `schema` and `init`: the configuration before anything runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from bridge.cli.common import DEFAULT_CONFIG, config_option
+from bridge.config.templates import DEFAULT, TEMPLATES, Template
+from bridge.errors import BridgeError, Problem
+from bridge.settings import Settings
+
+
+@click.command()
+@config_option
+@click.option("--sandbox", is_flag=True, help="As for `serve --sandbox`: HubSpot's token is not needed.")
+@click.option("--json", "as_json", is_flag=True, help="Print the problems as a JSON array.")
+@click.pass_context
+def check(ctx: click.Context, config: Path, *, sandbox: bool, as_json: bool) -> None:
+    """Tell everything that is wrong with the configuration, and try its examples."""
+    from bridge.config import examine
+    from bridge.config.examples import failing_examples
+
+    findings = examine(config, sandbox=sandbox)
+    problems = list(findings.problems)
+    if findings.settings is not None and findings.document is not None:
+        problems += failing_examples(findings.settings, findings.document)
+    for warning in findings.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if as_json:
+        click.echo(_as_json(problems))
+    else:
+        for problem in problems:
+            click.echo(str(problem), err=True)
+    if problems:
+        ctx.exit(1)
+    if findings.settings is not None and not as_json:
+        click.echo(f"{config}: sound ({_counts(findings.settings)})")
+        if sandbox:
+            click.echo(f"next: {_command('serve --sandbox', config)}")
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of bridge.yaml, for editors."""
+    from bridge.config import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+@click.command()
+@config_option
+@click.option(
+    "--from",
+    "sender",
+    type=click.Choice([name for name in TEMPLATES if name != DEFAULT]),
+    help=f"The sender to write it for; {DEFAULT} unless told otherwise.",
+)
+def init(config: Path, sender: str | None) -> None:
+    """Write a commented bridge.yaml, and a fresh signing secret beside it. Never overwrites."""
+    template = TEMPLATES[sender or DEFAULT]
+    if config.exists() or config.is_symlink():
+        raise BridgeError(f"{config} is there already; move it away, or name another file with --config")
+    secret = config.parent / template.secret_file
+    try:
+        fresh = _write_secret(secret, template)
+        with config.open("x", encoding="utf-8") as file:
+            file.write(template.text)
+    except OSError as error:
+        raise BridgeError(f"cannot write {error.filename}: {error.strerror}; change --config") from error
+    click.echo(f"wrote {config}: one source, {template.source}, signed as {sender or DEFAULT} does")
+    click.echo(_about_secret(secret, template, fresh=fresh))
+    click.echo(f"next: {_command('check --sandbox', config)}")
+
+
+def _write_secret(path: Path, template: Template) -> bool:
+    """Write a new secret that only its owner can read; False if there is one already."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(template.new_secret() + "\n")
+    return True
+
+
+def _about_secret(path: Path, template: Template, *, fresh: bool) -> str:
+    state = f"wrote {path}: a fresh signing secret" if fresh else f"kept {path}: the signing secret that was there"
+    if template.ours:
+        return f"{state}; give it to the partner, and keep it out of version control"
+    return f"{state}, to try things out; put {template.source.capitalize()}'s own in its place before you go live"
+
+
+def _command(words: str, config: Path) -> str:
+    """A command to type, with the configuration named where it is not the usual one."""
+    named = "" if config == DEFAULT_CONFIG or os.environ.get("BRIDGE_CONFIG") == str(config) else config
+    return f"partner-bridge {words}" + (f" --config {shlex.quote(str(named))}" if named else "")
+
+
+def _counts(settings: Settings) -> str:
+    sources = settings.sources.values()
+    return ", ".join(
+        f"{number} {what}{'' if number == 1 else 's'}"
+        for number, what in (
+            (len(settings.sources), "source"),
+            (sum(len(source.mappings) for source in sources), "mapping"),
+            (sum(len(source.examples) for source in sources), "example"),
+        )
+    )
+
+
+def _as_json(problems: Sequence[Problem]) -> str:
+    found = [
+        {"file": problem.file, "line": problem.line, "path": problem.path, "message": problem.message}
+        for problem in problems
+    ]
+    return json.dumps(found, indent=2, ensure_ascii=False)

@@ -1,0 +1,282 @@
+"""`partner-bridge demo`: the whole job in a few seconds, with no account and no configuration.
+
+A real service in a process of its own, a sandbox CRM, signed webhooks over HTTP; then every event is looked up
+in the journal and every record in the CRM, and both are compared with what should have come of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+import requests
+
+from bridge.cli.printing import console, print_table, progress
+from bridge.cli.samples import CONFIG, Sample, Samples
+from bridge.cli.serving import free_port, wait_until_open
+from bridge.errors import BridgeError
+from bridge.journal.retry_log import Entry, Filter
+from bridge.journal.store import Journal
+from bridge.model import SystemClock
+from bridge.settings import Journal as JournalSettings
+
+#: How long the demo waits for everything to settle.
+SETTLE_S = 60.0
+#: Webhooks sent at a time.
+SENDERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One webhook and how it was answered."""
+
+    sample: Sample
+    status: int
+    answer: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A running demo service."""
+
+    folder: Path
+    url: str
+    admin_url: str
+    secret: bytes
+
+
+@click.command()
+@click.option("--events", default=200, show_default=True, type=click.IntRange(1, 100_000), help="Webhooks to send.")
+@click.option("--keep", is_flag=True, help="Leave it running afterwards, until Ctrl-C.")
+def demo(events: int, keep: bool) -> int:
+    """Send sample webhooks through a real service into a sandbox CRM and show what became of each."""
+    from bridge.sandbox import Crm, SandboxServer
+
+    out = console()
+    crm = Crm(open_properties=False, limit=190)
+    crm.behaviour.latency_s = 0.05
+    with tempfile.TemporaryDirectory(prefix="partner-bridge-demo-") as folder, SandboxServer(crm) as sandbox:
+        place = prepare(Path(folder), sandbox.url)
+        out.print(f"A service on {place.url} and a sandbox CRM on {sandbox.url}, in {folder}.")
+        with service(place):
+            samples = Samples(events)
+            sent = send_all(place, list(samples))
+            waiting = settle(place, sent)
+            entries, accounted = report(place, sent, samples, crm.state(), waiting)
+            out.print()
+            out.print(summary(sent, entries, len(crm.ledger.calls("update")), accounted))
+            next_steps()
+            if keep:
+                out.print(f"\nStill running: {place.url}, figures on {place.admin_url}/status. Ctrl-C ends it.")
+                wait_for_interrupt()
+    return 0 if accounted else 1
+
+
+def prepare(folder: Path, crm_url: str) -> Place:
+    """Write the configuration and a fresh secret."""
+    port, admin_port = free_port(), free_port()
+    secret = "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
+    (folder / "acme.secret").write_text(secret + "\n", encoding="utf-8")
+    (folder / "acme.secret").chmod(0o600)
+    text = CONFIG.format(crm_url=crm_url, folder=folder, port=port, admin_port=admin_port)
+    (folder / "bridge.yaml").write_text(text, encoding="utf-8")
+    return Place(folder, f"http://127.0.0.1:{port}/webhooks/acme", f"http://127.0.0.1:{admin_port}", secret.encode())
+
+
+@contextmanager
+def service(place: Place) -> Iterator[None]:
+    """The service in a process of its own; its log goes to a file."""
+    log = place.folder / "service.log"
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "bridge", "serve", "--config", str(place.folder / "bridge.yaml")],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"BRIDGE_LOG_FORMAT": "json"},
+            start_new_session=True,  # Ctrl-C is for the demo, which then ends the service
+        )
+        try:
+            try:
+                wait_until_open(int(place.url.split(":")[2].split("/")[0]), child)
+            except BridgeError as error:
+                last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+                raise BridgeError(f"the demo's service did not start: {' '.join(last)}") from error
+            yield
+        finally:
+            child.terminate()
+            try:
+                child.wait(30)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def send_all(place: Place, samples: Sequence[Sample]) -> list[Sent]:
+    """Post every sample, some at a time; duplicates and late ones in their order."""
+    with requests.Session() as session, progress("sending webhooks", len(samples)) as bar:
+        session.trust_env = False
+
+        def send(sample: Sample) -> Sent:
+            sent = post(session, place, sample)
+            bar.advance(bar.task_ids[0])
+            return sent
+
+        with ThreadPoolExecutor(SENDERS) as pool:
+            return list(pool.map(send, samples))
+
+
+def post(session: requests.Session, place: Place, sample: Sample) -> Sent:
+    """Sign one sample as the partner would, and post it."""
+    from bridge.intake.signatures import sign
+    from bridge.settings import Secret, Verify
+
+    secret = place.folder / "acme.secret"
+    if sample.forged:
+        secret = place.folder / "forger.secret"
+        if not secret.exists():
+            forged = base64.b64encode(secrets.token_bytes(24)).decode()
+            secret.write_text(f"whsec_{forged}\n", encoding="utf-8")
+    body = orjson.dumps(sample.payload)
+    headers = sign(
+        Verify("standard-webhooks", (Secret(file=secret),)),
+        body=body,
+        url=place.url,
+        now=time.time(),
+        delivery_id=f"msg_{sample.event_id}",
+    )
+    answer = session.post(place.url, data=body, headers={"Content-Type": "application/json", **headers}, timeout=30)
+    return Sent(sample, answer.status_code, answer.json())
+
+
+# --- looking up ---------------------------------------------------------------------------------
+
+UNSETTLED = {"pending", "retrying"}
+
+
+def opened(place: Place) -> Journal:
+    return Journal(settings=JournalSettings(url=f"sqlite:///{place.folder}/journal.db"), clock=SystemClock())
+
+
+def settle(place: Place, sent: Sequence[Sent]) -> set[str]:
+    """Wait until no event is pending; returns the ids of those that still are when patience ends."""
+    journal = opened(place)
+    waiting = {one.sample.event_id for one in sent if one.status == 202}
+    with progress("delivering", len(waiting)) as bar:
+        deadline = time.monotonic() + SETTLE_S
+        while waiting and time.monotonic() < deadline:
+            settled = {event for event in waiting if fates(journal, event).isdisjoint(UNSETTLED)}
+            bar.advance(bar.task_ids[0], len(settled))
+            waiting -= settled
+            if waiting:
+                time.sleep(0.1)
+    journal.close()
+    return waiting
+
+
+def fates(journal: Journal, event_id: str) -> set[str]:
+    """What became of an event, in words; "lost" if the journal has never heard of it."""
+    found: set[str] = set()
+    stories = journal.trace_event(event_id)
+    for story in stories:
+        found |= {str(fate["fate"]) for asked in story["records"] for fate in asked["properties"]}
+        if story["waits"]:
+            found.add("parked")
+        if story["taken_as"] == "ignored":
+            found.add("ignored")
+    return found or {"lost"}
+
+
+def report(
+    place: Place,
+    sent: Sequence[Sent],
+    samples: Samples,
+    state: dict[str, dict[str, dict[str, str]]],
+    waiting: set[str],
+) -> tuple[list[Entry], bool]:
+    """Print the tables; returns the retry log and whether every event is accounted for."""
+    journal = opened(place)
+    click.echo()
+    rows = []
+    lost = set(waiting)
+    for kind in dict.fromkeys(one.sample.kind for one in sent):
+        group = [one for one in sent if one.sample.kind == kind]
+        became: Counter[str] = Counter()
+        for one in group:
+            if one.status != 202:
+                became["nothing was taken"] += 1
+                continue
+            found = fates(journal, one.sample.event_id)
+            if "lost" in found:
+                lost.add(one.sample.event_id)
+            duplicate = "recognised, " if one.answer.get("duplicates") else ""
+            became[duplicate + " and ".join(sorted(found))] += 1
+        answers = Counter(str(one.status) for one in group)
+        rows.append([kind, str(len(group)), " ".join(sorted(answers)), _counted(became)])
+    print_table(["webhooks", "sent", "answered", "what became of them"], rows)
+    held = {
+        record.removeprefix("acme_client_id="): {k: v for k, v in values.items() if k != "acme_client_id"}
+        for record, values in state.get("partner_clients", {}).items()
+    }
+    expected = samples.expected()
+    wrong = [record for record in expected.keys() | held.keys() if expected.get(record) != held.get(record)]
+    click.echo()
+    click.echo(f"In the CRM: {len(held)} records, {sum(map(len, held.values()))} values; {len(wrong)} not as expected.")
+    entries = journal.entries(Filter())
+    journal.close()
+    click.echo("In the retry log:")
+    shown = entries[:8]
+    print_table(
+        ["id", "record", "category", "properties", "message"],
+        [[e.id, e.record or "-", e.category, ",".join(e.properties) or "-", e.message[:90]] for e in shown],
+    )
+    if len(entries) > len(shown):
+        click.echo(f"… and {len(entries) - len(shown)} more")
+    return entries, not lost and not wrong
+
+
+def _counted(became: Counter[str]) -> str:
+    if len(became) == 1:
+        return next(iter(became))
+    return "; ".join(f"{number} {words}" for words, number in became.most_common())
+
+
+def summary(sent: Sequence[Sent], entries: Sequence[Entry], calls: int, accounted: bool) -> str:
+    """One sentence that sums it up."""
+    taken = sum(one.status == 202 for one in sent)
+    verdict = "every one is accounted for" if accounted else "NOT every one is accounted for"
+    return (
+        f"{len(sent)} webhooks, {taken} accepted, {len(sent) - taken} refused at the door; {calls} CRM calls, "
+        f"{len(entries)} entries wait in the retry log, and {verdict}."
+    )
+
+
+def next_steps() -> None:
+    """The three commands to type next."""
+    program = sys.argv[0] if os.sep in sys.argv[0] and not sys.argv[0].endswith(".py") else "partner-bridge"
+    click.echo("\nYour own, in a new folder:")
+    for command in ("init", "check --sandbox", "serve --sandbox"):
+        click.echo(f"  {program} {command}")
+
+
+def wait_for_interrupt() -> None:
+    """Until Ctrl-C."""
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        click.echo()

@@ -1,0 +1,87 @@
+"""`partner-bridge serve`: the service in the foreground, delivering to HubSpot or to a sandbox of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from bridge.cli.common import config_option
+from bridge.errors import BridgeError
+from bridge.settings import Secret, Settings
+
+#: Imports and a bind; a machine that is busy takes its time.
+SANDBOX_START_S = 20.0
+
+
+@click.command()
+@config_option
+@click.option("--sandbox", is_flag=True, help="Deliver to a built-in sandbox CRM instead of HubSpot.")
+def serve(config: Path, sandbox: bool) -> int:
+    """Run the service in the foreground until SIGTERM or Ctrl-C."""
+    from bridge import server
+    from bridge.config import load
+
+    loaded = load(config, sandbox=sandbox)
+    for warning in loaded.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if not sandbox:
+        return server.run(loaded.settings)
+    with sandbox_process() as url:
+        return server.run(towards(loaded.settings, url))
+
+
+def towards(settings: Settings, url: str) -> Settings:
+    """The same settings, delivering to the sandbox at `url`."""
+    token = Secret(env="SANDBOX_TOKEN", default="sandbox-token")
+    crm = dataclasses.replace(settings.crm, base_url=url, token=token, oauth=None, proxy=None, ca_file=None)
+    return dataclasses.replace(settings, crm=crm)
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nothing uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def sandbox_process(*options: str) -> Iterator[str]:
+    """A sandbox CRM in a process of its own; yields its URL and ends it afterwards."""
+    port = free_port()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "bridge", "sandbox", "--until-eof", "--port", str(port), *options],
+        stdin=subprocess.PIPE,
+        # Ctrl-C in a terminal reaches the whole group; the sandbox must outlive the service's drain.
+        process_group=0,
+    )
+    try:
+        wait_until_open(port, child)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        child.terminate()
+        try:
+            child.wait(5)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def wait_until_open(port: int, child: subprocess.Popen[bytes]) -> None:
+    """Return when something accepts connections; raises BridgeError when the child ends or takes too long."""
+    deadline = time.monotonic() + SANDBOX_START_S
+    while time.monotonic() < deadline and child.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.02)
+        else:
+            return
+    raise BridgeError(f"the process that should listen on port {port} did not start")

@@ -1,0 +1,127 @@
+"""`partner-bridge trace` and `status`: what became of one event or record, and how the service is doing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import requests
+
+from bridge.cli.common import config_option, load_for_journal
+from bridge.cli.printing import iso, print_json, print_table
+from bridge.cli.retries import opened
+
+
+@click.command()
+@click.argument("wanted", metavar="ID")
+@config_option
+@click.option("--json", "json_", is_flag=True, help="The stories as an object.")
+def trace(wanted: str, config: Path, json_: bool) -> int:
+    """The story of one event or one record, from webhook to CRM call."""
+    with opened(load_for_journal(config)) as journal:
+        events = journal.trace_event(wanted)
+        records = journal.trace_record(wanted)
+    if json_:
+        print_json({"events": events, "records": records})
+    else:
+        for story in events:
+            _print_event(story)
+        for story in records:
+            _print_record(story)
+        if not events and not records:
+            click.echo(f"no event and no record {wanted} in the journal", err=True)
+    return 0 if events or records else 1
+
+
+def _print_event(story: dict[str, Any]) -> None:
+    click.echo(f"event {story['event']} of {story['source']}")
+    click.echo(f"  received {iso(story['received_us'])}, taken as {story['taken_as']}")
+    if story["occurred_us"] is not None:
+        click.echo(f"  occurred {iso(story['occurred_us'])}")
+    if story["unmappable"]:
+        waits = ", waits in the retry log" if story["waits"] else ""
+        click.echo(f"  could not be mapped: {story['unmappable']}{waits}")
+    for asked in story["records"]:
+        click.echo(f"  asked {asked['object_type']} {asked['record']} ({asked['id_property'] or 'record id'}):")
+        for fate in asked["properties"]:
+            click.echo(f"    {fate['property']}: {_fate(fate)}")
+
+
+def _fate(fate: dict[str, Any]) -> str:
+    if fate["fate"] == "superseded":
+        before = fate["delivered_before"]
+        text = f"superseded by event {fate['by_event']} of {fate['by_source']}"
+        return text + (f", delivered before in {_call(before)}" if before else "")
+    text = str(fate["fate"])
+    if fate.get("call"):
+        text += f" in {_call(fate['call'])}"
+    if fate.get("message"):
+        text += f": {fate['category']}: {fate['message']}"
+    return text
+
+
+def _call(call: dict[str, Any]) -> str:
+    return f"call {call['call']} at {iso(call['started_us'])} (HubSpot's correlation id {call['correlation_id']})"
+
+
+def _print_record(story: dict[str, Any]) -> None:
+    click.echo(f"record {story['record']} of {story['object_type']} ({story['id_property'] or 'record id'})")
+    if story["category"]:
+        following = f", next attempt {iso(story['next_attempt_us'])}" if story["next_attempt_us"] else ""
+        click.echo(f"  {story['state']}: {story['category']}: {story['message']}{following}")
+    for value in story["values"]:
+        text = (
+            f"  {value['property']} = {value['value']!r}, {value['state']}, set by event {value['event'] or '(pruned)'}"
+        )
+        click.echo(text + (f": {value['category']}: {value['message']}" if value["message"] else ""))
+    for asked in story["events"]:
+        names = ", ".join(asked["properties"])
+        click.echo(f"  event {asked['event']} of {asked['source']} at {iso(asked['time_us'])}: {names}")
+
+
+@click.command()
+@config_option
+@click.option("--admin-url", envvar="BRIDGE_ADMIN_URL", help="Where the admin port answers.")
+@click.option("--admin-token", envvar="BRIDGE_ADMIN_TOKEN", help="The admin token.")
+@click.option("--json", "json_", is_flag=True, help="The answer of GET /status as it is.")
+def status(config: Path, admin_url: str | None, admin_token: str | None, json_: bool) -> int:
+    """How the service is doing: exit status 0 healthy, 1 degraded, 3 out of reach."""
+    if admin_url is None:
+        host, port = load_for_journal(config).server.admin_bind
+        host = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 (compared, not bound)
+        admin_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    headers = {"Authorization": f"Bearer {admin_token}"} if admin_token else {}
+    try:
+        answer = requests.get(f"{admin_url}/status", headers=headers, timeout=(3, 10))
+        answer.raise_for_status()
+        document = answer.json()
+    except (requests.RequestException, ValueError) as error:
+        click.echo(
+            f"partner-bridge: {admin_url} does not answer ({type(error).__name__}): start `partner-bridge serve`, or "
+            "give its --admin-url",
+            err=True,
+        )
+        return 3
+    degraded = list(document.get("degraded", []))
+    if json_:
+        print_json(document)
+    else:
+        rows = [[name, _plain(value)] for name, value in document.items() if name != "sources"]
+        print_table(["figure", "value"], rows)
+        print_table(
+            ["source", "last event", "events per second"],
+            [
+                [name, str(of["last_event_at"] or "never"), str(of["events_per_second"])]
+                for name, of in document.get("sources", {}).items()
+            ],
+        )
+    return 1 if degraded else 0
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(_plain(item) for item in value) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items()) or "none"
+    return "-" if value is None else str(value)

@@ -1,0 +1,93 @@
+"""Who watches the rooms at work: turns what they tell into metrics and one log line each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from bridge.delivery.ports import Settled as CallSettled
+from bridge.intake.webhooks import Counts
+from bridge.journal.appending import Appended
+from bridge.journal.delivering import Settled
+from bridge.model import Intake, Pause
+from bridge.operations.metrics import Metrics
+
+
+class Observing:
+    """Observer of intake, journal and delivery. Thread-safe; never blocks or raises for what it is told."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._log = structlog.get_logger("bridge")
+
+    # --- intake ---
+
+    def webhook(self, source: str, code: int, duration_s: float, counts: Counts) -> None:
+        """One line and the counts of one webhook request."""
+        metrics = self._metrics
+        metrics.webhooks.labels(source, str(code)).inc()
+        metrics.webhook_duration.observe(duration_s)
+        metrics.event(source, Intake.ACCEPTED, counts.accepted)
+        metrics.event(source, Intake.DUPLICATE, counts.duplicates)
+        metrics.event(source, Intake.IGNORED, counts.ignored)
+        metrics.event(source, Intake.PARKED, counts.parked)
+        metrics.event(source, "invalid", counts.invalid)
+        self._log.info(
+            "webhook",
+            source=source,
+            code=code,
+            duration_ms=round(duration_s * 1000, 1),
+            accepted=counts.accepted,
+            duplicates=counts.duplicates,
+            ignored=counts.ignored,
+            parked=counts.parked,
+            invalid=counts.invalid,
+        )
+
+    def verification(self, source: str, result: str, secret: int | None) -> None:
+        """The verdict on one signature."""
+        self._metrics.verifications.labels(source, result, "" if secret is None else str(secret)).inc()
+
+    # --- journal ---
+
+    def committed(self, duration_s: float, appended: Appended) -> None:
+        """One group commit."""
+        self._metrics.commit_duration.observe(duration_s)
+        self._metrics.settled("superseded", appended.merged.superseded)
+        self._metrics.settled("unchanged", appended.merged.unchanged)
+        self._metrics.settled("refused", appended.merged.refused)
+        if appended.merged.future:
+            self._log.warning("events dated ahead of their arrival", events=appended.merged.future)
+
+    def settled(self, settled: Settled) -> None:
+        """What one call settled."""
+        self._metrics.settled("delivered", settled.delivered)
+        self._metrics.settled("refused", settled.refused)
+        self._metrics.settled("unknown", settled.unknown)
+        for source, delay_s in settled.delays:
+            self._metrics.delivery_delay.labels(source).observe(delay_s)
+
+    # --- delivery ---
+
+    def called(self, settled: CallSettled) -> None:
+        """One CRM call. Its log line is the dispatcher's."""
+        self._metrics.crm_calls.labels(settled.code).inc()
+        self._metrics.call_duration.observe(settled.duration_s)
+        if settled.records:
+            self._metrics.batch_records.observe(settled.records)
+
+    def waited(self, seconds: float) -> None:
+        """Delivery was ready and the rate limit held it back."""
+        self._metrics.rate_limit_wait.inc(seconds)
+
+    def paused(self, pauses: Sequence[Pause]) -> None:
+        """The pauses changed."""
+        self._log.warning(
+            "delivery paused" if pauses else "delivery goes on",
+            pauses=[{"reason": pause.reason, "scope": pause.scope, "target": pause.target} for pause in pauses],
+        )
+
+    def stumbled(self, error: str) -> None:
+        """The dispatcher met an unexpected error and goes on."""
+        self._log.error("delivery stumbled", error=error)
