@@ -1,0 +1,96 @@
+"""Warnings: what is lawful in a configuration, and worth a second look."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bridge.config.document import Document, Keys
+from bridge.errors import Problem
+from bridge.intake.schemes import gives_identity
+from bridge.settings import MappingBlock, Secret, SecretUnavailableError, Settings
+
+#: an admin token opens acts on all that waits; shorter ones can be guessed
+SHORT_ADMIN_TOKEN = 16
+
+
+def advice(settings: Settings, document: Document) -> Iterator[Problem]:
+    """All warnings, each with the place it is about."""
+    for name, source in settings.sources.items():
+        keys: Keys = ("sources", name)
+        if source.verify.scheme == "none":
+            message = "scheme none: anybody who knows the address can change the CRM"
+            yield document.problem((*keys, "verify", "scheme"), message)
+        if source.event_id is None and not gives_identity(source.verify):
+            message = "no event has an id here, so a repeated delivery counts as a new event; set `event_id`"
+            yield document.problem(keys, message)
+    if (token := settings.server.admin_token) is not None and _is_short(token):
+        message = f"is shorter than {SHORT_ADMIN_TOKEN} characters; `openssl rand -hex 24` makes a better one"
+        yield document.problem(("server", "admin_token"), message)
+    for keys, secret in _secrets(settings):
+        yield from _secret_advice(document, keys, secret)
+    yield from _rivals(settings, document)
+
+
+def _is_short(secret: Secret) -> bool:
+    try:
+        return any(len(text) < SHORT_ADMIN_TOKEN for text in secret.texts())
+    except SecretUnavailableError:
+        return False
+
+
+def _secrets(settings: Settings) -> Iterator[tuple[Keys, Secret]]:
+    if settings.crm.token is not None:
+        yield ("crm", "token"), settings.crm.token
+    if (oauth := settings.crm.oauth) is not None:
+        yield ("crm", "oauth", "client_secret"), oauth.client_secret
+        yield ("crm", "oauth", "refresh_token"), oauth.refresh_token
+    if settings.server.admin_token is not None:
+        yield ("server", "admin_token"), settings.server.admin_token
+    for name, source in settings.sources.items():
+        for index, secret in enumerate(source.verify.secrets):
+            yield ("sources", name, "verify", "secrets", index), secret
+
+
+def _secret_advice(document: Document, keys: Keys, secret: Secret) -> Iterator[Problem]:
+    written: Any = document.data
+    for key in keys:
+        inside = (isinstance(written, Mapping) and key in written) or (
+            isinstance(written, list) and isinstance(key, int) and key < len(written)
+        )
+        written = written[key] if inside else None
+    if isinstance(written, Mapping) and "default" in written:
+        yield document.problem(keys, "its `default` is a secret within this file; everybody who reads it has it")
+    if secret.file is not None:
+        try:
+            mode = secret.file.stat().st_mode
+        except OSError:
+            return
+        if mode & stat.S_IROTH:
+            message = f"everybody on this machine can read {secret.file}; run `chmod 600 {secret.file}`"
+            yield document.problem(keys, message)
+
+
+def _rivals(settings: Settings, document: Document) -> Iterator[Problem]:
+    """Properties of one object type that two sources write by different id properties."""
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    told: set[tuple[str, str, str]] = set()
+    for name, source in settings.sources.items():
+        for block in source.mappings:
+            by = block.record.id_property or "record id"
+            for written in _written(block):
+                other, other_by = first.setdefault((block.object_type, written), (name, by))
+                if other != name and other_by != by and (other, name, block.object_type) not in told:
+                    told.add((other, name, block.object_type))
+                    message = (
+                        f"writes {written} of {block.object_type} by {by}, and source {other} by {other_by}: "
+                        "changes of one record that come both ways are not ordered among each other"
+                    )
+                    yield document.problem(("sources", name), message)
+
+
+def _written(block: MappingBlock) -> Iterator[str]:
+    yield from block.properties
+    if block.pairs is not None:
+        yield from (to for to, _ in block.pairs.properties.values())

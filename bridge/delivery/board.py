@@ -1,0 +1,114 @@
+"""What delivery knows at a time: what is due, what is open, what is being narrowed, and what is stopped.
+
+Plain state without threads, journal or network, so that every decision can be stepped in a test. G4 is
+kept here: a record that is in an open call, in an isolation or under suspicion is held, and what is held
+is neither asked of the journal nor cut into a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from bridge.delivery.buffer import Buffer
+from bridge.delivery.isolation import Isolation
+from bridge.delivery.patience import Patience
+from bridge.delivery.pauses import Gate, Pauses
+from bridge.delivery.retired import Retired
+from bridge.delivery.suspects import Suspect, Suspects
+from bridge.model import Lane
+
+#: Isolations in one lane beyond which no new batch of that lane is begun: its calls are better spent on
+#: finding the culprits than on meeting more of them.
+MAX_ISOLATIONS = 4
+
+
+class Step(StrEnum):
+    """Why a call is made."""
+
+    FRESH = "fresh"
+    PROBE = "probe"
+    SUSPECT = "suspect"
+    ISOLATION = "isolation"
+
+
+@dataclass(slots=True, eq=False)
+class Narrowing:
+    """An isolation under way. `successes`: the lane's at its beginning."""
+
+    isolation: Isolation
+    successes: int
+    open: bool = False
+    ready_at: float = 0.0
+    breaks: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One call to make: which records of a lane, and what the answer is for."""
+
+    lane: Lane
+    refs: tuple[int, ...]
+    step: Step
+    began: float  # monotonic
+    probe: bool = False
+    only: frozenset[str] | None = None  # send only these properties
+    suspect: Suspect | None = None
+    narrowing: Narrowing | None = None
+    held: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.held.update(self.refs)
+
+
+@dataclass(slots=True)
+class Board:
+    """Not thread-safe: the dispatcher's lock guards it."""
+
+    buffer: Buffer
+    pauses: Pauses
+    patience: Patience
+    suspects: Suspects = field(default_factory=Suspects)
+    retired: Retired = field(default_factory=Retired)
+    narrowings: list[Narrowing] = field(default_factory=list)
+    open: set[Work] = field(default_factory=set)
+    successes: dict[Lane, int] = field(default_factory=dict)  # calls that the CRM took
+    cold: set[Lane] = field(default_factory=set)  # lanes seen that have not proven themselves
+
+    def held(self) -> set[int]:
+        """Every record that must not enter another call."""
+        held = self.suspects.holding()
+        held.update(*(work.held for work in self.open))
+        held.update(*(narrowing.isolation.holding() for narrowing in self.narrowings))
+        return held
+
+    def is_proven(self, lane: Lane) -> bool:
+        """Whether the CRM has taken a call of this lane since the start, or since it was found
+        misconfigured. Until then the lane makes one call at a time, so that trouble which concerns the
+        whole lane is met once and not by every call in flight.
+        """
+        return lane in self.successes and lane not in self.cold
+
+    def is_free(self, lane: Lane, now: float) -> bool:
+        """Whether another call of this lane may begin."""
+        if self.pauses.gate(lane, now) is not Gate.OPEN:
+            return False
+        return self.is_proven(lane) or not any(work.lane == lane for work in self.open)
+
+    def is_free_for_more(self, lane: Lane, now: float) -> bool:
+        """Whether a new batch of this lane may begin."""
+        under_way = sum(narrowing.isolation.lane == lane for narrowing in self.narrowings)
+        return under_way < (MAX_ISOLATIONS if self.is_proven(lane) else 1) and self.is_free(lane, now)
+
+    def note_success(self, lane: Lane) -> None:
+        self.successes[lane] = self.successes.get(lane, 0) + 1
+        self.cold.discard(lane)
+        self.suspects.succeeded(lane)
+
+    def close(self, work: Work) -> None:
+        """The call is over and settled (or never began): its records are free unless held otherwise."""
+        self.open.discard(work)
+        if work.suspect is not None:
+            work.suspect.open = False
+        if work.narrowing is not None:
+            work.narrowing.open = False

@@ -1,0 +1,126 @@
+"""Chooses the next call: a new batch, a step of an isolation, a suspect group, or a probe.
+
+New batches and narrowing take turns, so that neither bad records hold up good ones nor the other way
+round. While a stop is over but for its probe, one record goes: first one that had no part in the
+failure, since only that tells whether the CRM is well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bridge.delivery.board import Board, Step, Work
+from bridge.delivery.pauses import Gate
+from bridge.model import Lane
+
+#: Records that are passed over as probes because they were probes already.
+_MAX_PROBED = 1_000
+
+
+class Chooser:
+    """Not thread-safe: the dispatcher's lock guards it."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._fresh_next = True
+        self._probed: set[int] = set()
+
+    def next_work(self, *, now: float, now_us: int, draining: bool = False) -> Work | None:
+        """The call to make now, noted as open; None when there is none."""
+        work = self._narrow(now) if not self._fresh_next else None
+        if work is None:
+            work = self._fresh(now, now_us, draining=draining)
+        if work is None:
+            work = self._narrow(now) or self._probe(now)
+        if work is not None:
+            self._fresh_next = work.step is not Step.FRESH
+            self._board.open.add(work)
+        return work
+
+    def flush_in(self, *, now: float, now_us: int) -> float | None:
+        """Seconds until the next new batch is due; None when nothing may be begun."""
+        board = self._board
+        return board.buffer.flush_in(now=now, now_us=now_us, open_to=lambda lane: board.is_free_for_more(lane, now))
+
+    def _fresh(self, now: float, now_us: int, *, draining: bool) -> Work | None:
+        board = self._board
+        while True:
+            lane = board.buffer.next_lane(
+                now=now,
+                now_us=now_us,
+                open_to=lambda lane: board.is_free_for_more(lane, now),
+                draining=draining,
+            )
+            if lane is None:
+                return None
+            refs = self._cut(lane, now)
+            if refs:
+                return Work(lane, tuple(refs), Step.FRESH, now)
+
+    def _cut(self, lane: Lane, now: float) -> list[int]:
+        suspects = self._board.suspects
+        lonely: list[int] = []
+
+        def is_lonely(ref: int) -> bool:
+            if suspects.is_lonely(ref):
+                lonely.append(ref)
+                return True
+            return False
+
+        refs = self._board.buffer.cut(lane, now=now, skip=is_lonely)
+        for ref in dict.fromkeys(lonely):
+            suspects.recall(lane, ref)
+        return refs
+
+    def _narrow(self, now: float) -> Work | None:
+        board = self._board
+        for narrowing in list(board.narrowings):
+            isolation = narrowing.isolation
+            if narrowing.open or narrowing.ready_at > now or not board.is_free(isolation.lane, now):
+                continue
+            group = isolation.next_group()
+            if group is None:
+                board.narrowings.remove(narrowing)
+                continue
+            narrowing.open = True
+            return Work(isolation.lane, group.refs, Step.ISOLATION, now, only=group.only, narrowing=narrowing)
+        for suspect in board.suspects.next(now):
+            if board.is_free(suspect.lane, now):
+                suspect.open = True
+                return Work(suspect.lane, tuple(suspect.refs), Step.SUSPECT, now, suspect=suspect)
+        return None
+
+    def _probe(self, now: float) -> Work | None:
+        for work in self._probes(now):
+            self._board.pauses.probe(work.lane)
+            return work
+        return None
+
+    def _probes(self, now: float) -> Iterator[Work]:
+        board = self._board
+        for lane in board.buffer.lanes():
+            if board.pauses.gate(lane, now) is Gate.PROBE and (refs := self._cut_probe(lane, now)):
+                yield Work(lane, tuple(refs), Step.PROBE, now, probe=True)
+        for suspect in board.suspects.any():
+            if board.pauses.gate(suspect.lane, now) is Gate.PROBE:
+                suspect.open = True
+                yield Work(suspect.lane, (suspect.refs[0],), Step.PROBE, now, probe=True, suspect=suspect)
+        for narrowing in board.narrowings:
+            lane = narrowing.isolation.lane
+            group = narrowing.isolation.next_group()
+            if group is not None and not narrowing.open and board.pauses.gate(lane, now) is Gate.PROBE:
+                narrowing.open = True
+                yield Work(lane, group.refs, Step.PROBE, now, probe=True, only=group.only, narrowing=narrowing)
+
+    def _cut_probe(self, lane: Lane, now: float) -> list[int]:
+        if len(self._probed) >= _MAX_PROBED:
+            self._probed.clear()
+        suspects = self._board.suspects
+        refs = self._board.buffer.cut(
+            lane, now=now, size=1, skip=lambda ref: ref in self._probed or suspects.is_lonely(ref)
+        )
+        if refs:
+            self._probed.update(refs)
+        else:
+            self._probed.clear()  # every record that is due was a probe: from the beginning again
+        return refs

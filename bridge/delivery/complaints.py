@@ -1,0 +1,180 @@
+"""Reads what HubSpot complains about: an entry of `errors[]`, or the body of a refused call.
+
+Every field is optional in practice and may be of any type, so nothing here raises, whatever the JSON.
+The property errors stand in three places that repeat each other incompletely: `context.propertyName`,
+nested `errors[]`, and JSON text inside `message`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bridge.model import Reason
+
+#: Characters of a message of HubSpot's that are kept for people.
+MAX_MESSAGE = 500
+
+#: Characters of a message that are searched for JSON; real ones are some 300 per property error.
+_MAX_SEARCHED = 256 * 1024
+
+#: Codes that tell of a property's definition, not of a record's value.
+DEFINITION_CODES = frozenset({"PROPERTY_DOESNT_EXIST", "READ_ONLY_VALUE"})
+
+_WORD = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+_VALUE = re.compile(r'^"?(.+?)"? was not (?:one of|a valid)', re.DOTALL)
+_NOT_UNIQUE = re.compile(
+    r"non-?unique|not (?:a )?unique|unique (?:identifier )?property|id ?property|perform (?:update|upsert)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """One property that a complaint names; `value` where it also tells the value."""
+
+    name: str
+    code: str
+    value: str | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """What is wrong, and whatever tells with which inputs. Every part may be empty."""
+
+    category: str
+    message: str
+    named: tuple[Named, ...] = ()
+    ids: frozenset[str] = frozenset()
+    trace_ids: frozenset[str] = frozenset()
+
+    @property
+    def reason(self) -> Reason:
+        return Reason(self.category or "UNKNOWN", self.message[:MAX_MESSAGE])
+
+    @property
+    def properties(self) -> frozenset[str]:
+        return frozenset(named.name for named in self.named)
+
+    @property
+    def values(self) -> frozenset[tuple[str, str]]:
+        return frozenset((named.name, named.value) for named in self.named if named.value is not None)
+
+    @property
+    def definitions(self) -> frozenset[str]:
+        """The properties of which it says that nobody can write them."""
+        return frozenset(named.name for named in self.named if named.code in DEFINITION_CODES)
+
+    @property
+    def duplicates(self) -> bool:
+        return self.message.lower().startswith("duplicate ids")
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """Equal for two complaints that say the same, but for numbers in an unstructured message."""
+        codes = frozenset((named.name, named.code) for named in self.named)
+        return (self.category, codes or re.sub(r"\d+", "#", self.message[:MAX_MESSAGE]))
+
+    def reason_for(self, name: str) -> Reason:
+        """Why this property is refused, in HubSpot's words where it has some for it."""
+        message = next((one.message for one in self.named if one.name == name and one.message), self.message)
+        return Reason(self.category or "VALIDATION_ERROR", message[:MAX_MESSAGE])
+
+    def blames_id_property(self, id_property: str) -> bool:
+        """Whether this says that the property by which records are addressed is unfit for that."""
+        return bool(
+            id_property
+            and _NOT_UNIQUE.search(self.message)
+            and re.search(rf"(?<!\w){re.escape(id_property)}(?!\w)", self.message)
+        )
+
+
+def read_complaint(body: Any, *, fallback: str = "") -> Complaint:
+    """The complaint in an error body or an entry of `errors[]`, whatever it looks like."""
+    told = body if isinstance(body, dict) else {}
+    message = text(told.get("message")) or fallback
+    context = told.get("context")
+    named: dict[tuple[str, str | None], Named] = {}
+    ids: set[str] = set()
+    trace_ids: set[str] = set()
+    for item in _items(told, message):
+        item_context = item.get("context")
+        ids.update(texts(_get(item_context, "ids")), texts(_get(item_context, "id")))
+        trace_ids.update(texts(_get(item_context, "objectWriteTraceId")))
+        for one in _named(item):
+            named.setdefault((one.name, one.value), one)
+    ids.update(texts(_get(context, "ids")), texts(_get(context, "id")))
+    trace_ids.update(texts(_get(context, "objectWriteTraceId")))
+    for one in _named(told):
+        if not any(known.name == one.name for known in named.values()):
+            named[one.name, one.value] = one
+    return Complaint(
+        category=word(told.get("category")) or word(told.get("errorType")),
+        message=message,
+        named=_without_vaguer(named.values()),
+        ids=frozenset(ids),
+        # Several inputs' trace ids have been seen joined by commas.
+        trace_ids=frozenset(part for joined in trace_ids for part in joined.split(",")),
+    )
+
+
+def text(value: Any) -> str:
+    """The value if it is text, without NUL, which PostgreSQL takes nowhere; else nothing."""
+    return value.replace("\x00", "") if isinstance(value, str) else ""
+
+
+def word(value: Any) -> str:
+    """The value if it looks like one of HubSpot's constants: what becomes a label must be bounded."""
+    return value if isinstance(value, str) and _WORD.fullmatch(value) else ""
+
+
+def texts(value: Any) -> list[str]:
+    """A list of texts or numbers, or a single one, as texts."""
+    values = value if isinstance(value, list) else [value]
+    return [str(one) for one in values if isinstance(one, (str, int)) and not isinstance(one, bool) and one != ""]
+
+
+def _get(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def _items(told: dict[str, Any], message: str) -> Iterator[dict[str, Any]]:
+    """The single errors: nested ones, and those written as JSON into the message."""
+    errors = told.get("errors")
+    for item in [*(errors if isinstance(errors, list) else []), *_inside(message)]:
+        if isinstance(item, dict):
+            yield item
+
+
+def _inside(message: str) -> list[Any]:
+    start = message.find("[{")
+    if start < 0 or len(message) > _MAX_SEARCHED:
+        return []
+    try:
+        found, _ = json.JSONDecoder().raw_decode(message, start)
+    except (ValueError, RecursionError):
+        return []
+    return found if isinstance(found, list) else []
+
+
+def _named(item: dict[str, Any]) -> Iterator[Named]:
+    message = text(item.get("message"))
+    code = word(item.get("code")) or word(item.get("error"))
+    value = item.get("propertyValue")
+    told = value if isinstance(value, str) else None
+    if told is None and (match := _VALUE.match(message)):
+        told = match.group(1)
+    names = texts(_get(item.get("context"), "propertyName")) or texts(item.get("name"))
+    for name in names:
+        yield Named(name, code, told if len(names) == 1 else None, message)
+
+
+def _without_vaguer(named: Any) -> tuple[Named, ...]:
+    """Without the entries that repeat a property and its code but leave out the value."""
+    all_named = list(named)
+    exact = {(one.name, one.code) for one in all_named if one.value is not None}
+    return tuple(one for one in all_named if one.value is not None or (one.name, one.code) not in exact)

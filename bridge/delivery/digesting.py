@@ -1,0 +1,248 @@
+"""Draws the consequences of a verdict: outcomes for the journal, pauses, isolations, suspects.
+
+The rules are those of the table in the README (failures). Two of them are easily got wrong: a 5xx says
+nothing about whose fault it is before another record's call has ended; and nothing that concerns all
+records of a lane, a type or the portal may count against one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bridge.delivery.board import Board, Narrowing, Step, Work
+from bridge.delivery.complaints import Complaint
+from bridge.delivery.isolation import Isolation, Ruling
+from bridge.delivery.pauses import MISCONFIGURED, Stop
+from bridge.delivery.ports import Input
+from bridge.delivery.suspects import Suspect, Trouble
+from bridge.delivery.verdicts import Broken, Conflict, Judged, Rejected, Stopped, TooLarge, Verdict
+from bridge.model import Category, Outcome, Parked, PendingRecord, Reason, RetryLater, Scope
+
+#: Seconds that a call which met a lock waits at least: HubSpot's locks last 2 s.
+CONFLICT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to tell the journal, and whether the pauses changed (`hold_s`: for the limiter)."""
+
+    outcomes: tuple[Outcome, ...] = ()
+    pauses_changed: bool = False
+    hold_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One reading of the clocks."""
+
+    now: float  # monotonic
+    now_us: int
+
+
+class Digester:
+    """Not thread-safe: the dispatcher's lock guards it."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def vanished(self, work: Work, refs: Sequence[int]) -> Decision:
+        """These records had nothing to be sent any more when they were taken."""
+        if work.suspect is not None:
+            self._board.suspects.remove(work.suspect, refs)
+        if work.narrowing is not None and refs:
+            return self._ruled(work, work.narrowing, work.narrowing.isolation.drop(refs))
+        return Decision()
+
+    def digest(self, work: Work, inputs: Sequence[Input], verdict: Verdict, at: Moment) -> Decision:
+        """The consequences of this verdict on this call. The work stays open until it is settled."""
+        if work.probe:
+            self._board.pauses.probe_ended(work.lane)
+        match verdict:
+            case Judged():
+                decision = self._judged(work, inputs, verdict, at)
+            case Rejected(complaint):
+                decision = self._rejected(work, inputs, complaint, at)
+            case TooLarge(reason):
+                decision = self._too_large(work, inputs, reason, at)
+            case Conflict(reason):
+                decision = self._conflict(work, inputs, reason, at)
+            case Stopped(stop):
+                decision = self._stop(work, stop, at)
+            case Broken(stop, reason):
+                decision = self._broken(work, inputs, stop, reason, at)
+        # An outcome may be about a record that an isolation held back until now.
+        work.held.update(outcome.record.ref for outcome in decision.outcomes)
+        self._board.suspects.forget([one.record.ref for one in decision.outcomes if not isinstance(one, RetryLater)])
+        return decision
+
+    # --- the call was taken -------------------------------------------------------------------
+
+    def _judged(self, work: Work, inputs: Sequence[Input], verdict: Judged, at: Moment) -> Decision:
+        outcomes = list(verdict.outcomes)
+        lifted = False
+        if outcomes:
+            self._board.note_success(work.lane)
+            names = {name for one in inputs for name in one.record.values}
+            self._board.retired.taken(work.lane.object_type, names)
+            lifted = work.probe and self._board.pauses.answered(work.lane, taken=True)
+        elif work.probe:
+            return self._stop(work, Stop(Scope.ALL, "outage", "an answer that confirms nothing"), at)
+        if work.narrowing is not None:
+            ruling = work.narrowing.isolation.accepted()
+            outcomes.extend(self._ruled(work, work.narrowing, ruling).outcomes)
+        if work.suspect is not None:
+            settled = {outcome.record.ref for outcome in outcomes}
+            self._board.suspects.remove(work.suspect, settled)
+        if verdict.silent and work.only is None:
+            outcomes.extend(self._silent(work, inputs, verdict.silent, at))
+        return Decision(tuple(outcomes), pauses_changed=lifted)
+
+    def _silent(
+        self, work: Work, inputs: Sequence[Input], silent: Sequence[PendingRecord], at: Moment
+    ) -> list[Outcome]:
+        """The CRM said nothing about these: again in halves, until each was silent alone twice."""
+        suspects, suspect = self._board.suspects, work.suspect
+        refs = [record.ref for record in silent]
+        if suspect is None or len(inputs) > 1:
+            if suspect is not None:
+                suspects.remove(suspect, refs)
+            ready_at = at.now + self._board.patience.backoff.delay_s(1)
+            middle = len(refs) // 2
+            for half in (refs[:middle], refs[middle:]):
+                suspects.add(work.lane, half, Trouble.SILENT, ready_at=ready_at)
+            return []
+        if not suspects.others_succeed(suspect):
+            self._postpone(suspect, at)
+            return []
+        suspect.silences += 1
+        message = "HubSpot took the call and said nothing about this record, twice while it was alone"
+        reason = Reason(Category.UNCONFIRMED, message)
+        if suspect.silences >= 2:
+            suspects.remove(suspect)
+            return [Parked(silent[0], reason)]
+        suspects.remember(suspect)
+        return [self._board.patience.later(silent[0], reason)]
+
+    # --- the call was refused -----------------------------------------------------------------
+
+    def _rejected(self, work: Work, inputs: Sequence[Input], complaint: Complaint, at: Moment) -> Decision:
+        board = self._board
+        lifted = False
+        if work.probe:
+            lifted = board.pauses.answered(work.lane, taken=False)
+            if board.pauses.stops_lane(work.lane):  # the lane's own trouble is not over
+                stopped = self._stop(work, _misconfigured(complaint.reason), at)
+                return Decision(pauses_changed=stopped.pauses_changed)
+        if work.suspect is not None:
+            board.suspects.remove(work.suspect, work.refs)
+        narrowing = work.narrowing
+        if narrowing is None:
+            isolation = Isolation(lane=work.lane, refs=work.refs, proven=board.is_proven(work.lane))
+            isolation.next_group()
+            narrowing = Narrowing(isolation, board.successes.get(work.lane, 0))
+            board.narrowings.append(narrowing)
+        flows = board.successes.get(work.lane, 0) > narrowing.successes
+        ruling = narrowing.isolation.rejected(inputs, complaint, flows=flows)
+        board.retired.retire(work.lane.object_type, ruling.retire, at.now)
+        if ruling.misconfigured is not None:
+            board.narrowings.remove(narrowing)
+            board.cold.add(work.lane)
+            return self._stop(work, _misconfigured(ruling.misconfigured), at)
+        decision = self._ruled(work, narrowing, ruling)
+        return Decision(decision.outcomes, pauses_changed=lifted)
+
+    def _ruled(self, work: Work, narrowing: Narrowing, ruling: Ruling) -> Decision:
+        isolation = narrowing.isolation
+        if isolation.next_group() is None and narrowing in self._board.narrowings:
+            self._board.narrowings.remove(narrowing)
+        reason = Reason("ISOLATION", "refused in company; its turn to be looked at alone will come")
+        later = (self._board.patience.later(record, reason) for record in ruling.exhausted)
+        decision = Decision((*ruling.outcomes, *later))
+        work.held.update(outcome.record.ref for outcome in decision.outcomes)
+        return decision
+
+    def _too_large(self, work: Work, inputs: Sequence[Input], reason: Reason, at: Moment) -> Decision:
+        lifted = work.probe and self._board.pauses.answered(work.lane, taken=False)
+        outcomes: list[Outcome] = []
+        if len(inputs) == 1:
+            outcomes.append(Parked(inputs[0].record, reason))
+            outcomes.extend(self.vanished(work, work.refs).outcomes)
+        elif work.suspect is not None:
+            self._board.suspects.halve(work.suspect, ready_at=at.now)
+        else:
+            refs = [one.record.ref for one in inputs]
+            outcomes.extend(self.vanished(work, refs).outcomes)
+            middle = len(refs) // 2
+            for half in (refs[:middle], refs[middle:]):
+                self._board.suspects.add(work.lane, half, Trouble.LARGE, ready_at=at.now)
+        return Decision(tuple(outcomes), pauses_changed=lifted)
+
+    def _conflict(self, work: Work, inputs: Sequence[Input], reason: Reason, at: Moment) -> Decision:
+        board, suspect = self._board, work.suspect
+        lifted = work.probe and board.pauses.answered(work.lane, taken=False)
+        ready_at = at.now + CONFLICT_S
+        outcomes: tuple[Outcome, ...] = ()
+        if work.narrowing is not None:
+            work.narrowing.ready_at = ready_at
+        elif suspect is None:
+            board.suspects.add(work.lane, work.refs, Trouble.CONFLICT, ready_at=ready_at)
+        elif len(suspect.refs) == 1:
+            outcomes = (self._worn(suspect, inputs[0].record, reason, at),)
+        elif board.suspects.others_succeed(suspect):
+            board.suspects.halve(suspect, ready_at=max(ready_at, at.now + self._delay_s(suspect)))
+        else:
+            board.suspects.postpone(suspect, ready_at=max(ready_at, at.now + self._delay_s(suspect)))
+        return Decision(outcomes, pauses_changed=lifted)
+
+    # --- the call came to nothing -------------------------------------------------------------
+
+    def _stop(self, work: Work, stop: Stop, at: Moment) -> Decision:
+        delay_s = self._board.pauses.stop(work.lane, stop, now=at.now, now_us=at.now_us, began=work.began)
+        return Decision(pauses_changed=True, hold_s=delay_s if stop.reason == "rate_limited" else 0.0)
+
+    def _broken(self, work: Work, inputs: Sequence[Input], stop: Stop, reason: Reason, at: Moment) -> Decision:
+        suspects, suspect = self._board.suspects, work.suspect
+        if suspect is not None and not work.probe:
+            if suspects.others_succeed(suspect):
+                return self._guilty(suspect, inputs, reason, at)
+            suspects.postpone(suspect, ready_at=at.now)
+        elif suspect is not None:
+            suspect.refs.append(suspect.refs.pop(0))  # another record is the next probe
+        elif work.narrowing is not None:
+            self._broken_again(work, work.narrowing, stop, at)
+        elif work.step is Step.FRESH:
+            suspects.add(work.lane, work.refs, Trouble.BROKEN, scope=stop.scope, ready_at=at.now)
+        return self._stop(work, stop, at)
+
+    def _broken_again(self, work: Work, narrowing: Narrowing, stop: Stop, at: Moment) -> None:
+        """An isolation goes on after an outage; a group that breaks twice becomes suspect instead."""
+        narrowing.breaks += 1
+        if narrowing.breaks >= 2 and narrowing in self._board.narrowings:
+            self._board.narrowings.remove(narrowing)
+            self._board.suspects.add(work.lane, work.refs, Trouble.BROKEN, scope=stop.scope, ready_at=at.now)
+
+    def _guilty(self, suspect: Suspect, inputs: Sequence[Input], reason: Reason, at: Moment) -> Decision:
+        """It failed while others succeed: no outage, but something in this group."""
+        if len(suspect.refs) > 1:
+            self._board.suspects.halve(suspect, ready_at=at.now + self._delay_s(suspect))
+            return Decision()
+        return Decision((self._worn(suspect, inputs[0].record, reason, at),))
+
+    def _worn(self, suspect: Suspect, record: PendingRecord, reason: Reason, at: Moment) -> Outcome:
+        outcome = self._board.patience.wear(record, reason, now_us=at.now_us)
+        if isinstance(outcome, RetryLater):
+            self._board.suspects.remember(suspect)
+        else:
+            self._board.suspects.remove(suspect)
+        return outcome
+
+    def _postpone(self, suspect: Suspect, at: Moment) -> None:
+        self._board.suspects.postpone(suspect, ready_at=at.now + self._delay_s(suspect))
+
+    def _delay_s(self, suspect: Suspect) -> float:
+        return self._board.patience.backoff.delay_s(suspect.failures)
+
+
+def _misconfigured(reason: Reason) -> Stop:
+    return Stop(Scope.LANE, MISCONFIGURED, f"{reason.category}: {reason.message}"[:300])

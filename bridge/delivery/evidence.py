@@ -1,0 +1,162 @@
+"""Judges the inputs of a 2xx one by one: no record is delivered without evidence for that very record.
+
+Errors are matched by trace id, then by id; results by trace id, by id, by the id property's value. If as
+many results as inputs are left over, HubSpot wrote them under ids that we do not know. What the answer is
+silent about was, as far as anyone can tell, not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bridge.delivery.complaints import Complaint, read_complaint, texts
+from bridge.delivery.pauses import Stop
+from bridge.delivery.ports import Input
+from bridge.delivery.verdicts import Broken, Judged, Rules, Verdict
+from bridge.model import Delivered, Ignored, Outcome, Parked, PendingRecord, Reason, Refused, Scope
+
+#: Per-input categories that may pass by themselves.
+TRANSIENT_CATEGORIES = frozenset(
+    {
+        "RATE_LIMIT", "RATE_LIMITS", "INTERNAL_ERROR", "SERVER_ERROR", "SERVICE_UNAVAILABLE", "TIMEOUT",
+        "GATEWAY_TIMEOUT", "LOCKED", "OBJECT_LOCKED", "TRANSIENT", "TEMPORARILY_UNAVAILABLE", "MIGRATION",
+    }
+)  # fmt: skip
+
+#: Values of a batch answer's `status` beside COMPLETE; HubSpot's prose spells the last one with two L.
+_UNFINISHED = frozenset({"PENDING", "PROCESSING", "CANCELED", "CANCELLED"})
+
+#: Seconds that the rest of an unfinished call waits at least.
+_UNFINISHED_S = 2.0
+
+
+def is_unfinished(body: dict[str, Any]) -> bool:
+    """Whether HubSpot had not finished the call when it answered: only what it confirms counts."""
+    told = body.get("status")
+    return isinstance(told, str) and told.upper() in _UNFINISHED
+
+
+def judge_inputs(inputs: Sequence[Input], body: Any, rules: Rules) -> Verdict:
+    """The verdict on a 2xx with this body."""
+    if not isinstance(body, dict):
+        return _outage("an answer that is no JSON object")
+    sheet = _Sheet(inputs)
+    errors, results = _list(body.get("errors")), _list(body.get("results"))
+    vague = [complaint for entry in errors if (complaint := sheet.note_error(entry, rules)) is not None]
+    if vague and len(inputs) == 1 and sheet.left:
+        sheet.close(inputs[0], _judge_error(inputs[0].record, vague[0], rules))
+    nameless = sheet.note_results(results)
+    unfinished = is_unfinished(body)
+    if nameless == len(sheet.left) and not vague and not unfinished:
+        for one in list(sheet.left.values()):
+            sheet.close(one, Delivered(one.record))
+    silent = tuple(one.record for one in sheet.left.values())
+    if not sheet.outcomes and (len(inputs) > 1 or unfinished):
+        return _outage("an answer that confirms nothing")
+    if unfinished:
+        reason = Reason("UNFINISHED", "HubSpot had not finished the call when it answered")
+        later = (rules.patience.later(one, reason, at_least_s=_UNFINISHED_S) for one in silent)
+        return Judged((*sheet.outcomes, *later))
+    return Judged(tuple(sheet.outcomes), silent)
+
+
+@dataclass(slots=True)
+class _Sheet:
+    """The inputs of a call: those `left` are not judged yet."""
+
+    inputs: Sequence[Input]
+    left: dict[str, Input] = field(init=False)  # by trace id
+    outcomes: list[Outcome] = field(default_factory=list)
+    _traces: dict[str, Input] = field(init=False)
+    _ids: dict[str, Input | None] = field(init=False)
+    _folded: dict[str, Input | None] = field(init=False)  # None: several inputs
+
+    def __post_init__(self) -> None:
+        self._traces = {one.trace_id: one for one in self.inputs}
+        self.left = dict(self._traces)
+        self._ids = _index((one.record.key.id, one) for one in self.inputs)
+        self._folded = _index((_fold(one.record.key.id), one) for one in self.inputs)
+
+    def close(self, one: Input, outcome: Outcome) -> None:
+        """Judge an input, the first time that the answer speaks of it."""
+        if self.left.pop(one.trace_id, None) is not None:
+            self.outcomes.append(outcome)
+
+    def note_error(self, entry: Any, rules: Rules) -> Complaint | None:
+        """Judge the inputs that this entry of `errors[]` is about; the complaint if it names none."""
+        complaint = read_complaint(entry)
+        about = [self._traces[trace] for trace in sorted(complaint.trace_ids) if trace in self._traces]
+        if not about:
+            about = [one for told in sorted(complaint.ids) if (one := self._ids.get(told)) is not None]
+        for one in about:
+            self.close(one, _judge_error(one.record, complaint, rules))
+        return None if about else complaint
+
+    def note_results(self, results: Sequence[Any]) -> int:
+        """Confirm the inputs that `results` name; returns how many records it names that are none."""
+        nameless: set[str] = set()
+        for result in results:
+            if not isinstance(result, dict):
+                continue
+            named = self._named_by(result)
+            if named is not None:
+                self.close(named, Delivered(named.record))
+            elif len(told := texts(result.get("id"))) == 1:
+                nameless.add(told[0])
+        return len(nameless)
+
+    def _named_by(self, result: dict[str, Any]) -> Input | None:
+        trace = result.get("objectWriteTraceId")
+        if isinstance(trace, str) and trace in self._traces:
+            return self._traces[trace]
+        told = result.get("id")
+        if id_property := self.inputs[0].record.key.lane.id_property:
+            # Only the property: HubSpot's record id may by chance equal another input's id.
+            properties = result.get("properties")
+            told = properties.get(id_property) if isinstance(properties, dict) else None
+        named = texts(told)
+        if len(named) != 1:
+            return None
+        return self._ids.get(named[0]) or self._folded.get(_fold(named[0]))
+
+
+def _judge_error(record: PendingRecord, complaint: Complaint, rules: Rules) -> Outcome:
+    """What an error about this one input comes to."""
+    reason = complaint.reason
+    match complaint.category:
+        case "OBJECT_NOT_FOUND":
+            match rules.on_unknown(record):
+                case "park":
+                    return Parked(record, reason)
+                case "wait":
+                    return rules.patience.await_creation(record, reason, now_us=rules.now_us)
+                case "ignore":
+                    return Ignored(record)
+        case category if category in TRANSIENT_CATEGORIES or not category:
+            return rules.patience.wear(record, reason, now_us=rules.now_us)
+        case "VALIDATION_ERROR" if names := complaint.properties & record.values.keys():
+            return Refused(record, {name: complaint.reason_for(name) for name in sorted(names)})
+        case _:
+            return Parked(record, reason)
+
+
+def _outage(detail: str) -> Broken:
+    return Broken(Stop(Scope.ALL, "outage", detail), Reason("UNREADABLE", detail))
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _index(pairs: Iterable[tuple[str, Input]]) -> dict[str, Input | None]:
+    found: dict[str, Input | None] = {}
+    for key, one in pairs:
+        found[key] = None if key in found else one
+    return found
+
+
+def _fold(told: str) -> str:
+    """HubSpot normalises values such as e-mail addresses."""
+    return told.strip().casefold()

@@ -1,0 +1,306 @@
+"""Finds the culprits of a call that the CRM refused as a whole, at the cost of few more calls (G5).
+
+Invariants: one call at a time; every record is judged by an answer to a call it was in, never by
+elimination; a record is parked or refused for what the CRM said about it alone or by name.
+
+The way: what the CRM names (trace id, id, value, property) is looked at first, else the first half. When
+a half is refused, the other one is put aside; when it is taken, the culprit must be in the other. So one
+culprit among 100 costs 1 call a halving, and all that was put aside then goes in a single call.
+
+Not the records' fault, so that nothing is parked and the lane pauses instead, is a refusal that blames
+the id property; and one that is the same for every call down to three single records and names neither
+inputs nor values, while nothing else in the lane succeeds. After four refusals in a row that is probed
+for with single records, so that a misconfigured lane costs at most eight calls.
+
+The state is memory only: after a crash the records simply are due again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bridge.delivery.complaints import Complaint
+from bridge.delivery.ports import Input
+from bridge.delivery.salvage import Salvage, is_cheap
+from bridge.model import Lane, Outcome, Parked, PendingRecord, Reason, Refused
+
+#: Calls that one isolation may cost. Five culprits among 100 need some 45; what is left then waits and
+#: is tried again at growing intervals, so that a hundred culprits never mean a hundred calls at once.
+MAX_CALLS = 60
+
+#: Refusals in a row, with no success, after which single records are probed.
+SUSPICIOUS_AFTER = 4
+
+#: Single records that must be refused alike before the lane is held to be misconfigured.
+SINGLES = 3
+
+#: Records whose properties are searched for a culprit in one isolation.
+MAX_SALVAGES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What to send in one call: records, or (`only`) some properties of a single one."""
+
+    refs: tuple[int, ...]
+    only: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What one answer decided. `retire`: properties that nobody can write; `exhausted`: records that
+    the isolation gives up looking at for now.
+    """
+
+    outcomes: tuple[Outcome, ...] = ()
+    misconfigured: Reason | None = None
+    retire: Mapping[str, Reason] = field(default_factory=dict)
+    exhausted: tuple[PendingRecord, ...] = ()
+
+
+class Isolation:
+    """The narrowing of one refused call. Pure; not thread-safe."""
+
+    def __init__(self, *, lane: Lane, refs: Sequence[int], proven: bool) -> None:
+        """`proven`: the lane has taken records before, so a record refused alone is worth a search."""
+        self.lane = lane
+        self.calls = 0
+        self._proven = proven
+        self._testing: list[int] = []  # what `next_group` told to send
+        self._untested = list(refs)
+        self._apart: deque[list[int]] = deque()  # must not share a call with `_untested`
+        self._tainted: list[int] = []  # holds at least one culprit, if culprits are single records
+        self._salvages: deque[Salvage] = deque()
+        self._salvaged = 0
+        self._records: dict[int, PendingRecord] = {}
+        self._withheld: list[tuple[Input, Complaint]] = []  # refused alone, not judged before the lane flows
+        self._flows = False
+        self._refusals = 0
+        self._signature: tuple[object, ...] | None = None
+        self._alike = True
+
+    def next_group(self) -> Group | None:
+        """What to send next, the same until its answer is told; None when the isolation is over."""
+        if self._salvages:
+            salvage = self._salvages[0]
+            return Group((salvage.record.ref,), only=salvage.names)
+        if not self._testing:
+            self._testing = list(self._next_refs())
+        return Group(tuple(self._testing)) if self._testing else None
+
+    def holding(self) -> set[int]:
+        """The records that wait for this isolation."""
+        refs = {*self._untested, *self._tainted, *(ref for group in self._apart for ref in group)}
+        refs.update(salvage.record.ref for salvage in self._salvages)
+        refs.update(one.record.ref for one, _ in self._withheld)
+        return refs
+
+    def drop(self, refs: Collection[int]) -> Ruling:
+        """These have nothing to be sent any more."""
+        if self._salvages and self._salvages[0].record.ref in refs:
+            self._salvages[0].accepted()
+            return self._ruled([])
+        self._forget(refs)
+        return self._ruled([])
+
+    def accepted(self) -> Ruling:
+        """The CRM took the call (what it says about single inputs is not ours to judge)."""
+        self.calls += 1
+        self._flows = True
+        if self._salvages:
+            self._salvages[0].accepted()
+        else:
+            self._forget(self._testing)
+        return self._ruled([])
+
+    def rejected(self, inputs: Sequence[Input], complaint: Complaint, *, flows: bool) -> Ruling:
+        """The CRM refused the call as a whole. `flows`: something else in this lane has succeeded
+        since the isolation began.
+        """
+        self.calls += 1
+        self._flows = self._flows or flows
+        if complaint.blames_id_property(self.lane.id_property) and not self._is_sent(inputs):
+            return Ruling(misconfigured=complaint.reason)
+        self._compare(inputs, complaint)
+        if self._salvages:
+            self._salvages[0].rejected()
+            return self._ruled([])
+        self._records.update((one.record.ref, one.record) for one in inputs)
+        self._testing = []
+        self._untested += self._tainted  # whether the rest of it is tainted is open again
+        self._tainted = []
+        outcomes: list[Outcome] = []
+        certain = _certain(inputs, complaint)
+        if certain:
+            for record, names in certain:
+                outcomes.append(self._refuse(record, names, complaint))
+        elif len(inputs) == 1:
+            self._forget([inputs[0].record.ref])
+            self._withheld.append((inputs[0], complaint))
+        else:
+            self._narrow(inputs, complaint)
+        if self._is_misconfigured():
+            return Ruling(misconfigured=complaint.reason)
+        retire = {
+            name: complaint.reason_for(name)
+            for name in complaint.definitions
+            if any(name in one.record.values for one in inputs)
+        }
+        return self._ruled(outcomes, retire)
+
+    # --- which records next -------------------------------------------------------------------
+
+    def _next_refs(self) -> list[int]:
+        if self._probes_singles():
+            return self._untested[-1:]
+        if self._tainted:
+            return self._tainted[: max(1, len(self._tainted) // 2)]
+        if self._apart:
+            return self._apart[0]
+        return self._untested
+
+    def _probes_singles(self) -> bool:
+        return bool(
+            self._untested
+            and not self._flows
+            and self._alike
+            and self._refusals >= SUSPICIOUS_AFTER
+            and len(self._withheld) < SINGLES
+        )
+
+    def _narrow(self, inputs: Sequence[Input], complaint: Complaint) -> None:
+        if complaint.duplicates and (layers := _layers(inputs, complaint.ids)):
+            self._forget([ref for layer in layers for ref in layer])
+            self._apart.extend(layers)
+            return
+        suspects = _suspects(inputs, complaint)
+        tainted = suspects or [one.record.ref for one in inputs]
+        self._forget(tainted)
+        self._tainted = tainted
+
+    def _forget(self, refs: Collection[int]) -> None:
+        gone = set(refs)
+        self._testing = [ref for ref in self._testing if ref not in gone]
+        self._untested = [ref for ref in self._untested if ref not in gone]
+        self._tainted = [ref for ref in self._tainted if ref not in gone]
+        apart = ([ref for ref in group if ref not in gone] for group in self._apart)
+        self._apart = deque(group for group in apart if group)
+
+    # --- verdicts -----------------------------------------------------------------------------
+
+    def _ruled(self, outcomes: list[Outcome], retire: Mapping[str, Reason] | None = None) -> Ruling:
+        while self._salvages and (verdict := self._salvages[0].verdict) is not None:
+            self._salvages.popleft()
+            outcomes.append(verdict)
+        over = self.next_group() is None
+        if self._flows or over or not self._alike:
+            for one, complaint in self._withheld:
+                outcomes.extend(self._judge(one.record, complaint))
+            self._withheld = []
+        return Ruling(tuple(outcomes), retire=retire or {}, exhausted=self._exhausted())
+
+    def _judge(self, record: PendingRecord, complaint: Complaint) -> list[Outcome]:
+        """The verdict on a record that was refused alone."""
+        names = complaint.properties & record.values.keys()
+        if names:
+            return [self._refuse(record, names, complaint)]
+        if (self._flows or self._proven) and is_cheap(record) and self._salvaged < MAX_SALVAGES:
+            self._salvaged += 1
+            self._salvages.append(Salvage(record, complaint))
+            return []
+        return [Parked(record, complaint.reason)]
+
+    def _refuse(self, record: PendingRecord, names: Collection[str], complaint: Complaint) -> Refused:
+        self._forget([record.ref])
+        if len(record.values) > len(names):  # its other properties go on in this flush
+            self._untested.append(record.ref)
+        return Refused(record, {name: complaint.reason_for(name) for name in sorted(names)})
+
+    def _exhausted(self) -> tuple[PendingRecord, ...]:
+        if self.calls < MAX_CALLS:
+            return ()
+        left = self.holding()
+        self._untested, self._tainted, self._testing = [], [], []
+        self._apart.clear()
+        self._salvages.clear()
+        self._withheld = []
+        return tuple(self._records[ref] for ref in sorted(left) if ref in self._records)
+
+    # --- whose fault it is --------------------------------------------------------------------
+
+    def _compare(self, inputs: Sequence[Input], complaint: Complaint) -> None:
+        self._refusals += 1
+        self._signature = self._signature or complaint.signature
+        sent_ids = {one.record.key.id for one in inputs}
+        sent_traces = {one.trace_id for one in inputs}
+        names_inputs = complaint.trace_ids & sent_traces or complaint.ids & sent_ids
+        if names_inputs or complaint.values or complaint.definitions or complaint.duplicates:
+            self._alike = False
+        self._alike = self._alike and complaint.signature == self._signature
+
+    def _is_misconfigured(self) -> bool:
+        return self._alike and not self._flows and len(self._withheld) >= SINGLES
+
+    def _is_sent(self, inputs: Sequence[Input]) -> bool:
+        return any(self.lane.id_property in one.record.values for one in inputs)
+
+
+def _certain(inputs: Sequence[Input], complaint: Complaint) -> list[tuple[PendingRecord, frozenset[str]]]:
+    """The records of which the complaint leaves no doubt what is wrong: a property that nobody can
+    write, a value that is invalid whoever has it, or the one input that it names.
+    """
+    definitions = complaint.definitions
+    values = {(one.name, one.value) for one in complaint.named if one.code.startswith("INVALID_")}
+    found = []
+    for one in inputs:
+        sent = one.record.values
+        names = frozenset(name for name, value in sent.items() if name in definitions or (name, value.value) in values)
+        if names:
+            found.append((one.record, names))
+    if not found and len(by_trace := _by_trace(inputs, complaint)) == 1:
+        record = by_trace[0].record
+        if names := complaint.properties & record.values.keys():
+            found.append((record, frozenset(names)))
+    return found
+
+
+def _by_trace(inputs: Sequence[Input], complaint: Complaint) -> list[Input]:
+    return [one for one in inputs if one.trace_id in complaint.trace_ids]
+
+
+def _suspects(inputs: Sequence[Input], complaint: Complaint) -> list[int]:
+    """The inputs that the complaint points at, by its best evidence; none if that is all of them."""
+    values, properties = complaint.values, complaint.properties
+    folded = {told.casefold() for told in complaint.ids}
+    for matching in (
+        _by_trace(inputs, complaint),
+        [one for one in inputs if one.record.key.id in complaint.ids],
+        [one for one in inputs if one.record.key.id.casefold() in folded],
+        [one for one in inputs if any((p, v.value) in values for p, v in one.record.values.items())],
+        [one for one in inputs if properties & one.record.values.keys()],
+    ):
+        if 0 < len(matching) < len(inputs):
+            return [one.record.ref for one in matching]
+    return []
+
+
+def _layers(inputs: Sequence[Input], ids: Collection[str]) -> list[list[int]]:
+    """Groups such that no two inputs which are one record to the CRM share one; what is in none of them
+    may stay together.
+
+    An id that is named may have its twin beside it under another spelling, or one that we cannot see.
+    """
+    twins: dict[str, list[int]] = {told.strip().casefold(): [] for told in ids}
+    for one in inputs:
+        found = twins.get(one.record.key.id.strip().casefold())
+        if found is not None:
+            found.append(one.record.ref)
+    layers: list[list[int]] = []
+    for refs in twins.values():
+        for layer, ref in enumerate(refs[1:] or refs):
+            if layer == len(layers):
+                layers.append([])
+            layers[layer].append(ref)
+    return layers if sum(map(len, layers)) < len(inputs) else []

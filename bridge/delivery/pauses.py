@@ -1,0 +1,231 @@
+"""Stops of delivery: what each one covers, how long it lasts, and who may probe (G7).
+
+Every stop but an operator's ends by itself: by its time alone (rate limits), or at that time by one
+record, the probe, whose answer lifts the stop or lengthens it. Waits are measured on the monotonic
+clock; the wall clock's times are kept for people and for the next start.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from bridge.model import MICROSECONDS, Lane, Pause, Scope
+
+#: The reason of a stop that a person ordered: never probed, ended by a person only.
+OPERATOR = "operator"
+
+#: The reason of a stop that a new token may end.
+UNAUTHORIZED = "unauthorized"
+
+#: The reason of a stop that any answer but the same refusal ends.
+MISCONFIGURED = "misconfigured"
+
+#: Seconds that a stop read from the journal lasts at most: the wall clock may have jumped meanwhile.
+_LONGEST_S = 86_400.0
+
+
+class Backoff:
+    """Growing delays with full jitter between `base_s` and `max_s`. Thread-safe as `random` is."""
+
+    def __init__(self, *, base_s: float, max_s: float, chance: random.Random | None = None) -> None:
+        self.base_s = base_s
+        self.max_s = max(base_s, max_s)
+        self._chance = chance if chance is not None else random.Random()  # noqa: S311 (jitter, no secret)
+
+    def ceiling_s(self, failures: int) -> float:
+        """The longest delay after so many failures in a row."""
+        doublings = min(max(1, failures), 60)
+        return min(self.max_s, self.base_s * 2.0**doublings)
+
+    def delay_s(self, failures: int) -> float:
+        """A delay after so many failures in a row, at least 1."""
+        return self._chance.uniform(self.base_s, self.ceiling_s(failures))
+
+    def patience_used_s(self, failures: int) -> float:
+        """The time that so many failures in a row take at most, which does not run in pauses."""
+        growing = 0
+        total = 0.0
+        while growing < failures and self.ceiling_s(growing) < self.max_s:
+            total += self.ceiling_s(growing)
+            growing += 1
+        return total + (failures - growing) * self.max_s
+
+
+class Gate(Enum):
+    """What may start in a lane now."""
+
+    OPEN = "open"
+    PROBE = "probe"  # one record, to find out whether the trouble is over
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The advice to stop: `delay_s` None leaves the time to the backoff; `probes`: when it is over, one
+    record goes first. `credential` is the token that was refused.
+    """
+
+    scope: Scope
+    reason: str
+    detail: str
+    delay_s: float | None = None
+    probes: bool = True
+    credential: str | None = None
+
+
+@dataclass(slots=True)
+class _Held:
+    pause: Pause
+    stop: Stop | None  # None: an operator's
+    until: float  # monotonic
+    failures: int = 1
+    since: float = 0.0
+    probing: bool = False
+
+
+class Pauses:
+    """Every pause that holds. Not thread-safe: the planner's lock guards it."""
+
+    def __init__(self, *, backoff: Backoff) -> None:
+        self._backoff = backoff
+        self._held: dict[tuple[Scope, str, str], _Held] = {}
+
+    def gate(self, lane: Lane, now: float) -> Gate:
+        """What may start in this lane now."""
+        gate = Gate.OPEN
+        for held in self._covering(lane):
+            if held.stop is None or now < held.until or held.probing:
+                return Gate.CLOSED
+            if held.stop.probes:
+                gate = Gate.PROBE
+        return gate
+
+    def next_change_in(self, now: float) -> float | None:
+        """Seconds until the next pause may be probed or is over by itself."""
+        waits = [h.until - now for h in self._held.values() if h.stop is not None and h.until > now]
+        return min(waits) if waits else None
+
+    def probe(self, lane: Lane) -> None:
+        """A probe of this lane begins."""
+        for held in self._covering(lane):
+            held.probing = True
+
+    def probe_ended(self, lane: Lane) -> None:
+        """The probe of this lane ended; what it found is told by `stop` or `answered`."""
+        for held in self._covering(lane):
+            held.probing = False
+
+    def stop(self, lane: Lane, stop: Stop, *, now: float, now_us: int, began: float) -> float:
+        """Begin or lengthen a pause; returns the seconds. `began`: when the call that failed began:
+        calls that were open together fail together and count once.
+        """
+        target = _target(lane, stop.scope)
+        key = (stop.scope, target, stop.reason)
+        held = self._held.get(key)
+        failures = 1 if held is None else held.failures + (began >= held.since)
+        delay_s = self._backoff.delay_s(failures) if stop.delay_s is None else stop.delay_s
+        if held is not None and began < held.since:
+            delay_s = max(held.until - now, delay_s if stop.delay_s is not None else 0.0)
+        pause = Pause(
+            stop.scope,
+            target,
+            stop.reason,
+            stop.detail,
+            since_us=now_us if held is None else held.pause.since_us,
+            until_us=now_us + round(max(0.0, delay_s) * MICROSECONDS),
+        )
+        since = held.since if held is not None and began < held.since else now
+        probing = held is not None and held.probing
+        self._held[key] = _Held(pause, stop, now + delay_s, failures, since, probing)
+        return delay_s
+
+    def answered(self, lane: Lane, *, taken: bool) -> bool:
+        """The probe of this lane got a sound answer: `taken` tells whether the CRM took the call, or
+        refused the input. Lifts what that answer disproves; True when anything was lifted.
+        """
+        over = [
+            key
+            for key, held in self._held.items()
+            if held.stop is not None and _covers(held.pause, lane) and (taken or held.pause.scope is not Scope.LANE)
+        ]
+        for key in over:
+            del self._held[key]
+        return bool(over)
+
+    def stops_lane(self, lane: Lane) -> bool:
+        """Whether this very lane is stopped, for a trouble of its own."""
+        return any(h.stop is not None and h.pause.scope is Scope.LANE for h in self._covering(lane))
+
+    def expire(self, now: float) -> bool:
+        """Drop the pauses that end by their time alone."""
+        over = [
+            key
+            for key, held in self._held.items()
+            if held.stop is not None and not held.stop.probes and held.until <= now
+        ]
+        for key in over:
+            del self._held[key]
+        return bool(over)
+
+    def waits_for_token(self) -> bool:
+        return any(held.pause.reason == UNAUTHORIZED for held in self._held.values())
+
+    def token_is(self, credential: str, *, now: float) -> bool:
+        """Probe at once when the token is another one than was refused."""
+        woken = False
+        for held in self._held.values():
+            refused = held.stop.credential if held.stop is not None else None
+            if held.pause.reason == UNAUTHORIZED and credential and credential != refused and held.until > now:
+                held.until = now
+                woken = True
+        return woken
+
+    def restore(self, stored: Iterable[Pause], *, now: float, now_us: int) -> None:
+        """Take up the pauses of the last run."""
+        for pause in stored:
+            if pause.reason == OPERATOR or pause.until_us is None:
+                continue
+            left_s = min(max(0.0, (pause.until_us - now_us) / MICROSECONDS), _LONGEST_S)
+            stop = Stop(pause.scope, pause.reason, pause.detail)
+            key = (pause.scope, pause.target, pause.reason)
+            self._held[key] = _Held(pause, stop, now + left_s, since=now)
+
+    def operators(self, stored: Iterable[Pause]) -> bool:
+        """Honour exactly the operators' pauses among the stored ones; True when that changed."""
+        wanted = {(p.scope, p.target, p.reason): p for p in stored if p.reason == OPERATOR}
+        known = {key: held.pause for key, held in self._held.items() if held.stop is None}
+        for key in known.keys() - wanted.keys():
+            del self._held[key]
+        for key, pause in wanted.items():
+            self._held[key] = _Held(pause, None, float("inf"))
+        return known != wanted
+
+    def all(self) -> list[Pause]:
+        """Every pause, for people."""
+        return [held.pause for held in self._held.values()]
+
+    def own(self) -> list[Pause]:
+        """Every pause but the operators', for the journal."""
+        return [held.pause for held in self._held.values() if held.stop is not None]
+
+    def _covering(self, lane: Lane) -> list[_Held]:
+        if not self._held:
+            return []
+        return [held for held in self._held.values() if _covers(held.pause, lane)]
+
+
+def _target(lane: Lane, scope: Scope) -> str:
+    match scope:
+        case Scope.ALL:
+            return ""
+        case Scope.OBJECT_TYPE:
+            return lane.object_type
+        case Scope.LANE:
+            return str(lane)
+
+
+def _covers(pause: Pause, lane: Lane) -> bool:
+    return pause.scope is Scope.ALL or pause.target == _target(lane, pause.scope)

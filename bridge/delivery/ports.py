@@ -1,0 +1,148 @@
+"""What delivery asks of others: the journal, the CRM, whoever watches. And the values that pass between."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from bridge.model import Call, Due, Lane, Outcome, Pause, PendingRecord
+
+NoAnswerKind = Literal["connect", "tls", "token", "timeout", "reset", "truncated", "oversize", "internal"]
+OnUnknown = Literal["park", "wait", "ignore"]
+
+
+class Journal(Protocol):
+    """The journal as delivery sees it. Called from several threads at once.
+
+    Any method may raise `JournalUnavailableError`; then nothing of it happened.
+    """
+
+    def due(self, *, limit: int, exclude: Collection[int]) -> Sequence[Due]:
+        """Due records (due_at ≤ now, not parked): for every (lane, source) its `limit` oldest by due
+        time, leaving out the refs in `exclude`. Cheap (index reads).
+        """
+        ...
+
+    def take(self, refs: Sequence[int], *, began_at_us: int) -> Sequence[PendingRecord]:
+        """The records with their pending values, marked as being in a call that begins now (doubt).
+        A record that has nothing pending is left out (and the journal takes it out of due).
+        """
+        ...
+
+    def settle(
+        self,
+        taken: Sequence[PendingRecord],
+        outcomes: Sequence[Outcome],
+        *,
+        call: Call | None,
+        doubtful: bool,
+    ) -> None:
+        """One transaction. Exactly the (record, property, n) in an outcome's `record.values` are
+        settled: these are what was sent, which may be fewer than are pending; a record that still has
+        something pending stays due.
+
+        A record may be in several outcomes (some properties refused, the others delivered), and an
+        outcome may judge a record of an earlier call whose verdict was held back until now. Records
+        of `taken` that are in no outcome stay due. `call` is None when what was taken was not sent
+        after all. `doubtful`: the call ended without the CRM's answer and may still be applied, so
+        the records of `taken` keep their doubt mark; any other end clears it.
+        """
+        ...
+
+    def save_pauses(self, pauses: Sequence[Pause]) -> None:
+        """Replaces every stored pause except those of reason `operator`, which only people write."""
+        ...
+
+    def load_pauses(self) -> Sequence[Pause]:
+        """All stored pauses, those of reason `operator` included."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input of a call: a record with exactly the values that are sent, and its trace id."""
+
+    record: PendingRecord
+    trace_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer with a status. `body` is the parsed JSON, None when it is missing or unreadable.
+
+    `headers` have lower-case names; `credential` is the fingerprint of the token that was used.
+    """
+
+    status: int
+    body: Any = field(default=None, repr=False)
+    excerpt: str = field(default="", repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    correlation_id: str | None = None
+    duration_s: float = 0.0
+    credential: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """A call that ended without an answer. `doubtful`: it may still be applied."""
+
+    kind: NoAnswerKind
+    doubtful: bool
+    detail: str
+    duration_s: float = 0.0
+    credential: str = ""
+
+
+class Crm(Protocol):
+    """The CRM. Called from several threads at once."""
+
+    def update(self, lane: Lane, inputs: Sequence[Input]) -> Answer | NoAnswer:
+        """One `batch/update` call within the total deadline. Does not raise for what the CRM does."""
+        ...
+
+    def credential(self) -> str:
+        """A fingerprint of the token as it is now, to notice that it changed ("" when there is none)."""
+        ...
+
+    def close(self) -> None:
+        """Cut every open call; no call can be made after."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What one call came to, for metrics and the log: ids and counts, never values."""
+
+    lane: Lane
+    code: str  # HTTP status, or the kind of `NoAnswer`
+    duration_s: float
+    records: int
+    delivered: int
+    refused: int
+    retried: int
+    parked: int
+    ignored: int
+    correlation_id: str | None
+    error: str | None  # a bounded word
+    step: str  # why this call was made: fresh, probe, suspect, isolation
+
+
+class Observer(Protocol):
+    """Who watches delivery (metrics). Called from several threads; must neither block nor raise."""
+
+    def called(self, settled: Settled) -> None:
+        """A call ended and was settled."""
+        ...
+
+    def waited(self, seconds: float) -> None:
+        """Work was ready and the rate limit held it back for so long."""
+        ...
+
+    def paused(self, pauses: Sequence[Pause]) -> None:
+        """The pauses changed; these hold now."""
+        ...
+
+    def stumbled(self, error: str) -> None:
+        """The loop or a call ended in an unexpected error (class name), or the journal was unavailable."""
+        ...

@@ -1,0 +1,68 @@
+"""The verdicts on an answer: what it says about the call as a whole or about each of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bridge.delivery.complaints import Complaint
+from bridge.delivery.patience import Patience
+from bridge.delivery.pauses import Stop
+from bridge.delivery.ports import OnUnknown
+from bridge.model import Outcome, PendingRecord, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A 2xx: outcomes by evidence; `silent` are the inputs about which the answer says nothing."""
+
+    outcomes: tuple[Outcome, ...]
+    silent: tuple[PendingRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The CRM refused the call as a whole for what is in it: to be isolated."""
+
+    complaint: Complaint
+
+
+@dataclass(frozen=True, slots=True)
+class TooLarge:
+    """The call is too large: to be halved."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """The call met a lock: to be sent again after a short while, delivery goes on."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Delivery is to pause; the records are not to blame."""
+
+    stop: Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Delivery is to pause, and if the CRM turns out to be well, the records of this call are suspect."""
+
+    stop: Stop
+    reason: Reason
+
+
+Verdict = Judged | Rejected | TooLarge | Conflict | Stopped | Broken
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What judging needs to know beside the answer."""
+
+    on_unknown: Callable[[PendingRecord], OnUnknown]
+    patience: Patience
+    now_us: int

@@ -1,0 +1,89 @@
+"""A request's body, whole or not at all: read from the WSGI stream up to a limit, inflated if need be.
+
+Werkzeug cuts a chunked body at its limit without saying so, hence the stream is read here.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from bridge.intake.problems import Refusal
+
+_CHUNK = 65_536
+
+
+def read_body(environ: Mapping[str, Any], limit: int) -> bytes:
+    """The bytes as they were sent. Raises Refusal: 413 over `limit`, 400 when the body is cut off."""
+    stream = environ["wsgi.input"]
+    announced = environ.get("CONTENT_LENGTH") or ""
+    left: int | None = None
+    if announced:
+        if not (announced.isascii() and announced.isdigit()):
+            raise Refusal(400, "The Content-Length is not a number.")
+        left = int(announced[:18])
+        if left > limit:
+            raise _too_large(limit)
+    elif not (environ.get("wsgi.input_terminated") or environ.get("HTTP_TRANSFER_ENCODING")):
+        left = 0
+    parts: list[bytes] = []
+    size = 0
+    while left is None or size < left:
+        wanted = _CHUNK if left is None else min(_CHUNK, left - size)
+        try:
+            part = stream.read(min(wanted, limit + 1 - size))
+        except OSError as error:  # time-outs, resets, gunicorn's NoMoreData and bad chunks
+            raise Refusal(400, "The body was cut off.") from error
+        if not part:
+            break
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+    if left is not None and size < left:
+        raise Refusal(400, "The body was cut off.")
+    return b"".join(parts)
+
+
+def check_media_type(content_type: str) -> None:
+    """Raise Refusal (415) for anything but JSON in UTF-8."""
+    media_type, *parameters = (part.strip().lower() for part in content_type.split(";"))
+    json = media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))
+    charsets = [value.strip("\"' ") for key, _, value in (p.partition("=") for p in parameters) if key == "charset"]
+    if not json or any(charset not in {"utf-8", "utf8"} for charset in charsets):
+        raise Refusal(415, "The body must be application/json (or +json) in UTF-8.")
+
+
+def coding_of(content_encoding: str) -> str:
+    """The coding of a body: "gzip", or "" for none. Raises Refusal (415) for any other."""
+    coding = content_encoding.strip().lower()
+    if coding in {"", "identity"}:
+        return ""
+    if coding in {"gzip", "x-gzip"}:
+        return "gzip"
+    raise Refusal(415, "The Content-Encoding must be gzip or none.", headers={"Accept-Encoding": "gzip"})
+
+
+def inflate(body: bytes, limit: int) -> bytes:
+    """The content of a gzip body. Raises Refusal: 413 over `limit`, 400 when it is damaged."""
+    parts: list[bytes] = []
+    size = 0
+    while body:
+        member = zlib.decompressobj(wbits=31)
+        try:
+            part = member.decompress(body, limit + 1 - size)
+        except zlib.error as error:
+            raise Refusal(400, "The body is not gzip.") from error
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        if not member.eof:
+            raise Refusal(400, "The gzip body was cut off.")
+        parts.append(part)
+        body = member.unused_data
+    return b"".join(parts)
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(413, f"The body has more than {limit} bytes.")

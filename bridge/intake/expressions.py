@@ -1,0 +1,206 @@
+"""Expressions of the configuration: JMESPath text to something that reads events.
+
+A plain path (`a.b.c`, `a[0].b`, `_headers.x_topic`, `@`) tells an absent key from a null; for any
+other expression null means absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jmespath
+from jmespath.exceptions import JMESPathError, JMESPathTypeError, LexerError, ParseError
+from marshmallow import missing as ABSENT  # noqa: N812 (a constant)
+
+from bridge.errors import BridgeError, MappingError
+from bridge.intake.interpreter import Run, Scope, arity, build, is_false
+from bridge.intake.syntax import VARIABLES, calls, plain_path, uses
+
+__all__ = ["ABSENT", "Expression", "ExpressionError", "Needs", "Scope", "compile_expression"]
+
+Path = tuple[str | int, ...]
+
+#: Headers that hold credentials: no expression sees them, so no journal keeps them.
+CREDENTIALS = frozenset({"authorization", "proxy_authorization", "cookie"})
+
+
+class ExpressionError(BridgeError):
+    """An expression could not be evaluated on this event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A compiled expression. `get(event, scope)` gives the value or ABSENT, or raises ExpressionError.
+
+    `path` holds the keys and indices of a plain path, and is None for any other expression.
+    """
+
+    text: str
+    path: Path | None
+    get: Callable[[Any, Scope], Any]
+    variables: frozenset[tuple[str, tuple[str, ...]]]
+
+    @property
+    def plain(self) -> bool:
+        """Whether it tells an absent key from a null."""
+        return self.path is not None
+
+    def matches(self, event: Any, scope: Scope) -> bool:
+        """Whether a condition holds; one that cannot be evaluated does not."""
+        try:
+            value = self.get(event, scope)
+        except ExpressionError:
+            return False
+        return value is not ABSENT and not is_false(value)
+
+
+def compile_expression(text: str, path: Path) -> Expression:
+    """The expression in `text`. Raises MappingError at `path`: bad syntax, no such function."""
+    try:
+        tree = jmespath.compile(text).parsed
+        run = build(tree)
+    except JMESPathError as error:
+        raise MappingError(path, f"{text!r} is not JMESPath: {_syntax(error)}") from error
+    except RecursionError as error:
+        raise MappingError(path, "the expression is nested too deep") from error
+    for name, count in calls(tree):
+        expected = arity(name)
+        if expected is None:
+            raise MappingError(path, f"{text!r} calls {name}(), which does not exist")
+        if count < expected[0] or (count > expected[0] and not expected[1]):
+            raise MappingError(path, f"{text!r}: {name}() takes {expected[0]} arguments, not {count}")
+    steps = plain_path(tree)
+    variables = frozenset(uses(tree))
+    if steps is None:
+        return Expression(text, path=None, get=_guarded(run), variables=variables)
+    begins_with = bool(steps) and steps[0] in VARIABLES and bool(variables)
+    return Expression(text, path=steps, get=_getter(steps, variable=begins_with), variables=variables)
+
+
+class Needs:
+    """Which parts of a request expressions look at: only these are kept with an event."""
+
+    def __init__(self, expressions: Iterable[Expression]) -> None:
+        variables = [used for expression in expressions for used in expression.variables]
+        paths: dict[str, set[tuple[str, ...]]] = {name: set() for name in VARIABLES}
+        for name, path in variables:
+            paths[name].add(path)
+        self.index = bool(paths["_index"])
+        self.root = bool(paths["_root"])
+        self.headers = self._names(paths["_headers"])
+        self.query = self._names(paths["_query"])
+        self._root_paths = paths["_root"]
+
+    @staticmethod
+    def _names(paths: set[tuple[str, ...]]) -> frozenset[str] | None:
+        """The names that are read; None: computed at run time, so all of them."""
+        return None if () in paths else frozenset(path[0] for path in paths)
+
+    def headers_of(self, headers: Mapping[str, str], *, hidden: frozenset[str]) -> dict[str, str]:
+        """Those of a request's headers that are looked at, as `_headers` names them."""
+        if self.headers is not None and not self.headers:
+            return {}
+        named = {name.lower().replace("-", "_"): value for name, value in headers.items()}
+        wanted = named.keys() if self.headers is None else self.headers
+        return {name: named[name] for name in wanted if name in named and name not in hidden}
+
+    def query_of(self, query: Mapping[str, str]) -> dict[str, str]:
+        """Those of the query's parameters that are looked at."""
+        wanted = query.keys() if self.query is None else self.query
+        return {name: query[name] for name in wanted if name in query}
+
+    def root_of(self, root: Any) -> Any:
+        """Those parts of the whole payload that are looked at."""
+        return _prune(root, self._root_paths)
+
+
+def _prune(value: Any, paths: set[tuple[str, ...]]) -> Any:
+    if () in paths or type(value) is not dict:
+        return value
+    tails: dict[str, set[tuple[str, ...]]] = {}
+    for path in paths:
+        tails.setdefault(path[0], set()).add(path[1:])
+    return {key: _prune(value[key], rest) for key, rest in tails.items() if key in value}
+
+
+def _guarded(run: Run) -> Callable[[Any, Scope], Any]:
+    def get(event: Any, scope: Scope) -> Any:
+        try:
+            value = run(event, scope)
+        except Exception as error:  # what a function meets in a payload may raise anything
+            raise ExpressionError(_failure(error)) from error
+        return ABSENT if value is None else value
+
+    return get
+
+
+def _getter(steps: tuple[str | int, ...], *, variable: bool) -> Callable[[Any, Scope], Any]:
+    """Reads a plain path. Keys of objects and indices of lists only; all else is absent."""
+    if variable:
+        name, rest = str(steps[0]), _getter(steps[1:], variable=False)
+        return lambda _event, scope: rest(getattr(scope, name), scope)
+    if any(isinstance(step, int) for step in steps):
+        return _mixed_getter(steps)
+    match steps:
+        case ():
+            return lambda event, _scope: event
+        case (key,):
+            return lambda event, _scope: event.get(key, ABSENT) if type(event) is dict else ABSENT
+        case (first, second):
+
+            def get_two(event: Any, _scope: Scope) -> Any:
+                try:
+                    return event[first][second]
+                except (KeyError, TypeError):  # TypeError: not an object on the way
+                    return ABSENT
+
+            return get_two
+        case (first, second, third):
+
+            def get_three(event: Any, _scope: Scope) -> Any:
+                try:
+                    return event[first][second][third]
+                except (KeyError, TypeError):
+                    return ABSENT
+
+            return get_three
+
+    def get(event: Any, _scope: Scope) -> Any:
+        try:
+            for key in steps:
+                event = event[key]
+        except (KeyError, TypeError):
+            return ABSENT
+        return event
+
+    return get
+
+
+def _mixed_getter(steps: tuple[str | int, ...]) -> Callable[[Any, Scope], Any]:
+    def get(event: Any, _scope: Scope) -> Any:
+        for step in steps:
+            if isinstance(step, str):
+                event = event.get(step, ABSENT) if type(event) is dict else ABSENT
+            else:
+                event = event[step] if type(event) is list and step < len(event) else ABSENT
+        return event
+
+    return get
+
+
+def _syntax(error: JMESPathError) -> str:
+    if isinstance(error, LexerError):
+        return f"{error.message} at column {error.lexer_position}"
+    if isinstance(error, ParseError):
+        return f"unexpected {error.token_value!r} at column {error.lex_position}"
+    return str(error).partition("\n")[0]
+
+
+def _failure(error: Exception) -> str:
+    # the library's own message quotes the whole value, which may be a payload
+    if isinstance(error, JMESPathTypeError):
+        expected = " or ".join(str(name) for name in error.expected_types)
+        return f"{error.function_name}() takes {expected}, not {error.actual_type}"
+    return f"the expression failed: {str(error)[:120]}" if str(error) else "the expression failed"

@@ -1,0 +1,288 @@
+"""A source's mapping, compiled: one request body in, the events that it brings out.
+
+Which id an event has: what `event_id` finds; else the delivery id that the partner signed or sent
+along, followed by `#index` where the body holds a list of events; else a hash of the signed bytes
+where they include a time; else a random one. Longer ones than 200 characters are hashed.
+`occurred_at` that cannot be read is reported and counts as missing: the event is not lost.
+Several updates of one event for one record become one, in which the later mapping wins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import orjson
+
+from bridge.errors import PayloadError
+from bridge.intake.blocks import CompiledBlock, Problems
+from bridge.intake.expressions import ABSENT, CREDENTIALS, Expression, ExpressionError, Needs, Scope
+from bridge.intake.payload import parse_json_text, to_canonical_json, to_json
+from bridge.intake.schemes import verify_problems
+from bridge.intake.texts import show
+from bridge.intake.times import microseconds
+from bridge.model import Event, PropertyUpdate, RecordKey
+from bridge.settings import Source
+
+#: Longer event ids are hashed; so are those that no database takes.
+MAX_EVENT_ID = 200
+#: Events between two breaths: a long array must not keep other requests waiting.
+_SLICE = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """What one body brings. `invalid` lists (index, {property | "record" | "occurred_at": message}).
+
+    `reject`: a mapping says that nothing of the request may be taken. `unlisted` counts names of
+    `pairs:` that the configuration does not list.
+    """
+
+    events: list[Event] = field(default_factory=list)
+    invalid: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    reject: bool = False
+    unlisted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one event asks for: no updates and no `unmappable` means that its source ignores it."""
+
+    updates: tuple[PropertyUpdate, ...] = ()
+    unmappable: str | None = None
+    errors: dict[str, str] = field(default_factory=dict)
+    reject: bool = False
+    unlisted: int = 0
+
+
+_IGNORED = Reading()
+
+
+def compile_source(source: Source, public_url: str | None = None) -> CompiledSource:
+    """The source's mapping. Raises an ExceptionGroup of MappingErrors with everything that is wrong."""
+    problems = Problems()
+    compiled = CompiledSource(source, problems)
+    problems.found.extend(verify_problems(source.verify, public_url))
+    if source.body != "json":
+        problems.add(("body",), f"{source.body} bodies are not supported yet")
+    for option, value in (("challenge", source.challenge), ("limit", source.limit)):
+        if value is not None:
+            problems.add((option,), "is not supported yet")
+    if problems.found:
+        raise ExceptionGroup(f"source {source.name}", problems.found)
+    return compiled
+
+
+class CompiledSource:
+    """A source ready for bodies. Immutable, hence thread-safe. Made by `compile_source`."""
+
+    def __init__(self, source: Source, problems: Problems) -> None:
+        self.source = source
+        self.name = source.name
+        self._events = problems.expression(source.events, ("events",))
+        self._when = problems.expression(source.when, ("when",)) if source.when is not None else None
+        self._event_id = _optional(source.event_id, "event_id", problems)
+        self._occurred_at = _optional(source.occurred_at, "occurred_at", problems)
+        self._zone = problems.zone(source.timezone, ("timezone",))
+        several = len(source.mappings) > 1
+        self._blocks = tuple(
+            CompiledBlock(block, block.path or (("mappings", index) if several else ()), self._zone, problems)
+            for index, block in enumerate(source.mappings)
+        )
+        again = [expression for block in self._blocks for expression in block.expressions]
+        again += [self._when] if self._when is not None else []
+        once = [self._events, *(e for e in (self._event_id, self._occurred_at) if e is not None)]
+        self._kept = Needs(again)
+        self._seen = Needs([*again, *once])
+        self._hidden = CREDENTIALS | (
+            {source.verify.header.lower().replace("-", "_")} if source.verify.scheme == "bearer" else set()
+        )
+        for name in sorted(self._hidden & (self._seen.headers or frozenset())):
+            problems.add((), f"_headers.{name} holds a credential, which no expression may read")
+
+    def identity_paths(self) -> dict[str, tuple[str | int, ...]]:
+        """Where an event's id and time stand, for those that are plain paths of a body that is the event."""
+        if self.source.events.strip() != "@":
+            return {}
+        both = {"event_id": self._event_id, "occurred_at": self._occurred_at}
+        return {
+            name: expression.path
+            for name, expression in both.items()
+            if expression is not None and expression.path and not expression.variables
+        }
+
+    def map_body(
+        self,
+        body: Any,
+        *,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+        delivery_id: str | None = None,
+        signed_hash: str | None = None,
+        pause: Callable[[], None] | None = None,
+    ) -> Mapped:
+        """The events of a parsed body. Raises PayloadError when `events` does not find objects.
+
+        `pause` is called now and then, so that one long array leaves room for other requests.
+        """
+        seen = self._seen.headers_of(headers or {}, hidden=self._hidden)
+        asked = self._seen.query_of(query or {})
+        scope = Scope(root=body, query=asked, headers=seen)
+        events, several = self._find_events(body, scope)
+        prefix = delivery_id or signed_hash
+        kept = self._kept_context(seen, asked)
+        root = to_json(self._kept.root_of(body)) if self._kept.root and (several or events[0] is not body) else None
+        mapped = Mapped()
+        reject, unlisted = False, 0
+        for index, event in enumerate(events):
+            if pause is not None and index % _SLICE == _SLICE - 1:
+                pause()
+            scope.move_to(index)
+            fallback = f"{prefix}#{index}" if prefix is not None and several else prefix
+            reading = self._read(event, scope)
+            errors = reading.errors
+            occurred_at_us, complaint = self._read_time(event, scope)
+            if complaint is not None:
+                errors = {**errors, "occurred_at": complaint}
+            if errors:
+                mapped.invalid.append((index, errors))
+                reject = reject or reading.reject
+            unlisted += reading.unlisted
+            mapped.events.append(
+                Event(
+                    self.name,
+                    self._read_event_id(event, scope, fallback),
+                    hashlib.sha256(to_canonical_json(event)).hexdigest(),
+                    occurred_at_us,
+                    to_json(event),
+                    _with_index(kept, index) if self._kept.index else kept,
+                    root,
+                    reading.updates,
+                    reading.unmappable,
+                )
+            )
+        return Mapped(mapped.events, mapped.invalid, reject, unlisted)
+
+    def remap(self, payload: str, context: str = "{}", root: str | None = None) -> Reading:
+        """What a kept event (`Event.payload`, `.context`, `.root`) asks for by today's mapping."""
+        event = parse_json_text(payload)
+        around = orjson.loads(context)
+        scope = Scope(
+            root=event if root is None else parse_json_text(root),
+            index=around.get("index", 0),
+            query=around.get("query"),
+            headers=around.get("headers"),
+        )
+        return self._read(event, scope)
+
+    def _find_events(self, body: Any, scope: Scope) -> tuple[list[dict[str, Any]], bool]:
+        """The events, and whether they stand in a list."""
+        try:
+            found = self._events.get(body, scope)
+        except ExpressionError as error:
+            raise PayloadError(f"events: {error}") from error
+        if type(found) is dict:
+            return [found], False
+        if type(found) is not list:
+            what = "nothing" if found is ABSENT or found is None else "a single value"
+            raise PayloadError(f"events: found {what} where an object or a list of objects is expected")
+        for index, event in enumerate(found):
+            if type(event) is not dict:
+                raise PayloadError(f"events: element {index} is not an object")
+        return found, True
+
+    def _kept_context(self, headers: Mapping[str, str], query: Mapping[str, str]) -> str:
+        """The JSON text of what a replay will look at again beside the event and the root."""
+        context: dict[str, Mapping[str, str]] = {}
+        for key, wanted, found in (
+            ("headers", self._kept.headers, headers),
+            ("query", self._kept.query, query),
+        ):
+            kept = {name: text for name, text in found.items() if wanted is None or name in wanted}
+            if kept:
+                context[key] = kept
+        return orjson.dumps(context).decode() if context else "{}"
+
+    def _read(self, event: dict[str, Any], scope: Scope) -> Reading:
+        if self._when is not None and not self._when.matches(event, scope):
+            return _IGNORED
+        matching = [b for b in self._blocks if b.when is None or b.when.matches(event, scope)]
+        if len(matching) == 1:
+            update, errors, unmappable, unlisted = matching[0].read(event, scope)
+            reject = bool(errors) and matching[0].rejects
+            return Reading((update,) if update is not None else (), unmappable, errors, reject, unlisted)
+        return _combined([(block, block.read(event, scope)) for block in matching])
+
+    def _read_event_id(self, event: dict[str, Any], scope: Scope, fallback: str | None) -> str:
+        text = fallback
+        if self._event_id is not None:
+            try:
+                value = self._event_id.get(event, scope)
+            except ExpressionError:
+                value = ABSENT
+            if type(value) is str:
+                text = value.strip() or fallback
+            elif type(value) is int or isinstance(value, Decimal):
+                text = format(value, "f") if isinstance(value, Decimal) else str(value)
+        if text is None:
+            return uuid.uuid4().hex
+        if len(text) > MAX_EVENT_ID or "\0" in text:
+            return "sha256-" + hashlib.sha256(text.encode()).hexdigest()
+        return text
+
+    def _read_time(self, event: dict[str, Any], scope: Scope) -> tuple[int | None, str | None]:
+        """The event's time in microseconds, or why what is there cannot be read as one."""
+        if self._occurred_at is None:
+            return None, None
+        try:
+            value = self._occurred_at.get(event, scope)
+        except ExpressionError as error:
+            return None, str(error)
+        if value is ABSENT or value is None or (type(value) is str and not value.strip()):
+            return None, None
+        try:
+            return microseconds(value, self._zone), None
+        except ValueError as error:
+            return None, f"is {show(value)}, which {error}"
+
+
+def _with_index(context: str, index: int) -> str:
+    """The context's JSON text with the event's index put in."""
+    return f'{context[:-1]},"index":{index}}}' if len(context) > 2 else f'{{"index":{index}}}'
+
+
+def _optional(text: str | None, name: str, problems: Problems) -> Expression | None:
+    return None if text is None else problems.expression(text, (name,))
+
+
+def _combined(readings: list[tuple[CompiledBlock, Any]]) -> Reading:
+    """What several blocks make of one event: each record is asked once, the later block wins."""
+    updates: dict[RecordKey, PropertyUpdate] = {}
+    errors: dict[str, str] = {}
+    reasons: list[str] = []
+    reject, unlisted = False, 0
+    for block, (update, block_errors, unmappable, count) in readings:
+        errors.update(block_errors)
+        reject = reject or (bool(block_errors) and block.rejects)
+        unlisted += count
+        if unmappable is not None and unmappable not in reasons:
+            reasons.append(unmappable)
+        if update is not None:
+            earlier = updates.get(update.record)
+            updates[update.record] = update if earlier is None else _merged(earlier, update)
+    return Reading(tuple(updates.values()), "; ".join(reasons) or None, errors, reject, unlisted)
+
+
+def _merged(earlier: PropertyUpdate, later: PropertyUpdate) -> PropertyUpdate:
+    kept = {name: text for name, text in earlier.properties.items() if name not in later.invalid}
+    wrong = {name: text for name, text in earlier.invalid.items() if name not in later.properties}
+    return PropertyUpdate(
+        later.record,
+        {**kept, **later.properties},
+        {**wrong, **later.invalid},
+        earlier.skip_unchanged and later.skip_unchanged,
+    )

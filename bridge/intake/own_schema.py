@@ -1,0 +1,91 @@
+"""`schema: module.path:ClassName`, a marshmallow schema of the user's own in place of `properties:`.
+
+`load()` gets the event and returns {property: str | number | bool | date | datetime | list | None}.
+None and blank text leave the property out, "" clears it. Keys of the event that the schema does not
+name are left aside unless its `Meta` says otherwise. Whatever the schema raises concerns that one
+event only.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Mapping
+from datetime import tzinfo
+from typing import Any
+
+from marshmallow import EXCLUDE, Schema, ValidationError, missing
+from marshmallow.exceptions import SCHEMA
+
+from bridge.errors import MappingError
+from bridge.intake.expressions import Scope
+from bridge.intake.texts import text_of_result
+from bridge.intake.values import Reading, UnmappableError
+
+_MAX_MESSAGE = 300
+
+
+class OwnSchema:
+    """The user's schema. As thread-safe as its `load` is; marshmallow's is."""
+
+    def __init__(
+        self, name: str, path: tuple[str | int, ...], zone: tzinfo | None, problems: list[MappingError]
+    ) -> None:
+        self._zone = zone
+        self._schema = Schema()
+        try:
+            self._schema = _import(name)
+        except Exception as error:  # noqa: BLE001 (a module of the user's may raise anything)
+            problems.append(MappingError(path, f"{name!r} cannot be used: {error}"))
+        self._names = {
+            field.data_key: field.attribute or key
+            for key, field in self._schema.load_fields.items()
+            if field.data_key is not None
+        }
+
+    def read(self, event: dict[str, Any], _scope: Scope) -> Reading:
+        """See bridge.intake.values.Values."""
+        invalid: dict[str, str] = {}
+        try:
+            loaded = self._schema.load(copy.deepcopy(event))  # a pre_load hook may change what it gets
+        except ValidationError as error:
+            messages: dict[str, Any] = error.normalized_messages()  # type: ignore[no-untyped-call]  # marshmallow leaves it bare
+            if SCHEMA in messages:
+                raise UnmappableError(_flat(messages[SCHEMA])) from error
+            invalid = {self._names.get(str(key), str(key)): _flat(what) for key, what in messages.items()}
+            loaded = error.valid_data or {}
+        except Exception as error:
+            raise UnmappableError(f"the schema raised {type(error).__name__}") from error
+        if not isinstance(loaded, Mapping):
+            raise UnmappableError(f"the schema returned {type(loaded).__name__}, not properties")
+        valid: dict[str, str] = {}
+        for key, value in loaded.items():
+            if str(key) in invalid:
+                continue
+            try:
+                text = text_of_result(value, self._zone)
+            except ValidationError as error:
+                invalid[str(key)] = _flat(error.messages)
+            else:
+                if text is not missing:
+                    valid[str(key)] = text
+        return Reading(valid, invalid)
+
+
+def _import(name: str) -> Schema:
+    module, _, attribute = name.partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    if not (isinstance(found, type) and issubclass(found, Schema)):
+        raise TypeError("it is not a marshmallow Schema class")
+    return found() if hasattr(found.Meta, "unknown") else found(unknown=EXCLUDE)
+
+
+def _flat(messages: Any) -> str:
+    """Marshmallow's messages, which may be nested, as one short line."""
+    if isinstance(messages, Mapping):
+        text = "; ".join(f"{key}: {_flat(value)}" for key, value in messages.items())
+    elif isinstance(messages, (list, tuple)):
+        text = "; ".join(_flat(message) for message in messages)
+    else:
+        text = str(messages)
+    return text[:_MAX_MESSAGE]

@@ -1,0 +1,94 @@
+"""Error answers as `application/problem+json` (RFC 9457), for every route and any accident."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import structlog
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RequestRedirect
+
+#: status → slug and title
+_KINDS: Mapping[int, tuple[str, str]] = {
+    400: ("malformed", "The request cannot be read"),
+    401: ("unauthorized", "The request is not authentic"),
+    404: ("not-found", "There is nothing here"),
+    405: ("method-not-allowed", "The method is not allowed"),
+    413: ("too-large", "The body is too large"),
+    415: ("unsupported-media-type", "The media type is not supported"),
+    422: ("invalid", "The payload is invalid"),
+    429: ("too-many-requests", "Too many requests"),
+    500: ("internal", "Something went wrong here"),
+    503: ("unavailable", "Not available just now"),
+}
+
+
+class Refusal(Exception):  # noqa: N818 (an answer, not an accident)
+    """The request is answered with a problem; nothing of it was taken."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        slug: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.slug = slug
+        self.headers = headers or {}
+        self.extra = extra or {}
+
+
+def problem(
+    status: int,
+    detail: str,
+    *,
+    slug: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Response:
+    """The error answer; `instance` is the path that was asked for."""
+    known, title = _KINDS.get(status, ("error", "The request cannot be answered"))
+    body = {
+        "type": f"urn:partner-bridge:problem:{slug or known}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": quote(request.path[:200]),
+        **(extra or {}),
+    }
+    response = Response(json.dumps(body), status=status, mimetype="application/problem+json")
+    response.headers.extend(dict(headers or {}))
+    return response
+
+
+def register_problem_handlers(app: Flask) -> None:
+    """Let unknown routes, wrong methods and unexpected exceptions answer with a problem too."""
+    log = structlog.get_logger(__name__)
+
+    def refused(error: Refusal) -> Response:
+        return problem(error.status, error.detail, slug=error.slug, headers=error.headers, extra=error.extra)
+
+    def http(error: HTTPException) -> Response:
+        status = error.code or 500
+        if isinstance(error, RequestRedirect) or status < 400:  # senders do not follow redirects
+            return problem(404, "No such path.")
+        detail = {404: "No such path.", 405: "The path does not take this method."}.get(status, error.name)
+        allowed = {key: value for key, value in error.get_headers() if key == "Allow"}
+        return problem(status, detail, headers=allowed)
+
+    def accident(error: Exception) -> Response:
+        log.error("request failed", path=request.path[:200], exc_info=error)
+        return problem(500, "The request was not taken; trying again may help.")
+
+    app.register_error_handler(Refusal, refused)
+    app.register_error_handler(HTTPException, http)
+    app.register_error_handler(Exception, accident)

@@ -1,0 +1,82 @@
+"""Questions about JMESPath's syntax trees: which variables they read, what they call, plain paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Node = Mapping[str, Any]
+
+#: What expressions see beside the event; a name has this meaning at the head of a path only.
+VARIABLES = ("_root", "_index", "_query", "_headers")
+
+_BEGIN_WITH_A_PATH = frozenset({"index_expression", "projection", "value_projection", "filter_projection", "flatten"})
+
+
+def uses(node: Node, *, head: bool = True) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The variables that a tree reads, each with the keys that follow it as far as they are plain."""
+    children = node["children"]
+    if node["type"] == "field":
+        if head and node["value"] in VARIABLES:
+            yield node["value"], ()
+    elif node["type"] == "subexpression" and head and _is_variable(children[0]):
+        yield children[0]["value"], tuple(_leading_keys(children[1:]))
+        for child in children[1:]:
+            yield from uses(child, head=False)
+    elif node["type"] != "slice":
+        for child, child_head in zip(children, heads(node, head), strict=True):
+            yield from uses(child, head=child_head)
+
+
+def calls(node: Node) -> Iterator[tuple[str, int]]:
+    """The functions that a tree calls, each with the number of its arguments."""
+    if node["type"] == "function_expression":
+        yield node["value"], len(node["children"])
+    if node["type"] != "slice":
+        for child in node["children"]:
+            yield from calls(child)
+
+
+def plain_path(node: Node) -> tuple[str | int, ...] | None:
+    """The keys and indices of a tree that is nothing but a path (`a.b[0].c`, `@`), else None."""
+    kind = node["type"]
+    if kind in {"current", "identity"}:
+        return ()
+    if kind == "field" or (kind == "index" and node["value"] >= 0):
+        return (node["value"],)
+    if kind in {"subexpression", "index_expression"}:
+        parts = [plain_path(child) for child in node["children"]]
+        if all(part is not None for part in parts):
+            return tuple(step for part in parts if part is not None for step in part)
+    return None
+
+
+def heads(node: Node, head: bool) -> list[bool]:
+    """Which children of a node begin a path of their own, and do not go on with their neighbour's."""
+    match node["type"]:
+        case "subexpression" | "index_expression":
+            return [head] + [False] * (len(node["children"]) - 1)
+        case "projection" | "value_projection":
+            return [head, False]
+        case "filter_projection":
+            return [head, False, True]
+        case "flatten":
+            return [head]
+        case _:
+            return [True] * len(node["children"])
+
+
+def _leading_keys(steps: Sequence[Node]) -> Iterator[str]:
+    """The keys with which a path goes on, up to its first index, projection or the like."""
+    for step in steps:
+        first = step
+        while first["type"] in _BEGIN_WITH_A_PATH:
+            first = first["children"][0]
+        if first["type"] == "field":
+            yield first["value"]
+        if first is not step or first["type"] != "field":
+            return
+
+
+def _is_variable(node: Node) -> bool:
+    return node["type"] == "field" and node["value"] in VARIABLES

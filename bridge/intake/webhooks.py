@@ -1,0 +1,243 @@
+"""`POST /webhooks/<source>`: bytes in, 202 out once everything they brought is on disk.
+
+The order is that of cost and trust: an unknown source, size and encoding, the signature over the raw
+bytes as sent, then parsing, mapping, and one append for all events of the request.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+import structlog
+from flask import Blueprint, Response, request
+
+from bridge.errors import JournalError, JournalFullError, PayloadError
+from bridge.intake.bodies import check_media_type, coding_of, inflate, read_body
+from bridge.intake.mapping import CompiledSource, Mapped
+from bridge.intake.payload import parse_json
+from bridge.intake.problems import Refusal, problem, register_problem_handlers
+from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verifier
+from bridge.model import Clock, Event, Intake, Receipt, SystemClock
+
+__all__ = ["Appender", "Counts", "Endpoint", "Observer", "Webhooks", "register_problem_handlers"]
+
+#: How many ids and errors an answer lists.
+MAX_LISTED = 100
+#: The source's name in metrics where there is no such source.
+UNKNOWN_SOURCE = "unknown"
+
+#: Seconds until a sender should try again, from and to: jittered, so that they do not come all at once.
+_FULL_RETRY_S = (15, 45)
+_SOON_RETRY_S = (2, 10)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One source as it answers: `max_body` counts bytes, both as sent and inflated."""
+
+    source: CompiledSource
+    verifier: Verifier
+    max_body: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What one request brought; `unlisted` are names of `pairs:` that nobody listed."""
+
+    accepted: int = 0
+    duplicates: int = 0
+    ignored: int = 0
+    parked: int = 0
+    invalid: int = 0
+    conflicts: int = 0
+    unlisted: int = 0
+
+
+class Appender(Protocol):
+    """The journal as intake sees it."""
+
+    def append(self, events: Sequence[Event]) -> Sequence[Receipt]:
+        """Return once the events are on disk: one receipt each, in their order.
+
+        Raises JournalFullError or JournalUnavailableError; then nothing was taken.
+        """
+        ...
+
+
+class Observer(Protocol):
+    """Who counts and logs requests. Called in the request's thread; must not block or raise."""
+
+    def webhook(self, source: str, code: int, duration_s: float, counts: Counts) -> None: ...
+
+    def verification(self, source: str, result: str, secret: int | None) -> None:
+        """`result` is "accepted" or the reason of the refusal."""
+        ...
+
+
+class Webhooks:
+    """The webhook endpoints. Thread-safe: it keeps no state of its own.
+
+    `sources` gives the endpoints of today's configuration, anew for each request. `pause` is called
+    between slices of long arrays.
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: Callable[[], Mapping[str, Endpoint]],
+        journal: Appender,
+        observer: Observer,
+        draining: Callable[[], bool] = lambda: False,
+        clock: Clock | None = None,
+        pause: Callable[[], None] | None = None,
+    ) -> None:
+        self._sources = sources
+        self._journal = journal
+        self._observer = observer
+        self._draining = draining
+        self._clock = clock or SystemClock()
+        self._pause = pause or (lambda: time.sleep(0))
+        self._log = structlog.get_logger(__name__)
+
+    def blueprint(self) -> Blueprint:
+        """The routes, to be registered with an app that has the problem handlers."""
+        blueprint = Blueprint("webhooks", __name__)
+        blueprint.add_url_rule(
+            "/webhooks/<source>", view_func=self.receive, methods=["POST"], provide_automatic_options=False
+        )
+        return blueprint
+
+    def receive(self, source: str) -> Response:
+        """Answer one webhook."""
+        began = self._clock.monotonic()
+        endpoint = self._sources().get(source)
+        counts = Counts()
+        try:
+            if endpoint is None:
+                raise Refusal(404, "There is no such source.", slug="unknown-source")  # noqa: TRY301
+            response, counts = self._take(endpoint)
+        except Refusal as refusal:
+            response = problem(
+                refusal.status,
+                refusal.detail,
+                slug=refusal.slug,
+                headers=refusal.headers,
+                extra=refusal.extra,
+            )
+        except Exception as error:  # noqa: BLE001 (whatever it is, the sender gets an answer and the log the reason)
+            self._log.exception("webhook failed", source=source[:100], error=type(error).__name__)
+            response = problem(500, "The request was not taken; trying again may help.")
+        name = source if endpoint is not None else UNKNOWN_SOURCE
+        self._observer.webhook(name, response.status_code, self._clock.monotonic() - began, counts)
+        return response
+
+    def _take(self, endpoint: Endpoint) -> tuple[Response, Counts]:
+        if self._draining():
+            raise _busy("draining", "The service is shutting down.", _SOON_RETRY_S)
+        environ = request.environ
+        coding = coding_of(environ.get("HTTP_CONTENT_ENCODING", ""))
+        check_media_type(environ.get("CONTENT_TYPE", ""))
+        raw = read_body(environ, endpoint.max_body)
+        verdict = self._verify(endpoint, raw)
+        body = inflate(raw, endpoint.max_body) if coding else raw
+        mapped = self._map(endpoint, body, verdict)
+        if mapped.reject:
+            errors = _listed(mapped)
+            raise Refusal(422, "Nothing of the request was taken.", extra={"errors": errors})
+        receipts = self._append(mapped.events)
+        return self._answer(endpoint, mapped, receipts)
+
+    def _verify(self, endpoint: Endpoint, raw: bytes) -> Accepted:
+        name = endpoint.source.name
+        query = request.query_string.decode("latin-1")
+        signed = SignedRequest(
+            method=request.method,
+            url=f"{request.path}?{query}" if query else request.path,
+            headers=list(request.headers.items()),
+            body=raw,
+        )
+        verdict = endpoint.verifier.verify(signed, self._clock.now())
+        if isinstance(verdict, Refused):
+            self._observer.verification(name, verdict.reason, None)
+            self._log.warning("webhook refused", source=name, reason=verdict.reason, detail=verdict.detail)
+            raise Refusal(401, "The request could not be verified.")
+        self._observer.verification(name, "accepted", verdict.secret)
+        return verdict
+
+    def _map(self, endpoint: Endpoint, body: bytes, verdict: Accepted) -> Mapped:
+        try:
+            return endpoint.source.map_body(
+                parse_json(body),
+                headers=dict(request.headers.items()),
+                query=request.args.to_dict(),
+                delivery_id=verdict.delivery_id,
+                signed_hash=verdict.signed_hash,
+                pause=self._pause,
+            )
+        except PayloadError as error:
+            raise Refusal(400, f"{error}.") from error
+
+    def _append(self, events: Sequence[Event]) -> Sequence[Receipt]:
+        if not events:
+            return ()
+        try:
+            return self._journal.append(events)
+        except JournalFullError as error:
+            raise _busy("journal-full", "The journal is full.", _FULL_RETRY_S) from error
+        except JournalError as error:
+            self._log.warning("journal unavailable", error=type(error).__name__)
+            raise _busy("unavailable", "The journal cannot be written just now.", _SOON_RETRY_S) from error
+
+    def _answer(self, endpoint: Endpoint, mapped: Mapped, receipts: Sequence[Receipt]) -> tuple[Response, Counts]:
+        counts = count(receipts, mapped)
+        if counts.conflicts:
+            conflicts = [receipt.event_id for receipt in receipts if receipt.conflict]
+            self._log.warning(
+                "event id used again for other content",
+                source=endpoint.source.name,
+                events=conflicts[:MAX_LISTED],
+            )
+        reply = endpoint.source.source.reply
+        if reply.body == "none":
+            return Response(status=reply.status), counts
+        body = {
+            "accepted": counts.accepted,
+            "duplicates": counts.duplicates,
+            "ignored": counts.ignored,
+            "parked": counts.parked,
+            "ids": [event.id for event in mapped.events[:MAX_LISTED]],
+            "invalid": _listed(mapped),
+        }
+        return Response(orjson.dumps(body), status=reply.status, mimetype="application/json"), counts
+
+
+def count(receipts: Sequence[Receipt], mapped: Mapped) -> Counts:
+    """The figures of an answer: each event is exactly one of accepted, duplicate, ignored, parked."""
+    by_intake = dict.fromkeys(Intake, 0)
+    conflicts = 0
+    for receipt in receipts:
+        by_intake[receipt.intake] += 1
+        conflicts += receipt.conflict
+    return Counts(
+        accepted=by_intake[Intake.ACCEPTED],
+        duplicates=by_intake[Intake.DUPLICATE],
+        ignored=by_intake[Intake.IGNORED],
+        parked=by_intake[Intake.PARKED],
+        invalid=len(mapped.invalid),
+        conflicts=conflicts,
+        unlisted=mapped.unlisted,
+    )
+
+
+def _listed(mapped: Mapped) -> list[dict[str, Any]]:
+    return [{"index": index, "errors": errors} for index, errors in mapped.invalid[:MAX_LISTED]]
+
+
+def _busy(slug: str, detail: str, retry_s: tuple[int, int]) -> Refusal:
+    after = str(random.randint(*retry_s))  # noqa: S311 (jitter)
+    return Refusal(503, f"{detail} Nothing of the request was taken.", slug=slug, headers={"Retry-After": after})

@@ -1,0 +1,264 @@
+"""A real service in processes of its own, for tests: started, fed over HTTP, stopped and killed."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import requests
+
+from bridge.intake.signatures import sign
+from bridge.journal.retry_log import Entry, Filter
+from bridge.journal.store import Journal
+from bridge.model import SystemClock
+from bridge.settings import Journal as JournalSettings
+from bridge.settings import Secret, Verify
+
+SECRET = "whsec_" + base64.b64encode(b"a secret of twenty-four b").decode()
+
+CONFIG = """\
+crm:
+  base_url: {crm_url}
+  token: {{env: TEST_TOKEN, default: test-token}}
+  flush_interval: {flush_interval}
+  rate_limit: {{calls: {calls}, per: 10s}}
+  timeout: {timeout}
+journal:
+  url: sqlite:///{folder}/journal.db
+retry: {{base: 100ms, max: 1s}}
+server:
+  bind: 127.0.0.1:{port}
+  admin_bind: 127.0.0.1:{admin_port}
+  workers: {workers}
+  drain_timeout: {drain_timeout}
+sources:
+{sources}
+"""
+
+ACME = """\
+  acme:
+    verify: {scheme: standard-webhooks, secrets: [{file: acme.secret}]}
+    event_id: id
+    occurred_at: at
+    record: {id: client, id_property: acme_client_id}
+    properties:
+      company_name: name
+      annual_revenue: {from: revenue, type: number}
+      tier: {from: tier, type: enumeration}
+      notes: notes
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def eventually(check: Callable[[], bool], *, within_s: float = 30.0, every_s: float = 0.05) -> bool:
+    """Whether `check` comes true within the time."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if check():
+            return True
+        time.sleep(every_s)
+    return check()
+
+
+@dataclass
+class Running:
+    """One service: its folder holds configuration, secret, journal and log."""
+
+    folder: Path
+    crm_url: str
+    sources: str = ACME
+    workers: int = 1
+    calls: int = 100_000
+    flush_interval: str = "50ms"
+    timeout: str = "10s"
+    drain_timeout: str = "10s"
+    environ: Mapping[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    admin_port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        (self.folder / "acme.secret").write_text(SECRET + "\n", encoding="utf-8")
+        (self.folder / "acme.secret").chmod(0o600)
+        self.configure()
+
+    def configure(self) -> None:
+        """Write bridge.yaml from the fields."""
+        text = CONFIG.format(
+            crm_url=self.crm_url,
+            folder=self.folder,
+            port=self.port,
+            admin_port=self.admin_port,
+            workers=self.workers,
+            calls=self.calls,
+            flush_interval=self.flush_interval,
+            timeout=self.timeout,
+            drain_timeout=self.drain_timeout,
+            sources=self.sources,
+        )
+        self.config.write_text(text, encoding="utf-8")
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "bridge.yaml"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "service.log"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://127.0.0.1:{self.admin_port}"
+
+    # --- life ---
+
+    def start(self, *, ready: bool = True) -> None:
+        """Start it, and wait until it is ready."""
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "bridge", "serve", "--config", str(self.config)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ | dict(self.environ),
+            )
+        if ready:
+            assert eventually(self.is_ready, within_s=30), self.log.read_text(encoding="utf-8")
+
+    def is_ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log.read_text(encoding="utf-8")
+        with contextlib.suppress(requests.RequestException):
+            return requests.get(f"{self.admin_url}/readyz", timeout=2).status_code == 200
+        return False
+
+    def pids(self) -> list[int]:
+        """The master and its workers."""
+        assert self.process is not None
+        found = [self.process.pid]
+        with contextlib.suppress(OSError):
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="utf-8")
+            found += [int(pid) for pid in children.split()]
+        return found
+
+    def kill_all(self) -> None:
+        """`kill -9` of master and workers at once."""
+        assert self.process is not None
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(10)
+
+    def stop(self, *, within_s: float = 30.0) -> int:
+        """SIGTERM, and wait for the end; returns the exit status."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(within_s)
+
+    # --- traffic ---
+
+    def post(
+        self,
+        payload: Any,
+        *,
+        source: str = "acme",
+        delivery_id: str | None = None,
+        session: requests.Session | None = None,
+        secret: Path | None = None,
+    ) -> requests.Response:
+        """Sign a payload as the partner would, and post it."""
+        body = payload if isinstance(payload, bytes) else orjson.dumps(payload)
+        verify = Verify("standard-webhooks", (Secret(file=secret or self.folder / "acme.secret"),))
+        url = f"{self.url}/webhooks/{source}"
+        delivery_id = delivery_id or f"msg_{time.time_ns()}"
+        headers = sign(verify, body=body, url=url, now=time.time(), delivery_id=delivery_id)
+        return (session or requests).post(
+            url, data=body, headers={"Content-Type": "application/json", **headers}, timeout=30
+        )
+
+    def post_all(self, payloads: list[Any], *, senders: int = 8) -> list[requests.Response | None]:
+        """Post many payloads, some at a time; None where the connection failed."""
+        with requests.Session() as session, ThreadPoolExecutor(senders) as pool:
+            session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=senders))
+
+            def send(payload: Any) -> requests.Response | None:
+                try:
+                    return self.post(payload, session=session)
+                except requests.RequestException:
+                    return None
+
+            return list(pool.map(send, payloads))
+
+    # --- looking in ---
+
+    def status(self) -> dict[str, Any]:
+        answer: dict[str, Any] = requests.get(f"{self.admin_url}/status", timeout=5).json()
+        return answer
+
+    @contextlib.contextmanager
+    def journal(self) -> Iterator[Journal]:
+        """The journal, beside the running service."""
+        opened = Journal(settings=JournalSettings(url=f"sqlite:///{self.folder}/journal.db"), clock=SystemClock())
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+    def entries(self) -> list[Entry]:
+        with self.journal() as journal:
+            return journal.entries(Filter())
+
+    def idle(self) -> bool:
+        """Whether nothing is due any more."""
+        with self.journal() as journal:
+            return not journal.due(limit=1, exclude=()) and not journal.entries(Filter(state="retrying"))
+
+    def run(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """A command of the command line, with this service's configuration."""
+        return subprocess.run(
+            [sys.executable, "-m", "bridge", *arguments, "--config", str(self.config)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=os.environ | dict(self.environ),
+        )
+
+
+@contextlib.contextmanager
+def running(folder: Path, crm_url: str, **options: Any) -> Iterator[Running]:
+    """A started service that is stopped, or killed, at the end."""
+    service = Running(folder, crm_url, **options)
+    try:
+        service.start()
+        yield service
+    finally:
+        if service.process is not None and service.process.poll() is None:
+            try:
+                service.stop()
+            except subprocess.TimeoutExpired:
+                service.kill_all()
