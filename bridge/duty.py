@@ -7,12 +7,13 @@ The lock decides, and the kernel frees it when its holder dies, so that another 
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import structlog
 
 from bridge.delivery.dispatcher import Dispatcher
 from bridge.delivery.hubspot import HubSpot
+from bridge.delivery.ports import OnUnknown as Word
+from bridge.errors import ConfigError, JournalError, Problem
 from bridge.journal.store import Journal
 from bridge.journal.versions import DispatchLock
 from bridge.model import Clock, PendingRecord
@@ -23,28 +24,30 @@ from bridge.settings import Settings
 UPKEEP_EVERY_S = 1.0
 #: How often a worker that is not on duty asks for the lock.
 ASK_EVERY_S = 0.25
+#: What a step of upkeep may still take when the service stops.
+GRACE_S = 1.0
 
 
 class OnUnknown:
     """What the sources of a record say about one that the CRM does not know: the most careful word counts."""
 
-    CAREFUL = ("park", "wait", "ignore")
+    CAREFUL: tuple[Word, ...] = ("park", "wait", "ignore")
 
     def __init__(self, settings: Settings) -> None:
-        self._words: dict[tuple[str, str, str], Any] = {}
+        self._words: dict[tuple[str, str, str], Word] = {}
         for source in settings.sources.values():
             for block in source.mappings:
                 address = (source.name, block.object_type, block.record.id_property)
                 self._words[address] = self._more_careful(self._words.get(address), block.record.on_unknown)
 
-    def __call__(self, record: PendingRecord) -> Any:
+    def __call__(self, record: PendingRecord) -> Word:
         lane = record.key.lane
-        word = None
+        word: Word | None = None
         for source in record.sources:
             word = self._more_careful(word, self._words.get((source, lane.object_type, lane.id_property), "park"))
         return word or "park"
 
-    def _more_careful(self, one: str | None, other: str) -> str:
+    def _more_careful(self, one: Word | None, other: Word) -> Word:
         return other if one is None else min(one, other, key=self.CAREFUL.index)
 
 
@@ -62,8 +65,10 @@ class Duty:
         self._lock = DispatchLock(settings.journal.url)
         self._log = structlog.get_logger("bridge")
         self._stopping = threading.Event()
+        self._on_unknown = OnUnknown(settings)
+        #: Guards the hand-over of `_dispatcher` between the thread and `stop`.
+        self._changing = threading.Lock()
         self._dispatcher: Dispatcher | None = None
-        self._crm: HubSpot | None = None
         self._thread = threading.Thread(target=self._run, name="duty", daemon=True)
 
     def start(self) -> None:
@@ -84,9 +89,80 @@ class Duty:
     def stop(self, *, deadline: float) -> None:
         """Flush what fits until `deadline` (monotonic), then end; what is left stays due."""
         self._stopping.set()
-        dispatcher = self._dispatcher
-        if dispatcher is not None:
-            dispatcher.drain(deadline)
         if self._thread.is_alive():
-            self._thread.join(max(0.1, deadline - self._clock.monotonic()))
+            self._thread.join(max(0.1, deadline - self._clock.monotonic()) + GRACE_S)
+        with self._changing:
+            if self._dispatcher is not None:
+                self._dispatcher.drain(timeout_s=max(0.0, deadline - self._clock.monotonic()))
+                self._dispatcher = None
         self._lock.release()
+
+    # --- the thread ---
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                wait_s = self._step()
+            except JournalError as error:
+                self._log.warning("upkeep failed", error=str(error))
+                wait_s = UPKEEP_EVERY_S
+            except Exception as error:
+                self._log.exception("duty stumbled", error=type(error).__name__)
+                wait_s = UPKEEP_EVERY_S
+            self._stopping.wait(wait_s)
+
+    def _step(self) -> float:
+        """Take the lock or do what its holder does; returns the seconds until the next step."""
+        if self._dispatcher is None:
+            if not self._lock.acquire():
+                return ASK_EVERY_S
+            dispatcher = self._make_dispatcher()
+            dispatcher.start()
+            with self._changing:
+                self._dispatcher = dispatcher
+            self._log.info("this process delivers")
+        elif not self._dispatcher.is_running:
+            self._log.error("the dispatcher ended; a new one takes over")
+            with self._changing:
+                self._dispatcher.stop(grace_s=0)
+                self._dispatcher = None
+            return 0.0
+        self._upkeep(self._dispatcher)
+        return UPKEEP_EVERY_S
+
+    def _upkeep(self, dispatcher: Dispatcher) -> None:
+        limit = self._settings.crm.rate_limit
+        used = dispatcher.limiter.used(self._clock.monotonic())
+        self._journal.refresh_figures(
+            delivery={
+                "in_flight": dispatcher.in_flight,
+                "limiter": {"calls": limit.calls, "per_s": limit.per_s, "used": used},
+                "daily_calls_left": None,
+            }
+        )
+        # Small steps, so that intake and delivery are never held up by more than one of them.
+        deadline = self._clock.monotonic() + UPKEEP_EVERY_S / 2
+        while self._journal.prune() and self._clock.monotonic() < deadline and not self._stopping.is_set():
+            self._stopping.wait(0.02)
+
+    def _make_dispatcher(self) -> Dispatcher:
+        crm = self._settings.crm
+        if crm.token is None:
+            raise ConfigError([Problem("crm.oauth", "is not supported yet; use crm.token")])
+        client = HubSpot(
+            base_url=crm.base_url,
+            api_path=crm.api_path,
+            token=crm.token.text,
+            timeout_s=crm.timeout_s,
+            proxy=crm.proxy,
+            ca_file=crm.ca_file,
+        )
+        return Dispatcher(
+            journal=self._journal,
+            crm=client,
+            settings=crm,
+            retry=self._settings.retry,
+            on_unknown=self._on_unknown,
+            clock=self._clock,
+            observer=self._observing,
+        )

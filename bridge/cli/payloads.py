@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from bridge.cli.common import config_option, load
+from bridge.cli.common import config_option, load_for_journal
 from bridge.cli.printing import print_json, progress
 from bridge.errors import BridgeError, PayloadError
 
@@ -45,11 +45,12 @@ def map_(config: Path, source: str, file: str, headers: tuple[str, ...]) -> int:
     from bridge.intake.mapping import compile_source
     from bridge.intake.payload import parse_json
 
-    settings = load(config)
+    given = _headers(headers)
+    settings = load_for_journal(config)
     compiled = compile_source(_source(settings, source), settings.server.public_url)
     try:
         body = parse_json(_read(file))
-        mapped = compiled.map_body(body, headers=_headers(headers), delivery_id="dry-run")
+        mapped = compiled.map_body(body, headers=given, delivery_id="dry-run")
     except PayloadError as error:
         print_json({"inputs": [], "refused": {"status": 400, "detail": str(error)}})
         return 1
@@ -73,10 +74,10 @@ def send(config: Path, source: str, file: str | None, url: str | None, count: in
     """
     from bridge.intake.mapping import compile_source
 
-    settings = load(config)
+    extra = _headers(headers)
+    settings = load_for_journal(config)
     found = _source(settings, source)
     target = url or f"http://127.0.0.1:{settings.server.bind[1]}/webhooks/{source}"
-    extra = _headers(headers)
     if file is None:
         compiled = compile_source(found, settings.server.public_url)
         if not found.examples:

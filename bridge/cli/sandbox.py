@@ -102,10 +102,15 @@ def sandbox(
             signal.signal(number, end)
         click.echo(_greeting(server.url, latency_s, limit), nl=False)
         if until_eof:  # whoever started us holds the other end: it ends however they end
-            threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+            threading.Thread(target=_until_eof, args=(ended,), daemon=True).start()
         ended.wait()
     calls, breaches = sum(crm.ledger.counts().values()), len(crm.ledger.violations())
     click.echo(f"Sandbox ended after {calls} calls; breaches of the contract: {breaches}")
+
+
+def _until_eof(ended: threading.Event) -> None:
+    sys.stdin.buffer.read()
+    ended.set()
 
 
 def _greeting(url: str, latency_s: float, limit: int) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import Any, assert_never
 
 import orjson
 from sqlalchemy.engine import Connection
@@ -159,18 +159,34 @@ def take(
     )
     idle = sorted(set(refs) - values.keys())
     if idle:
-        clear_due(connection, idle)
+        leave_due(connection, idle)
     return taken
 
 
-def clear_due(connection: Connection, refs: Sequence[int]) -> Sequence[Sequence[object]]:
-    """Take records that have nothing pending out of `due`; returns their (source, since_us)."""
+def leave_due(connection: Connection, refs: Sequence[int]) -> Sequence[Sequence[Any]]:
+    """Take records that have nothing pending out of `due`; returns (source, since_us) of those that left.
+
+    A record in doubt of which a newer value was confirmed stays, due once more when the doubt is over.
+    """
+    again = fetch(
+        connection,
+        """UPDATE due SET due_us = r.doubt_us + :doubt FROM records r
+            WHERE due.record = r.id AND r.id IN (SELECT id FROM {ids}) AND r.doubt_us IS NOT NULL
+              AND due.due_us IS NOT NULL
+              AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 0)
+              AND EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 1
+                             AND d.revision > r.doubt_n AND d.settled_us >= r.doubt_us)
+           RETURNING record""",
+        ids=refs,
+        doubt=DOUBT_US,
+    )
+    waiting = {ref for (ref,) in again}
     return fetch(
         connection,
         """DELETE FROM due WHERE record IN (SELECT id FROM {ids})
               AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = due.record AND d.state = 0)
            RETURNING source, since_us""",
-        ids=refs,
+        ids=[ref for ref in refs if ref not in waiting],
     )
 
 
@@ -359,39 +375,21 @@ def _leave_due(
     began_us: int,
     now_us: int,
 ) -> list[tuple[str, float]]:
-    """Take settled records out of `due`, but keep those whose confirmed value must be sent once more."""
-    again: list[tuple[int, int]] = []
-    over: list[int] = []
-    for record in delivered:
-        if record.doubt_at_us is None:
-            continue
-        window_ends = record.doubt_at_us + DOUBT_US
-        if began_us >= window_ends:
-            over.append(record.ref)
-        elif any(value.n > record.doubt_n for value in record.values.values()):
-            again.append((record.ref, window_ends))
+    """Take settled records out of `due`; returns (source, seconds since arrival) of the delivered ones."""
+    over = [
+        record.ref
+        for record in delivered
+        if record.doubt_at_us is not None and began_us >= record.doubt_at_us + DOUBT_US
+    ]
     if over:
         run(
             connection,
             "UPDATE records SET doubt_us = NULL, doubt_n = NULL WHERE id IN (SELECT id FROM {ids})",
             ids=over,
         )
-    if again:
-        run(
-            connection,
-            """UPDATE due SET due_us = r.at FROM {rows:ref int, at int} r WHERE due.record = r.ref
-                  AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = due.record AND d.state = 0)""",
-            rows=again,
-        )
-    waiting = {ref for ref, _ in again}
-    refs = {
-        outcome.record.ref
-        for outcome in outcomes
-        if isinstance(outcome, (Delivered, Ignored, Refused)) and outcome.record.ref not in waiting
-    }
-    if not refs:
-        return []
-    gone = clear_due(connection, sorted(refs))
-    if not delivered:
-        return []
-    return [(str(source), max(0.0, (now_us - since) / 1e6)) for source, since in gone if isinstance(since, int)]
+    confirmed = {record.ref for record in delivered}
+    others = {outcome.record.ref for outcome in outcomes if isinstance(outcome, (Ignored, Refused))} - confirmed
+    if others:
+        leave_due(connection, sorted(others))
+    gone = leave_due(connection, sorted(confirmed)) if confirmed else ()
+    return [(source, max(0.0, (now_us - since_us) / 1e6)) for source, since_us in gone]

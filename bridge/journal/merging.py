@@ -283,7 +283,12 @@ def _make_due(
         wait_us = records[ref].retry_us
         at_us = now_us if at_once or wait_us is None else max(now_us, wait_us)
         rows.append((ref, source, records[ref].lane, at_us, now_us))
-    keep = "excluded.due_us" if at_once else "coalesce(due.due_us, excluded.due_us)"
+    # What is due later without a failure (a value to be sent again after a doubt) is due now with the rest.
+    keep = (
+        "excluded.due_us"
+        if at_once
+        else "CASE WHEN due.due_us < excluded.due_us THEN due.due_us ELSE excluded.due_us END"
+    )
     run(
         connection,
         f"""INSERT INTO due (record, source, lane, due_us, since_us)

@@ -19,6 +19,7 @@ from typing import Literal
 from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch, run
+from bridge.journal.delivering import leave_due
 from bridge.journal.merging import Ask, Merged, merge, unpark
 from bridge.journal.schema import State
 from bridge.model import PropertyUpdate
@@ -408,7 +409,7 @@ def discard(connection: Connection, chosen: Sequence[Entry], *, now_us: int) -> 
                           failing_since_us = NULL, retry_us = NULL WHERE id IN (SELECT id FROM {ids})""",
                 ids=refs,
             )
-            run(connection, "DELETE FROM due WHERE record IN (SELECT id FROM {ids})", ids=refs)
+            leave_due(connection, refs)
     events = [_number(entry) for entry in chosen if entry.id.startswith("event-")]
     given_up += run(connection, "UPDATE events SET waits = 0 WHERE seq IN (SELECT id FROM {ids})", ids=events).rowcount
     return given_up

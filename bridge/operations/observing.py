@@ -82,12 +82,7 @@ class Observing:
         self._metrics.rate_limit_wait.inc(seconds)
 
     def paused(self, pauses: Sequence[Pause]) -> None:
-        """The pauses changed."""
-        self._log.warning(
-            "delivery paused" if pauses else "delivery goes on",
-            pauses=[{"reason": pause.reason, "scope": pause.scope, "target": pause.target} for pause in pauses],
-        )
+        """The pauses changed: the dispatcher logs them, and the gauges read them from the journal."""
 
     def stumbled(self, error: str) -> None:
-        """The dispatcher met an unexpected error and goes on."""
-        self._log.error("delivery stumbled", error=error)
+        """The dispatcher met an unexpected error, which it logs, and goes on."""

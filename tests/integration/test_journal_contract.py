@@ -436,6 +436,23 @@ def test_the_same_value_confirmed_in_doubt_is_not_sent_again(journal: Journal, c
     assert take(journal, clock) == []
 
 
+def test_a_new_value_does_not_wait_for_the_end_of_a_doubt(journal: Journal, clock: FakeClock) -> None:
+    """The record waits to be sent again; what arrives meanwhile goes at once, and all of it again at the end."""
+    journal.append([event("e1", properties={"tier": "gold", "city": "Lugo"})])
+    settle(journal, clock, take(journal, clock), doubtful=True)
+    journal.append([event("e2", properties={"tier": "silver"})])
+    clock.advance(1)
+    taken = take(journal, clock)
+    settle(journal, clock, taken, Delivered(taken[0]))
+    journal.append([event("e3", properties={"city": "Vigo"})])
+    [now] = take(journal, clock)
+    assert values(now) == {"city": "Vigo"}
+    settle(journal, clock, [now], Refused(now, {"city": Reason("VALIDATION_ERROR", "no")}))
+    assert take(journal, clock) == []
+    clock.advance(120)
+    assert [values(record) for record in take(journal, clock)] == [{"tier": "silver"}]
+
+
 def test_a_crash_during_a_call_leaves_doubt(url: str, clock: FakeClock) -> None:
     """The mark is made before the call, so that the death of the process cannot lose it."""
     before = Journal(settings=JournalSettings(url=url), clock=clock)

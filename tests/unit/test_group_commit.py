@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -25,13 +26,15 @@ class MemoryAppender:
         self.broken = False
         self.gate = threading.Event()
         self.gate.set()
+        self.entered = threading.Event()
 
     def refuse_if_full(self) -> None:
         if self.full:
             raise JournalFullError("full")
 
     def append(self, events: Sequence[Event]) -> Appended:
-        self.gate.wait(5)
+        self.entered.set()
+        self.gate.wait(20)
         if self.broken:
             raise JournalUnavailableError("disk full")
         if any(one.id == "poison" for one in events):
@@ -71,13 +74,28 @@ def in_threads(commits: GroupCommit, requests: Sequence[Sequence[str]]) -> list[
     return results
 
 
-def wait_for(commits: GroupCommit, number: int) -> None:
-    for _ in range(500):
-        with commits._mutex:
-            if len(commits._waiting) >= number:
-                return
-        threading.Event().wait(0.01)
-    pytest.fail("the requests did not queue up")
+def queued(commits: GroupCommit, appender: MemoryAppender, requests: Sequence[Sequence[str]]) -> list[object]:
+    """The same while another request is being written: all of them wait together, then go on together."""
+    appender.gate.clear()
+    appender.entered.clear()
+    first = threading.Thread(target=commits.append, args=([event("first")],))
+    first.start()
+    assert appender.entered.wait(10)
+
+    def open_gate() -> None:
+        for _ in range(1000):
+            with commits._mutex:
+                if len(commits._waiting) == len(requests):
+                    break
+            time.sleep(0.01)
+        appender.gate.set()
+
+    opener = threading.Thread(target=open_gate)
+    opener.start()
+    results = in_threads(commits, requests)
+    opener.join()
+    first.join()
+    return list(results)
 
 
 def test_every_sender_gets_its_own_receipts(commits: GroupCommit) -> None:
@@ -86,21 +104,13 @@ def test_every_sender_gets_its_own_receipts(commits: GroupCommit) -> None:
 
 
 def test_waiting_requests_share_one_transaction(commits: GroupCommit, appender: MemoryAppender) -> None:
-    appender.gate.clear()
-    opener = threading.Timer(0.0, lambda: (wait_for(commits, 9), appender.gate.set()))
-    opener.start()
-    in_threads(commits, [[f"e{at}"] for at in range(10)])
-    opener.join()
-    assert len(appender.groups) == 2
-    assert sorted(functools.reduce(operator.iadd, appender.groups, [])) == sorted(f"e{at}" for at in range(10))
+    queued(commits, appender, [[f"e{at}"] for at in range(10)])
+    assert appender.groups[0] == ["first"]
+    assert [sorted(group) for group in appender.groups[1:]] == [sorted(f"e{at}" for at in range(10))]
 
 
 def test_a_data_error_is_answered_to_its_own_sender_only(commits: GroupCommit, appender: MemoryAppender) -> None:
-    appender.gate.clear()
-    opener = threading.Timer(0.0, lambda: (wait_for(commits, 4), appender.gate.set()))
-    opener.start()
-    results = in_threads(commits, [["a"], ["poison", "b"], ["c"], ["d"], ["e"]])
-    opener.join()
+    results = queued(commits, appender, [["a"], ["poison", "b"], ["c"], ["d"], ["e"]])
     assert [isinstance(result, ValueError) for result in results] == [False, True, False, False, False]
     assert "b" not in functools.reduce(operator.iadd, appender.groups, [])
 
@@ -121,13 +131,9 @@ def test_a_full_journal_refuses_without_queueing(commits: GroupCommit, appender:
 
 
 def test_groups_are_bounded(commits: GroupCommit, appender: MemoryAppender) -> None:
-    appender.gate.clear()
-    opener = threading.Timer(0.0, lambda: (wait_for(commits, 4), appender.gate.set()))
-    opener.start()
     size = GROUP_EVENTS // 2
-    in_threads(commits, [[f"{at}-{place}" for place in range(size)] for at in range(5)])
-    opener.join()
-    assert max(map(len, appender.groups)) <= GROUP_EVENTS
+    queued(commits, appender, [[f"{at}-{place}" for place in range(size)] for at in range(5)])
+    assert [len(group) for group in appender.groups] == [1, GROUP_EVENTS, GROUP_EVENTS, size]
 
 
 def test_after_closing_nothing_is_taken(appender: MemoryAppender) -> None:
