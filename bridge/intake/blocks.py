@@ -125,7 +125,9 @@ class CompiledBlock:
                 expression = problems.expression(how.source, (*place, "from"))
                 self._expressions.append(expression)
                 getters.append((name, value_getter(expression)))
-        pairs = self._compile_pairs(block.pairs, fields, (*path, "pairs"), problems) if block.pairs else None
+        pairs = None
+        if block.pairs is not None:
+            pairs = self._compile_pairs(block.pairs, set(block.properties), fields, (*path, "pairs"), problems)
         if not block.properties and not (block.pairs and block.pairs.properties):
             problems.add((*path, "properties"), "nothing is mapped to any property")
         schema = PropertySchema.from_dict(dict(fields))()
@@ -133,18 +135,19 @@ class CompiledBlock:
         return CompiledValues(schema, tuple(getters), pairs)
 
     def _compile_pairs(
-        self, pairs: Pairs, fields: dict[str, PropertyField], path: Path, problems: Problems
+        self, pairs: Pairs, taken: set[str], fields: dict[str, PropertyField], path: Path, problems: Problems
     ) -> PairReader:
-        names = {}
+        names: dict[str, str] = {}
         for sender, (name, how) in pairs.properties.items():
             place = (*path, "properties", sender)
             if how.constant is not None or how.source is not None:
                 problems.add(place, "a pair brings its own value: from: and constant: do not belong here")
-            elif name in fields:
+            elif name in taken:
                 problems.add((*place, "to"), f"the property {name} is there twice")
             else:
                 self._add_field(fields, name, how, place, problems)
                 names[sender] = name
+                taken.add(name)
         reader = PairReader(
             problems.expression(pairs.items, (*path, "in")),
             problems.expression(pairs.name, (*path, "name")),

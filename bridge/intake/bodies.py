@@ -1,4 +1,4 @@
-"""A request's body, whole or not at all: read from the WSGI stream up to a limit, inflated if need be.
+"""A request's headers and its body, whole or not at all: read from the WSGI stream up to a limit, inflated if need be.
 
 Werkzeug cuts a chunked body at its limit without saying so, hence the stream is read here.
 """
@@ -44,6 +44,13 @@ def read_body(environ: Mapping[str, Any], limit: int) -> bytes:
     if left is not None and size < left:
         raise Refusal(400, "The body was cut off.")
     return b"".join(parts)
+
+
+def sent_headers(environ: Mapping[str, Any]) -> dict[str, str]:
+    """The request's headers by lower-case name. WSGI joins those given twice with a comma."""
+    headers = {name[5:].replace("_", "-").lower(): text for name, text in environ.items() if name[:5] == "HTTP_"}
+    headers["content-type"] = environ.get("CONTENT_TYPE", "")
+    return headers
 
 
 def check_media_type(content_type: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -70,6 +71,12 @@ def problem(
     return response
 
 
+def where(error: BaseException) -> list[str]:
+    """The stack of an accident for the log: no values and no message, as these may hold a payload."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+
+
 def register_problem_handlers(app: Flask) -> None:
     """Let unknown routes, wrong methods and unexpected exceptions answer with a problem too."""
     log = structlog.get_logger(__name__)
@@ -86,7 +93,7 @@ def register_problem_handlers(app: Flask) -> None:
         return problem(status, detail, headers=allowed)
 
     def accident(error: Exception) -> Response:
-        log.error("request failed", path=request.path[:200], exc_info=error)
+        log.error("request failed", path=request.path[:200], error=type(error).__name__, trace=where(error))
         return problem(500, "The request was not taken; trying again may help.")
 
     app.register_error_handler(Refusal, refused)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hmac
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -133,8 +134,14 @@ def stamp_of(layout: Hmac, now: float) -> str:
             return str(int(now))
 
 
+@functools.cache
+def _pieces(template: str) -> tuple[str, ...]:
+    """Text, field, text, field, … of a template of the configuration."""
+    return tuple(_FIELD.split(template))
+
+
 def signed_bytes(layout: Hmac, parts: Mapping[str, bytes]) -> bytes:
-    pieces = _FIELD.split(layout.signed)  # text, field, text, field, …
+    pieces = _pieces(layout.signed)
     return b"".join(parts.get(piece, b"") if position % 2 else piece.encode() for position, piece in enumerate(pieces))
 
 

@@ -17,10 +17,10 @@ import structlog
 from flask import Blueprint, Response, request
 
 from bridge.errors import JournalError, JournalFullError, PayloadError
-from bridge.intake.bodies import check_media_type, coding_of, inflate, read_body
+from bridge.intake.bodies import check_media_type, coding_of, inflate, read_body, sent_headers
 from bridge.intake.mapping import CompiledSource, Mapped
 from bridge.intake.payload import parse_json
-from bridge.intake.problems import Refusal, problem, register_problem_handlers
+from bridge.intake.problems import Refusal, problem, register_problem_handlers, where
 from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verifier
 from bridge.model import Clock, Event, Intake, Receipt, SystemClock
 
@@ -130,7 +130,7 @@ class Webhooks:
                 extra=refusal.extra,
             )
         except Exception as error:  # noqa: BLE001 (whatever it is, the sender gets an answer and the log the reason)
-            self._log.exception("webhook failed", source=source[:100], error=type(error).__name__)
+            self._log.error("webhook failed", source=source[:100], error=type(error).__name__, trace=where(error))
             response = problem(500, "The request was not taken; trying again may help.")
         name = source if endpoint is not None else UNKNOWN_SOURCE
         self._observer.webhook(name, response.status_code, self._clock.monotonic() - began, counts)
@@ -140,27 +140,24 @@ class Webhooks:
         if self._draining():
             raise _busy("draining", "The service is shutting down.", _SOON_RETRY_S)
         environ = request.environ
+        headers = sent_headers(environ)
         coding = coding_of(environ.get("HTTP_CONTENT_ENCODING", ""))
         check_media_type(environ.get("CONTENT_TYPE", ""))
         raw = read_body(environ, endpoint.max_body)
-        verdict = self._verify(endpoint, raw)
+        verdict = self._verify(endpoint, raw, headers)
         body = inflate(raw, endpoint.max_body) if coding else raw
-        mapped = self._map(endpoint, body, verdict)
+        mapped = self._map(endpoint, body, headers, verdict)
         if mapped.reject:
             errors = _listed(mapped)
             raise Refusal(422, "Nothing of the request was taken.", extra={"errors": errors})
         receipts = self._append(mapped.events)
         return self._answer(endpoint, mapped, receipts)
 
-    def _verify(self, endpoint: Endpoint, raw: bytes) -> Accepted:
+    def _verify(self, endpoint: Endpoint, raw: bytes, headers: Mapping[str, str]) -> Accepted:
         name = endpoint.source.name
-        query = request.query_string.decode("latin-1")
-        signed = SignedRequest(
-            method=request.method,
-            url=f"{request.path}?{query}" if query else request.path,
-            headers=list(request.headers.items()),
-            body=raw,
-        )
+        path, query = request.path, request.environ.get("QUERY_STRING", "")
+        url = f"{path}?{query}" if query else path
+        signed = SignedRequest("POST", url, tuple(headers.items()), raw)
         verdict = endpoint.verifier.verify(signed, self._clock.now())
         if isinstance(verdict, Refused):
             self._observer.verification(name, verdict.reason, None)
@@ -169,12 +166,12 @@ class Webhooks:
         self._observer.verification(name, "accepted", verdict.secret)
         return verdict
 
-    def _map(self, endpoint: Endpoint, body: bytes, verdict: Accepted) -> Mapped:
+    def _map(self, endpoint: Endpoint, body: bytes, headers: Mapping[str, str], verdict: Accepted) -> Mapped:
         try:
             return endpoint.source.map_body(
                 parse_json(body),
-                headers=dict(request.headers.items()),
-                query=request.args.to_dict(),
+                headers=headers,
+                query=request.args.to_dict() if request.environ.get("QUERY_STRING") else {},
                 delivery_id=verdict.delivery_id,
                 signed_hash=verdict.signed_hash,
                 pause=self._pause,

@@ -1,0 +1,287 @@
+"""Values: a partner's way of writing in, HubSpot's string or a message out."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from marshmallow import ValidationError, missing
+
+from bridge.errors import MappingError
+from bridge.intake.fields import build_field, zone_of
+from bridge.intake.texts import text_of_result
+from bridge.intake.times import instant, iso_utc
+from bridge.intake.values import PropertySchema
+from bridge.settings import Property, PropertyType
+
+MADRID = zone_of("Europe/Madrid", ())
+
+
+def convert(value: Any, zone: str | None = None, **options: Any) -> str:
+    return str(build_field(Property("a", **options), zone_of(zone, ()), ("p",)).deserialize(value))
+
+
+def complaint(value: Any, **options: Any) -> str:
+    with pytest.raises(ValidationError) as caught:
+        convert(value, **options)
+    return "; ".join(str(message) for message in caught.value.messages)
+
+
+@pytest.mark.parametrize(
+    "value, options, expected",
+    [
+        ("  as it is ", {}, "  as it is "),
+        (1011, {}, "1011"),
+        (Decimal("5.0"), {}, "5.0"),
+        (Decimal("1E+3"), {}, "1000"),
+        (True, {}, "true"),
+        ("ünï 😀", {}, "ünï 😀"),
+        (" a@b.de ", {"format": "email"}, "a@b.de"),
+        (" gold ", {"type": "enumeration"}, "gold"),
+        (3, {"type": "enumeration"}, "3"),
+        ("+49 228 1", {"type": "phone_number"}, "+49 228 1"),
+        (492281, {"type": "phone_number"}, "492281"),
+        ("Gold", {"values": {"Gold": "gold"}}, "gold"),
+        (" Gold ", {"type": "enumeration", "values": {"Gold": "gold"}}, "gold"),
+        (7, {"type": "enumeration", "values": {"7": "seven"}}, "seven"),
+        (True, {"values": {"true": "on"}}, "on"),
+        ("x", {"values": {"Gold": "gold", "*": "other"}}, "other"),
+        ("J", {"type": "bool", "values": {"J": "yes", "N": "no"}}, "true"),
+        ("gone", {"values": {"gone": ""}}, ""),
+        (["a", "b", "a"], {"type": "enumeration", "multiple": True}, "a;b"),
+        (["a", None, "", 3], {"type": "enumeration", "multiple": True}, "a;3"),
+        ("a, b ,,c", {"type": "enumeration", "multiple": True, "separator": ","}, "a;b;c"),
+        ("single", {"type": "enumeration", "multiple": True}, "single"),
+        (["A", "B"], {"type": "enumeration", "multiple": True, "values": {"A": "a", "*": "z"}}, "a;z"),
+    ],
+)
+def test_texts_and_options(value: object, options: dict[str, Any], expected: str) -> None:
+    """string keeps its blanks, the other types are trimmed; values: look at the text."""
+    assert convert(value, **options) == expected
+
+
+@pytest.mark.parametrize(
+    "value, scale, expected",
+    [
+        (5, None, "5"),
+        (-5, None, "-5"),
+        (123450, "0.01", "1234.5"),
+        (Decimal("1.50"), None, "1.5"),
+        (Decimal("0.1") + Decimal("0.2"), None, "0.3"),
+        (Decimal("-0.0"), None, "0"),
+        (Decimal("1E+20"), None, "1" + "0" * 20),
+        (Decimal("1E-7"), None, "0.0000001"),
+        (" 12.5 ", None, "12.5"),
+        ("+1e3", None, "1000"),
+        (".5", "2", "1"),
+        ("12345678901234567890.1234567890", None, "12345678901234567890.123456789"),
+        ("9" * 300, "10", "9" * 300 + "0"),
+    ],
+)
+def test_numbers_are_decimal_and_written_plainly(value: object, scale: str | None, expected: str) -> None:
+    """No binary floating point, no exponent, no zeros that say nothing."""
+    assert convert(value, type="number", scale=scale) == expected
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**30), max_value=10**30))
+def test_a_number_keeps_its_value(number: Decimal) -> None:
+    """Whatever its form, the text reads as the same number."""
+    text = convert(number, type="number")
+    assert Decimal(text) == number
+    assert "e" not in text.lower()
+
+
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        *((value, "true") for value in (True, 1, "true", "TRUE", " yes ", "1")),
+        *((value, "false") for value in (False, 0, "false", "No", "0")),
+    ],
+)
+def test_bools(value: object, expected: str) -> None:
+    """true, yes, 1 and their opposites, in any case."""
+    assert convert(value, type="bool") == expected
+
+
+@pytest.mark.parametrize(
+    "value, zone, format_, expected",
+    [
+        ("2026-01-02", None, None, "2026-01-02"),
+        ("20260102", None, None, "2026-01-02"),
+        ("2026-01-02T23:30:00", None, None, "2026-01-02"),  # as it is written
+        ("2026-01-02T23:30:00-05:00", None, None, "2026-01-02"),  # the value's own zone
+        ("2026-01-02T23:30:00Z", "Europe/Madrid", None, "2026-01-03"),  # the day there
+        (1767396600, "Europe/Madrid", None, "2026-01-03"),
+        (1767396600, None, None, "2026-01-02"),
+        (1767396600000, None, None, "2026-01-02"),
+        ("1767396600", None, None, "2026-01-02"),
+        (-1, None, None, "1969-12-31"),
+        (253402300799, None, None, "1978-01-11"),  # milliseconds by its size
+        ("31/12/2026", None, "%d/%m/%Y", "2026-12-31"),
+        (20261231, None, "%Y%m%d", "2026-12-31"),
+        ("9999-12-31", None, None, "9999-12-31"),
+    ],
+)
+def test_dates(value: object, zone: str | None, format_: str | None, expected: str) -> None:
+    """Of an instant, the day in the configured zone, else in its own."""
+    assert convert(value, zone, type="date", format=format_) == expected
+
+
+@pytest.mark.parametrize(
+    "value, zone, format_, expected",
+    [
+        ("2026-01-02T03:04:05Z", None, None, "2026-01-02T03:04:05Z"),
+        ("2026-01-02t03:04:05z", None, None, "2026-01-02T03:04:05Z"),
+        ("2026-01-02T03:04:05.1239999+02:00", None, None, "2026-01-02T01:04:05.123Z"),
+        ("2026-07-02T03:04:05", "Europe/Madrid", None, "2026-07-02T01:04:05Z"),
+        ("2026-01-02", "Europe/Madrid", None, "2026-01-01T23:00:00Z"),
+        (1767323045, None, None, "2026-01-02T03:04:05Z"),
+        (Decimal("1767323045.25"), None, None, "2026-01-02T03:04:05.250Z"),
+        (1767323045250, None, None, "2026-01-02T03:04:05.250Z"),
+        ("1767323045.25", None, None, "2026-01-02T03:04:05.250Z"),
+        (Decimal("-0.001"), None, None, "1969-12-31T23:59:59.999Z"),
+        ("02.01.2026 03:04", "UTC", "%d.%m.%Y %H:%M", "2026-01-02T03:04:00Z"),
+        ("02.01.2026 03:04 +0100", None, "%d.%m.%Y %H:%M %z", "2026-01-02T02:04:00Z"),
+    ],
+)
+def test_datetimes(value: object, zone: str | None, format_: str | None, expected: str) -> None:
+    """ISO 8601 in UTC; milliseconds where there are any."""
+    assert convert(value, zone, type="datetime", format=format_) == expected
+
+
+@given(st.datetimes(timezones=st.timezones()))
+def test_an_instant_survives_the_way_through_text(moment: datetime) -> None:
+    """To the millisecond, whatever zone it was written in."""
+    offset = moment.utcoffset()
+    assert offset is not None
+    moment = moment.replace(tzinfo=timezone(offset), fold=0)
+    try:
+        exact = moment.astimezone(UTC)
+    except OverflowError:
+        return  # beyond the year 9999 or before 1
+    text = iso_utc(instant(moment.isoformat(), None))
+    assert exact - datetime.fromisoformat(text) < timedelta(milliseconds=1)
+    assert text.endswith("Z")
+
+
+NOT: dict[str, list[Any]] = {
+    "number": ["1,5", "1.234,50", "0x1", "NaN", "1e999", "١", True, [1]],
+    "bool": ["maybe", 2, Decimal("1.0"), "on", {}],
+    "date": ["31/12/2026", "soon", "2026-02-30", True, {}, 10**18],
+    "datetime": ["2026-01-02T25:00Z", "1e5", 10**17, "0001-01-01T00:00+14:00"],
+}
+
+
+@pytest.mark.parametrize(
+    "value, options, message",
+    [
+        ({"a": 1}, {}, "is an object"),
+        (["a"], {}, "is a list"),
+        ("\0", {}, "NUL"),
+        ("x" * 65_537, {}, "65537 characters"),
+        (";x", {}, "append"),
+        (" ;x", {}, "append"),
+        ("a@", {"format": "email"}, "e-mail"),
+        ("x", {"values": {"Gold": "gold"}}, "'x', which values: does not list"),
+        ([";"], {"type": "enumeration", "multiple": True}, "';'"),
+        (["a;b"], {"type": "enumeration", "multiple": True}, "';'"),
+        ([["a"]], {"type": "enumeration", "multiple": True}, "a list"),
+        (["x" * 40_000, "y" * 40_000], {"type": "enumeration", "multiple": True}, "characters"),
+        ("call me", {"type": "phone_number"}, "phone number"),
+        (True, {"type": "phone_number"}, "phone number"),
+        *((value, {"type": type_}, "") for type_, values in NOT.items() for value in values),
+        ("2026-01-02T03:04:05", {"type": "datetime"}, "timezone"),
+        ("2026-01-02", {"type": "date", "format": "%d/%m/%Y"}, "written as"),
+    ],
+)
+def test_what_is_invalid_says_why_in_a_short_line(value: object, options: dict[str, Any], message: str) -> None:
+    """With a cut of the value of at most 60 characters."""
+    text = complaint(value, **options)
+    assert message in text
+    assert len(text) < 200
+    assert "\0" not in text
+
+
+@pytest.mark.parametrize(
+    "options, key",
+    [
+        ({"type": "string", "scale": "2"}, "scale"),
+        ({"type": "number", "scale": "much"}, "scale"),
+        ({"type": "number", "format": "%d"}, "format"),
+        ({"type": "date", "format": "%d/%m"}, "format"),
+        ({"type": "date", "format": "%Q"}, "format"),
+        ({"type": "string", "format": "url"}, "format"),
+        ({"type": "string", "timezone": "UTC"}, "timezone"),
+        ({"type": "date", "timezone": "Mars/Olympus"}, "timezone"),
+        ({"type": "date", "timezone": "../etc/passwd"}, "timezone"),
+        ({"type": "enumeration", "separator": ","}, "separator"),
+        ({"type": "money"}, "type"),
+        ({"type": "bool", "constant": "maybe"}, "constant"),
+    ],
+)
+def test_options_that_do_not_fit_are_found_beforehand(options: dict[str, Any], key: str) -> None:
+    """Each names the option it is about."""
+    with pytest.raises(ExceptionGroup) as caught:
+        build_field(Property("a", **options), None, ("properties", "p"))
+    paths = [error.path for error in caught.value.exceptions if isinstance(error, MappingError)]
+    assert ("properties", "p", key) in paths
+
+
+OPTIONS: dict[str, dict[str, Any]] = {"plain": {}, "strict": {"required": True, "multiple": True}}
+SCALARS = st.none() | st.booleans() | st.integers() | st.decimals(allow_nan=False, allow_infinity=False) | st.text()
+VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(), SCALARS, max_size=2)
+SCHEMA = PropertySchema.from_dict(
+    {
+        f"{name}_{type_}": build_field(Property("a", type=type_, **options), MADRID, ())
+        for type_ in get_args(PropertyType)
+        for name, options in OPTIONS.items()
+    }
+)()
+
+
+@given(st.dictionaries(st.sampled_from(sorted(SCHEMA.load_fields)), VALUES))
+def test_the_short_way_through_a_schema_gives_what_load_gives(raw: dict[str, Any]) -> None:
+    """PropertySchema.read spares marshmallow's closures, not its fields."""
+    assert isinstance(SCHEMA, PropertySchema)
+    valid, invalid = SCHEMA.read(raw)
+    try:
+        expected, messages = SCHEMA.load(raw), {}
+    except ValidationError as error:
+        expected, messages = error.valid_data, error.messages_dict
+    assert valid == expected
+    assert {name: "; ".join(texts) for name, texts in messages.items()} == invalid
+
+
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        ("text", "text"),
+        ("", ""),
+        ("  ", missing),
+        (None, missing),
+        (1, "1"),
+        (1.5, "1.5"),
+        (0.1, "0.1"),
+        (Decimal("2.50"), "2.5"),
+        (False, "false"),
+        (date(2026, 1, 2), "2026-01-02"),
+        (datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "2026-01-02T03:04:05Z"),
+        (datetime(2026, 1, 2, 3, 4, 5), "2026-01-02T02:04:05Z"),  # noqa: DTZ001 (the block's zone)
+        (["a", "b"], "a;b"),
+        ([], missing),
+    ],
+)
+def test_what_a_schema_of_ones_own_returns_is_written_alike(value: object, expected: object) -> None:
+    """None and blanks are left out, "" clears."""
+    assert text_of_result(value, MADRID) == expected
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {}, object(), ["a;b"], ";x", b"bytes"])
+def test_what_hubspot_cannot_take_is_refused_from_any_schema(value: object) -> None:
+    """The same limits hold."""
+    with pytest.raises(ValidationError):
+        text_of_result(value, None)

@@ -1,0 +1,116 @@
+"""Request bodies: what is taken, what is refused, and that nothing else ever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.errors import PayloadError
+from bridge.intake.payload import MAX_DEPTH, MAX_KEYS, parse_json, to_canonical_json, to_json
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"  \n",
+        b"\xff\xfe{\x00}\x00",  # UTF-16
+        b'{"a": "\xe9"}',  # Latin-1
+        b"{",
+        b"{} {}",
+        b"{'a': 1}",
+        b"[NaN]",
+        b"[Infinity]",
+        b"[-Infinity]",
+        b"[1e999999999]",
+        b"[0e999999999]",
+        b"[1e-401]",
+        b"[1e99999999999999999999]",
+        b"[" + b"9" * 401 + b"]",
+        b"[" + b"9" * 100_000 + b"]",
+        b"[0." + b"9" * 401 + b"]",
+        b'{"a": 1, "a": 2}',
+        b'{"x": [{"a": 1, "b": 2, "a": 1}]}',
+        b'{"a": "\\ud800"}',
+        b'{"\\uDC00": 1}',
+        b'["raw \x01 control"]',
+        b"[" * 100_000,
+        b"[" * 65 + b"]" * 65,
+        b'{"a":' * 65 + b"1" + b"}" * 65,
+    ],
+)
+def test_what_is_not_sound_json_is_refused(body: bytes) -> None:
+    """Every malformed body ends as PayloadError with one line of text."""
+    with pytest.raises(PayloadError) as caught:
+        parse_json(body)
+    assert str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_refusal_says_where_a_surrogate_stands() -> None:
+    """A lone surrogate is named by its JSON pointer."""
+    with pytest.raises(PayloadError, match=r"at /a/1/b~1c holds"):
+        parse_json(b'{"a": [1, {"b/c": "\\ud800"}]}')
+
+
+@pytest.mark.parametrize(
+    "body, value",
+    [
+        (b"\xef\xbb\xbf{}", {}),  # a byte order mark is skipped
+        (b'"\\ud83d\\ude00"', "😀"),
+        (b'"\\u0000"', "\0"),
+        (b'{"__proto__": {"__class__": 1}}', {"__proto__": {"__class__": 1}}),
+        (b"[0.1, 1e2, -0]", [Decimal("0.1"), Decimal("1E+2"), 0]),
+        (b"12345678901234567890", Decimal(12345678901234567890)),
+        (b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, None),
+        (b'["' + b"[{" * 200 + b'"]', ["[{" * 200]),
+        (b'["\\"' + b"[" * 200 + b'\\\\"]', ['"' + "[" * 200 + "\\"]),
+    ],
+)
+def test_sound_json_is_taken(body: bytes, value: object) -> None:
+    """Brackets within strings are not depth, and numbers stay exact."""
+    parsed = parse_json(body)
+    if value is not None:
+        assert parsed == value
+
+
+def test_wide_arrays_are_taken_and_wide_objects_are_not() -> None:
+    """Arrays are bounded by max_body, objects by their number of keys."""
+    assert len(parse_json(b"[" + b"{}," * 4_999 + b"{}]")) == 5_000
+    wide = json.dumps({str(key): key for key in range(MAX_KEYS + 1)})
+    with pytest.raises(PayloadError, match="keys"):
+        parse_json(wide.encode())
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_parsed_or_refused(body: bytes) -> None:
+    """Nothing but PayloadError leaves the parser."""
+    with contextlib.suppress(PayloadError):
+        parse_json(body)
+
+
+@given(JSON)
+def test_values_survive_the_way_out_and_in(value: object) -> None:
+    """What was parsed is written as the same value, digit by digit."""
+    try:
+        parsed = parse_json(json.dumps(value).encode())
+    except PayloadError:
+        return  # a surrogate, or a float with a wide exponent
+    assert parse_json(to_json(parsed).encode()) == parsed
+
+
+def test_canonical_text_ignores_the_order_of_keys() -> None:
+    """Two texts of one value compare equal."""
+    one, other = parse_json(b'{"a": 1.50, "b": [2]}'), parse_json(b'{"b":[2],"a":1.50}')
+    assert to_canonical_json(one) == to_canonical_json(other) == b'{"a":1.50,"b":[2]}'
