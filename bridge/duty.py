@@ -106,7 +106,7 @@ class Duty:
             except JournalError as error:
                 self._log.warning("upkeep failed", error=str(error))
                 wait_s = UPKEEP_EVERY_S
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (the outermost loop: whatever it is, delivery must go on)
                 self._log.exception("duty stumbled", error=type(error).__name__)
                 wait_s = UPKEEP_EVERY_S
             self._stopping.wait(wait_s)

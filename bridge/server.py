@@ -80,8 +80,15 @@ def stop_service(_arbiter: object, worker: BridgeWorker) -> None:
 class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
     """The server, configured by our settings, never by files or variables of its own."""
 
-    def __init__(self, settings: Settings, make_service: MakeService, logging_config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        make_service: MakeService,
+        logging_config: dict[str, Any],
+        ready: Callable[[], None],
+    ) -> None:
         self._settings = settings
+        self._ready = ready
         self._logging_config = logging_config
         self.make_service = make_service
         self.admin_port = settings.server.admin_bind[1]
@@ -112,6 +119,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no t
             "logconfig_dict": self._logging_config,
             "accesslog": None,
             "worker_exit": stop_service,
+            "when_ready": lambda _arbiter: self._ready(),
         }
         for name, value in options.items():
             self.cfg.set(name, value)
@@ -158,8 +166,8 @@ def counters_folder() -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(settings: Settings) -> int:
-    """Serve in the foreground until SIGTERM; returns the exit status."""
+def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -> int:
+    """Serve in the foreground until SIGTERM; returns the exit status. `ready` is called when the ports are open."""
     logging_config = logs.configure(os.environ)
     refuse_taken_ports(settings)
     versions.check_place(settings.journal.url)
@@ -170,7 +178,7 @@ def run(settings: Settings) -> int:
         with counters_folder():
             from bridge.service import Service  # counts only from here on, see `counters_folder`
 
-            application = Application(settings, lambda: Service(settings=settings), logging_config)
+            application = Application(settings, lambda: Service(settings=settings), logging_config, ready)
             try:
                 application.run()
             except SystemExit as stop:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -41,3 +43,9 @@ def load_for_journal(config: Path) -> Settings:
     from bridge.config import load_settings
 
     return load_settings(config, sandbox=True)
+
+
+def typed(words: str, config: Path) -> str:
+    """A command to type, with the configuration named where it is not the usual one."""
+    usual = config == DEFAULT_CONFIG or os.environ.get("BRIDGE_CONFIG") == str(config)
+    return f"partner-bridge {words}" + ("" if usual else f" --config {shlex.quote(str(config))}")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from bridge.cli.common import DEFAULT_CONFIG, config_option
+from bridge.cli.common import config_option, typed
 from bridge.config.templates import DEFAULT, TEMPLATES, Template
 from bridge.errors import BridgeError, Problem
 from bridge.settings import Settings
@@ -42,7 +41,7 @@ def check(ctx: click.Context, config: Path, *, sandbox: bool, as_json: bool) -> 
     if findings.settings is not None and not as_json:
         click.echo(f"{config}: sound ({_counts(findings.settings)})")
         if sandbox:
-            click.echo(f"next: {_command('serve --sandbox', config)}")
+            click.echo(f"next: {typed('serve --sandbox', config)}")
 
 
 @click.command()
@@ -75,7 +74,7 @@ def init(config: Path, sender: str | None) -> None:
         raise BridgeError(f"cannot write {error.filename}: {error.strerror}; change --config") from error
     click.echo(f"wrote {config}: one source, {template.source}, signed as {sender or DEFAULT} does")
     click.echo(_about_secret(secret, template, fresh=fresh))
-    click.echo(f"next: {_command('check --sandbox', config)}")
+    click.echo(f"next: {typed('check --sandbox', config)}")
 
 
 def _write_secret(path: Path, template: Template) -> bool:
@@ -94,12 +93,6 @@ def _about_secret(path: Path, template: Template, *, fresh: bool) -> str:
     if template.ours:
         return f"{state}; give it to the partner, and keep it out of version control"
     return f"{state}, to try things out; put {template.source.capitalize()}'s own in its place before you go live"
-
-
-def _command(words: str, config: Path) -> str:
-    """A command to type, with the configuration named where it is not the usual one."""
-    named = "" if config == DEFAULT_CONFIG or os.environ.get("BRIDGE_CONFIG") == str(config) else config
-    return f"partner-bridge {words}" + (f" --config {shlex.quote(str(named))}" if named else "")
 
 
 def _counts(settings: Settings) -> str:

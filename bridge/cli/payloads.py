@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 import uuid
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from bridge.cli.common import config_option, load_for_journal
+from bridge.cli.common import config_option, load_for_journal, typed
 from bridge.cli.printing import print_json, progress
 from bridge.errors import BridgeError, PayloadError
 
@@ -90,7 +91,11 @@ def send(config: Path, source: str, file: str | None, url: str | None, count: in
         lines = _payloads(file)
         bodies, total = (line for _ in range(count) for line in lines), count * len(lines)
     answers = _post_all(settings, found, target, bodies, extra, total)
-    return _print_answers(answers, total)
+    status = _print_answers(answers, total)
+    traceable = _first_id(answers[0][1]) if total == 1 else None
+    if traceable is not None:
+        click.echo(f"next: {typed(f'trace {shlex.quote(traceable)}', config)}", err=True)
+    return status
 
 
 def report(mapped: Mapped) -> dict[str, Any]:
@@ -230,6 +235,15 @@ def _post(
     )
     sent = {"Content-Type": "application/json", **signed, **headers}
     return session.post(url, data=body, headers=sent, timeout=_TIMEOUT_S, allow_redirects=False)
+
+
+def _first_id(content: bytes) -> str | None:
+    """The id of the first event that an answer tells."""
+    try:
+        ids = json.loads(content)["ids"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return str(ids[0]) if ids else None
 
 
 def _print_answers(answers: list[tuple[int, bytes]], total: int) -> int:

@@ -100,10 +100,13 @@ def sandbox(
     with SandboxServer(crm, host=host, port=port) as server:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, end)
-        click.echo(_greeting(server.url, latency_s, limit), nl=False)
-        if until_eof:  # whoever started us holds the other end: it ends however they end
+        if until_eof:  # whoever started us holds the other end, and speaks for us: it ends however they end
             threading.Thread(target=_until_eof, args=(ended,), daemon=True).start()
+        else:
+            click.echo(_greeting(server.url, latency_s, limit), nl=False)
         ended.wait()
+    if until_eof:
+        return
     calls, breaches = sum(crm.ledger.counts().values()), len(crm.ledger.violations())
     click.echo(f"Sandbox ended after {calls} calls; breaches of the contract: {breaches}")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from bridge.cli.common import config_option
+from bridge.cli.common import config_option, typed
 from bridge.errors import BridgeError
 from bridge.settings import Secret, Settings
 
@@ -35,7 +35,16 @@ def serve(config: Path, sandbox: bool) -> int:
     if not sandbox:
         return server.run(loaded.settings)
     with sandbox_process() as url:
-        return server.run(towards(loaded.settings, url))
+        settings = towards(loaded.settings, url)
+        click.echo(f"delivering to a sandbox CRM on {url}; what it holds: curl {url}/sandbox/state", err=True)
+        return server.run(settings, ready=lambda: _next(settings, config))
+
+
+def _next(settings: Settings, config: Path) -> None:
+    source = next(iter(settings.sources))
+    click.echo(
+        f"in a second terminal (Ctrl-C here ends the service)\nnext: {typed(f'send {source}', config)}", err=True
+    )
 
 
 def towards(settings: Settings, url: str) -> Settings:

@@ -1,4 +1,4 @@
-"""Structured logs on standard output: one line per webhook and per CRM call, JSON unless asked otherwise.
+"""Structured logs on standard output: one line per webhook and per CRM call; JSON, or for people on a terminal.
 
 A line has a constant `event`, and fields with ids and counts; never a payload, a token or a property's value.
 JSON escapes control characters, so that nothing a sender chose can forge a line.
@@ -32,7 +32,7 @@ def configure(environ: Mapping[str, str]) -> dict[str, Any]:
     form. Raises ConfigError for a level or format that does not exist.
     """
     level = environ.get("BRIDGE_LOG_LEVEL", "info").lower()
-    form = environ.get("BRIDGE_LOG_FORMAT", "json").lower()
+    form = environ.get("BRIDGE_LOG_FORMAT", "console" if sys.stdout.isatty() else "json").lower()
     problems = []
     if level not in LEVELS:
         problems.append(Problem("BRIDGE_LOG_LEVEL", f"{level!r} is no level; use one of {', '.join(LEVELS)}"))

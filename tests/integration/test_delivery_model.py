@@ -8,6 +8,7 @@ In the end the CRM is well, time passes, and the CRM's state must equal the mode
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import tempfile
@@ -354,7 +355,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
 
 DeliveryMachine.TestCase.settings = settings(
-    max_examples=25,
+    max_examples=int(os.environ.get("MODEL_EXAMPLES", "40")),
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),

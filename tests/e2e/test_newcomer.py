@@ -1,0 +1,87 @@
+"""What a newcomer types: the demo, and from an empty folder to an own signed webhook in the sandbox."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import requests
+
+from tests.running import eventually, free_port
+
+BRIDGE = [sys.executable, "-m", "bridge"]
+
+
+def bridge(*arguments: str, cwd: Path, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*BRIDGE, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name != "HUBSPOT_ACCESS_TOKEN"} | (environ or {}),
+    )
+
+
+def test_the_demo_accounts_for_every_event(tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = bridge("demo", "--events", "100", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every one is accounted for" in done.stdout
+    assert "0 not as expected" in done.stdout
+    for kind in ("good", "late", "invalid", "refused", "duplicate", "no id"):
+        assert kind in done.stdout
+    assert next(line.split()[-1] for line in done.stdout.splitlines() if line.startswith("  ")) == "init"
+    assert time.monotonic() - began < 60
+
+
+def next_command(printed: str) -> list[str]:
+    """What the last line that says `next:` tells to type."""
+    line = [line for line in printed.splitlines() if "next: " in line][-1]
+    words = shlex.split(line.partition("next: ")[2])
+    assert words[0] == "partner-bridge"
+    return words[1:]
+
+
+def test_from_an_empty_folder_to_an_own_webhook_each_command_prints_the_next(tmp_path: Path) -> None:
+    port, admin_port = free_port(), free_port()
+    environ = {"BRIDGE_BIND": f"127.0.0.1:{port}", "BRIDGE_ADMIN_BIND": f"127.0.0.1:{admin_port}"}
+    first = bridge("init", cwd=tmp_path, environ=environ)
+    assert first.returncode == 0, first.stderr
+    check = next_command(first.stdout + first.stderr)
+    second = bridge(*check, cwd=tmp_path, environ=environ)
+    assert second.returncode == 0, second.stderr
+    serve = next_command(second.stdout + second.stderr)
+    log = tmp_path / "serve.log"
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [*BRIDGE, *serve], cwd=tmp_path, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environ
+        )
+    try:
+        assert eventually(lambda: "next: " in log.read_text(encoding="utf-8")), log.read_text(encoding="utf-8")
+        send = next_command(log.read_text(encoding="utf-8"))
+        fourth = bridge(*send, cwd=tmp_path, environ=environ)
+        assert fourth.returncode == 0, fourth.stdout + fourth.stderr
+        trace = next_command(fourth.stdout + fourth.stderr)
+        assert eventually(lambda: "delivered" in bridge(*trace, cwd=tmp_path, environ=environ).stdout)
+        status = bridge("status", "--json", cwd=tmp_path, environ=environ)
+        assert status.returncode == 0
+        assert json.loads(status.stdout)["pending"] == 0
+        metrics = requests.get(f"http://127.0.0.1:{admin_port}/metrics", timeout=5).text
+        assert 'bridge_events_total{outcome="accepted",source="acme"} 1.0' in metrics
+        assert requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).status_code == 404
+        spoofed = requests.get(
+            f"http://127.0.0.1:{port}/metrics", headers={"Host": f"127.0.0.1:{admin_port}"}, timeout=5
+        )
+        assert spoofed.status_code == 404
+    finally:
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(40) == 0
+    assert "Traceback" not in log.read_text(encoding="utf-8")
