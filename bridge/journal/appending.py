@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.engine import Connection
 
-from bridge.journal.database import fetch, run
+from bridge.journal.database import fetch, run, select
 from bridge.journal.merging import Ask, Merged, merge
 from bridge.model import Event, Intake, Receipt
 
@@ -89,7 +89,9 @@ def _log_events(connection: Connection, first: dict[tuple[str, str], Event], now
                ON CONFLICT (hash) DO UPDATE SET received_us = excluded.received_us""",
             rows=sorted(roots.values()),
         )
-    found = fetch(
+    # Within the transaction lock nobody else writes: what is above this number afterwards is new.
+    [(before,)] = fetch(connection, "SELECT coalesce(max(seq), 0) FROM events")
+    run(
         connection,
         """INSERT INTO events (source, event_id, received_us, occurred_us, content_hash, payload, context, root,
                                intake, unmappable, waits)
@@ -98,9 +100,14 @@ def _log_events(connection: Connection, first: dict[tuple[str, str], Event], now
              FROM {rows:source text, event_id text, received_us int, occurred_us int, content_hash text,
                         payload text, context text, root text, intake text, unmappable text, waits int}
             WHERE true
-           ON CONFLICT (event_id, source) DO NOTHING
-           RETURNING source, event_id, seq""",
+           ON CONFLICT (event_id, source) DO NOTHING""",
         rows=rows,
+    )
+    found = select(
+        connection,
+        "source, event_id, seq",
+        "SELECT source, event_id, seq FROM events WHERE seq > :before",
+        before=before,
     )
     return {(source, event_id): seq for source, event_id, seq in found}
 
@@ -108,8 +115,9 @@ def _log_events(connection: Connection, first: dict[tuple[str, str], Event], now
 def _known_hashes(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
     if not keys:
         return {}
-    found = fetch(
+    found = select(
         connection,
+        "source, event_id, content_hash",
         """SELECT e.source, e.event_id, e.content_hash FROM events e
              JOIN {rows:source text, event_id text} r ON e.event_id = r.event_id AND e.source = r.source""",
         rows=keys,

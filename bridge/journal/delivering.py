@@ -20,7 +20,7 @@ from typing import Any, assert_never
 import orjson
 from sqlalchemy.engine import Connection
 
-from bridge.journal.database import fetch, run
+from bridge.journal.database import fetch, run, select
 from bridge.journal.merging import lane_ids
 from bridge.journal.schema import State
 from bridge.model import (
@@ -82,12 +82,13 @@ def due(
         if not following:
             return found
         lane, source = following[0]
-        rows = fetch(
+        rows = select(
             connection,
+            "record, due_us",
             """SELECT record, due_us FROM (
                  SELECT record, due_us FROM due WHERE lane = :lane AND source = :source AND due_us <= :now
                   ORDER BY due_us LIMIT :limit) AS ripe
-               UNION ALL SELECT record, :now FROM (
+               UNION ALL SELECT record, :now AS due_us FROM (
                  SELECT record FROM due WHERE lane = :lane AND source = :source AND due_us > :horizon
                   LIMIT :limit) AS misdated""",
             lane=lane,
@@ -107,15 +108,17 @@ def take(
 
     A record that turns out to have nothing pending is taken out of `due` and left out.
     """
-    records = fetch(
+    records = select(
         connection,
+        "id, lane, record, n, attempts, failing_since_us, doubt_us, doubt_n",
         """SELECT id, lane, record, n, attempts, failing_since_us, doubt_us, doubt_n FROM records
             WHERE id IN (SELECT id FROM {ids}) AND parked_us IS NULL""",
         ids=refs,
     )
     values: dict[int, dict[str, Value]] = {}
-    for ref, name, value, revision in fetch(
+    for ref, name, value, revision in select(
         connection,
+        "record, property, value, revision",
         """SELECT d.record, d.property, d.value, d.revision FROM desired d
             WHERE d.record IN (SELECT id FROM {ids}) AND d.state = 0
            UNION ALL
@@ -128,8 +131,9 @@ def take(
     ):
         values.setdefault(ref, {})[name] = Value(value, revision)
     sources: dict[int, list[str]] = {}
-    for ref, source in fetch(
+    for ref, source in select(
         connection,
+        "record, source",
         "SELECT record, source FROM due WHERE record IN (SELECT id FROM {ids}) AND due_us IS NOT NULL",
         ids=refs,
     ):
@@ -181,13 +185,19 @@ def leave_due(connection: Connection, refs: Sequence[int]) -> Sequence[Sequence[
         doubt=DOUBT_US,
     )
     waiting = {ref for (ref,) in again}
-    return fetch(
+    leaving = select(
         connection,
-        """DELETE FROM due WHERE record IN (SELECT id FROM {ids})
-              AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = due.record AND d.state = 0)
-           RETURNING source, since_us""",
+        "record, source, since_us",
+        """SELECT due.record, due.source, due.since_us FROM due WHERE due.record IN (SELECT id FROM {ids})
+              AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = due.record AND d.state = 0)""",
         ids=[ref for ref in refs if ref not in waiting],
     )
+    run(
+        connection,
+        "DELETE FROM due WHERE record IN (SELECT id FROM {ids})",
+        ids=sorted({ref for ref, _, _ in leaving}),
+    )
+    return [(source, since_us) for _, source, since_us in leaving]
 
 
 def settle(

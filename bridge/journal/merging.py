@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import orjson
 from sqlalchemy.engine import Connection
 
-from bridge.journal.database import fetch, run
+from bridge.journal.database import fetch, run, select
 from bridge.journal.schema import State
 from bridge.model import Category, Lane, RecordKey
 
@@ -45,13 +45,12 @@ class Ask:
 
 @dataclass(slots=True)
 class Merged:
-    """What merging did, in values: for metrics and for whom to wake."""
+    """What merging did, in values: for metrics."""
 
     superseded: int = 0
     unchanged: int = 0
     refused: int = 0
     future: int = 0  # events dated too far ahead
-    due: int = 0  # records that have something to deliver now
 
     def add(self, other: Merged) -> None:
         """Add another merge's counts to these."""
@@ -59,7 +58,6 @@ class Merged:
         self.unchanged += other.unchanged
         self.refused += other.refused
         self.future += other.future
-        self.due += other.due
 
 
 @dataclass(slots=True)
@@ -123,9 +121,8 @@ def merge(connection: Connection, asks: Sequence[Ask], *, now_us: int, replay: b
                     best[key] = (time_us, n, ask, ask.properties.get(name))
     _log_asks(connection, rows_asked)
     by_ref = {touched.ref: touched for touched in records.values()}
-    due = _upsert_desired(connection, best, by_ref, merged, now_us=now_us, replay=replay)
-    _make_due(connection, due, by_ref, now_us=now_us, at_once=replay)
-    merged.due = len({ref for ref, _ in due})
+    _upsert_desired(connection, best, by_ref, merged, now_us=now_us, replay=replay)
+    _make_due(connection, best, by_ref, now_us=now_us, at_once=replay)
     return merged
 
 
@@ -148,14 +145,20 @@ def _raise_n(
         dated.append((key, ask, time_us))
     # Sorted: two groups that touch the same records take their locks in one order.
     rows = [(lane, record, count, time_us) for (lane, record), (count, time_us) in sorted(newest.items())]
-    found = fetch(
+    run(
         connection,
         """INSERT INTO records (lane, record, n, newest_us)
            SELECT lane, record, count, newest_us
              FROM {rows:lane int, record text, count int, newest_us int} WHERE true
            ON CONFLICT (lane, record) DO UPDATE
-             SET n = records.n + excluded.n, newest_us = {greatest}(records.newest_us, excluded.newest_us)
-           RETURNING lane, record, id, n, newest_us, retry_us""",
+             SET n = records.n + excluded.n, newest_us = {greatest}(records.newest_us, excluded.newest_us)""",
+        rows=rows,
+    )
+    found = select(
+        connection,
+        "lane, record, id, n, newest_us, retry_us",
+        """SELECT o.lane, o.record, o.id, o.n, o.newest_us, o.retry_us
+             FROM {rows:lane int, record text} r JOIN records o ON o.lane = r.lane AND o.record = r.record""",
         rows=rows,
     )
     records = {
@@ -209,8 +212,7 @@ ON CONFLICT (record, property) DO UPDATE SET
     WHEN excluded.state = 2 THEN :now
     WHEN desired.state IN (1, 2) AND desired.value = excluded.value THEN desired.settled_us
     ELSE :now END
-WHERE (excluded.time_us, excluded.n) >= (desired.time_us, desired.n)
-RETURNING record, property, state, displaced"""
+WHERE (excluded.time_us, excluded.n) >= (desired.time_us, desired.n)"""
 
 
 def _upsert_desired(
@@ -221,8 +223,8 @@ def _upsert_desired(
     *,
     now_us: int,
     replay: bool,
-) -> set[tuple[int, str]]:
-    """Write the winning values; returns (record, source) of those that are pending now."""
+) -> None:
+    """Write the values that win, and count what became of all."""
     rows = []
     for (ref, name), (time_us, n, ask, value) in sorted(best.items(), key=lambda item: item[0]):
         invalid = value is None
@@ -242,76 +244,71 @@ def _upsert_desired(
                 ask.invalid.get(name) if invalid else None,
             )
         )
-    written = fetch(
+    run(
         connection,
         _UPSERT,
         rows=rows,
         now=now_us,
         refused_after=now_us if replay else now_us - REFUSED_AGAIN_US,
     )
-    merged.superseded += len(rows) - len(written)
-    due = set()
-    for ref, name, state, displaced in written:
-        if displaced is not None:
-            merged.superseded += 1
-        if state == State.PENDING:
-            due.add((ref, best[ref, name][2].source))
-        elif state == State.DELIVERED:
-            merged.unchanged += 1
-        else:
-            merged.refused += 1
-    return due
+    keys = [(ref, name, n) for (ref, name), (_, n, _, _) in best.items()]
+    [(written, displaced, unchanged, refused)] = fetch(
+        connection,
+        """SELECT count(*), count(d.displaced), count(*) FILTER (WHERE d.state = 1),
+                  count(*) FILTER (WHERE d.state = 2)
+             FROM {rows:ref int, property text, n int} r
+             JOIN desired d ON d.record = r.ref AND d.property = r.property AND d.n = r.n""",
+        rows=keys,
+    )
+    merged.superseded += len(rows) - written + displaced
+    merged.unchanged += unchanged
+    merged.refused += refused
 
 
 def _make_due(
     connection: Connection,
-    due: set[tuple[int, str]],
+    best: Mapping[tuple[int, str], tuple[int, int, Ask, str | None]],
     records: Mapping[int, _Record],
     *,
     now_us: int,
     at_once: bool,
 ) -> None:
-    """Make these (record, source) due and bring back what is parked.
+    """Make due what is pending of these values, and bring back what is parked.
 
     A record that waits out a failure of its own keeps waiting: events for a poisonous record must not make a
-    loop of it.
+    loop of it. What is due later for another reason (a value to be sent again after a doubt) is due now too.
     """
-    if not due:
-        return
     rows = []
-    for ref, source in sorted(due):
+    for (ref, name), (_, n, ask, _) in best.items():
         wait_us = records[ref].retry_us
         at_us = now_us if at_once or wait_us is None else max(now_us, wait_us)
-        rows.append((ref, source, records[ref].lane, at_us, now_us))
-    # What is due later without a failure (a value to be sent again after a doubt) is due now with the rest.
-    keep = (
-        "excluded.due_us"
-        if at_once
-        else "CASE WHEN due.due_us < excluded.due_us THEN due.due_us ELSE excluded.due_us END"
-    )
+        rows.append((ref, name, n, ask.source, records[ref].lane, at_us))
+    keep = "excluded.due_us"
+    if not at_once:
+        keep = "CASE WHEN due.due_us < excluded.due_us THEN due.due_us ELSE excluded.due_us END"
     run(
         connection,
         f"""INSERT INTO due (record, source, lane, due_us, since_us)
-            SELECT record, source, lane, due_us, since_us
-              FROM {{rows:record int, source text, lane int, due_us int, since_us int}} WHERE true
+            SELECT DISTINCT r.ref, r.source, r.lane, r.at, :now
+              FROM {{rows:ref int, property text, n int, source text, lane int, at int}} r
+              JOIN desired d ON d.record = r.ref AND d.property = r.property AND d.n = r.n AND d.state = 0
+             WHERE true
             ON CONFLICT (record, source) DO UPDATE SET due_us = {keep}""",
-        rows=rows,
+        rows=sorted(rows),
+        now=now_us,
     )
-    refs = sorted({ref for ref, _ in due})
-    unpark(connection, refs, now_us=now_us, forget_failures=at_once)
+    _unpark(connection, sorted(records), now_us=now_us)
 
 
-def unpark(connection: Connection, refs: Sequence[int], *, now_us: int, forget_failures: bool) -> None:
-    """Bring parked records back, with everything that waits for them from any source.
-
-    With `forget_failures` records that wait out a failure are due now too, their count starts anew.
-    """
-    which = "parked_us IS NOT NULL" + (" OR category IS NOT NULL" if forget_failures else "")
+def _unpark(connection: Connection, refs: Sequence[int], *, now_us: int) -> None:
+    """Bring those of these records that are parked and have something due back, with all that waits for them."""
     back = fetch(
         connection,
-        f"""UPDATE records SET parked_us = NULL, category = NULL, message = NULL, attempts = 0,
-                   failing_since_us = NULL, retry_us = NULL
-             WHERE id IN (SELECT id FROM {{ids}}) AND ({which}) RETURNING id""",
+        """UPDATE records SET parked_us = NULL, category = NULL, message = NULL, attempts = 0,
+                  failing_since_us = NULL, retry_us = NULL
+            WHERE id IN (SELECT id FROM {ids}) AND parked_us IS NOT NULL
+              AND EXISTS (SELECT 1 FROM due WHERE due.record = records.id AND due.due_us IS NOT NULL)
+           RETURNING id""",
         ids=refs,
     )
     if back:

@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch, run
 from bridge.journal.delivering import leave_due
-from bridge.journal.merging import Ask, Merged, merge, unpark
+from bridge.journal.merging import Ask, Merged, merge
 from bridge.journal.schema import State
 from bridge.model import PropertyUpdate
 
@@ -264,9 +264,20 @@ def replay(connection: Connection, chosen: Sequence[Entry], remap: Remap, *, now
             WHERE record IN (SELECT id FROM {ids}) AND state = 2 AND value IS NOT NULL""",
         ids=[_number(entry) for entry in chosen if entry.id.startswith("refused-")],
     )
-    unpark(connection, refs, now_us=now_us, forget_failures=True)
+    forget_failures(connection, refs)
     _make_pending_due(connection, refs, now_us=now_us)
+    leave_due(connection, refs)
     return done
+
+
+def forget_failures(connection: Connection, refs: Sequence[int]) -> None:
+    """These records are neither parked nor retried any more; their failures count from nothing."""
+    run(
+        connection,
+        """UPDATE records SET parked_us = NULL, category = NULL, message = NULL, attempts = 0,
+                  failing_since_us = NULL, retry_us = NULL WHERE id IN (SELECT id FROM {ids})""",
+        ids=refs,
+    )
 
 
 def _number(entry: Entry) -> int:
@@ -403,12 +414,7 @@ def discard(connection: Connection, chosen: Sequence[Entry], *, now_us: int) -> 
             now=now_us,
         ).rowcount
         if kind == "record":
-            run(
-                connection,
-                """UPDATE records SET parked_us = NULL, category = NULL, message = NULL, attempts = 0,
-                          failing_since_us = NULL, retry_us = NULL WHERE id IN (SELECT id FROM {ids})""",
-                ids=refs,
-            )
+            forget_failures(connection, refs)
             leave_due(connection, refs)
     events = [_number(entry) for entry in chosen if entry.id.startswith("event-")]
     given_up += run(connection, "UPDATE events SET waits = 0 WHERE seq IN (SELECT id FROM {ids})", ids=events).rowcount
