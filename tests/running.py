@@ -31,7 +31,7 @@ SECRET = "whsec_" + base64.b64encode(b"a secret of twenty-four b").decode()
 CONFIG = """\
 crm:
   base_url: {crm_url}
-  token: {{env: TEST_TOKEN, default: test-token}}
+  token: {{file: crm.token}}
   flush_interval: {flush_interval}
   rate_limit: {{calls: {calls}, per: 10s}}
   timeout: {timeout}
@@ -97,6 +97,8 @@ class Running:
     def __post_init__(self) -> None:
         (self.folder / "acme.secret").write_text(SECRET + "\n", encoding="utf-8")
         (self.folder / "acme.secret").chmod(0o600)
+        (self.folder / "crm.token").write_text("a-token-for-the-sandbox\n", encoding="utf-8")
+        (self.folder / "crm.token").chmod(0o600)
         self.configure()
 
     def configure(self) -> None:

@@ -56,7 +56,6 @@ class Place:
     folder: Path
     url: str
     admin_url: str
-    secret: bytes
 
 
 @click.command()
@@ -90,8 +89,9 @@ def prepare(folder: Path, crm_url: str) -> Place:
     """Write the configuration and a fresh secret."""
     port, admin_port = free_port(), free_port()
     secret = "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
-    (folder / "acme.secret").write_text(secret + "\n", encoding="utf-8")
-    (folder / "acme.secret").chmod(0o600)
+    for name, content in (("acme.secret", secret), ("crm.token", secrets.token_urlsafe(24))):
+        (folder / name).write_text(content + "\n", encoding="utf-8")
+        (folder / name).chmod(0o600)
     text = CONFIG.format(crm_url=crm_url, folder=folder, port=port, admin_port=admin_port)
     (folder / "bridge.yaml").write_text(text, encoding="utf-8")
     return Place(folder, f"http://127.0.0.1:{port}/webhooks/acme", f"http://127.0.0.1:{admin_port}", secret.encode())

@@ -12,7 +12,7 @@ from typing import Any
 CONFIG = """\
 crm:
   base_url: {crm_url}
-  token: {{env: DEMO_CRM_TOKEN, default: demo-token}}
+  token: {{file: crm.token}}
   flush_interval: 200ms
   rate_limit: {{calls: 190, per: 10s}}
 journal:
