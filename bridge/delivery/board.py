@@ -75,10 +75,13 @@ class Board:
     successes: dict[Lane, int] = field(default_factory=dict)  # calls that the CRM took
     cold: set[Lane] = field(default_factory=set)  # lanes seen that have not proven themselves
 
+    def busy(self) -> set[int]:
+        """The records of calls that are not settled yet."""
+        return set().union(*(work.held for work in self.open))
+
     def held(self) -> set[int]:
-        """Every record that must not enter another call."""
-        held = self.suspects.holding()
-        held.update(*(work.held for work in self.open))
+        """Every record that must not enter a new batch."""
+        held = self.suspects.holding() | self.busy()
         held.update(*(narrowing.isolation.holding() for narrowing in self.narrowings))
         return held
 
@@ -108,6 +111,8 @@ class Board:
     def close(self, work: Work) -> None:
         """The call is over and settled (or never began): its records are free unless held otherwise."""
         self.open.discard(work)
+        if work.probe:
+            self.pauses.probe_ended(work.lane)
         if work.suspect is not None:
             work.suspect.open = False
         if work.narrowing is not None:

@@ -55,6 +55,10 @@ class Buffer:
         return max(self._batch_size, self._depth // max(1, queues))
 
     @property
+    def empty(self) -> bool:
+        return not any(shelf.sources for shelf in self._shelves.values())
+
+    @property
     def short(self) -> bool:
         """Whether the journal may hold full batches that the buffer no longer sees."""
         return self._truncated and any(shelf.count() < self._batch_size for shelf in self._shelves.values())

@@ -27,6 +27,8 @@ class Chooser:
 
     def next_work(self, *, now: float, now_us: int, draining: bool = False) -> Work | None:
         """The call to make now, noted as open; None when there is none."""
+        if self._board.pauses.none:
+            self._probed.clear()
         work = self._narrow(now) if not self._fresh_next else None
         if work is None:
             work = self._fresh(now, now_us, draining=draining)
@@ -74,6 +76,7 @@ class Chooser:
 
     def _narrow(self, now: float) -> Work | None:
         board = self._board
+        busy = board.busy()
         for narrowing in list(board.narrowings):
             isolation = narrowing.isolation
             if narrowing.open or narrowing.ready_at > now or not board.is_free(isolation.lane, now):
@@ -81,11 +84,12 @@ class Chooser:
             group = isolation.next_group()
             if group is None:
                 board.narrowings.remove(narrowing)
+            if group is None or not busy.isdisjoint(group.refs):
                 continue
             narrowing.open = True
             return Work(isolation.lane, group.refs, Step.ISOLATION, now, only=group.only, narrowing=narrowing)
         for suspect in board.suspects.next(now):
-            if board.is_free(suspect.lane, now):
+            if busy.isdisjoint(suspect.refs) and board.is_free(suspect.lane, now):
                 suspect.open = True
                 return Work(suspect.lane, tuple(suspect.refs), Step.SUSPECT, now, suspect=suspect)
         return None
@@ -98,21 +102,28 @@ class Chooser:
 
     def _probes(self, now: float) -> Iterator[Work]:
         board = self._board
+        busy = board.busy()
         for lane in board.buffer.lanes():
-            if board.pauses.gate(lane, now) is Gate.PROBE and (refs := self._cut_probe(lane, now)):
+            if board.pauses.gate(lane, now, early=True) is not Gate.PROBE:
+                continue
+            anyone = board.pauses.gate(lane, now) is Gate.PROBE
+            if refs := self._cut_probe(lane, now, anyone=anyone):
                 yield Work(lane, tuple(refs), Step.PROBE, now, probe=True)
         for suspect in board.suspects.any():
-            if board.pauses.gate(suspect.lane, now) is Gate.PROBE:
+            if busy.isdisjoint(suspect.refs) and board.pauses.gate(suspect.lane, now) is Gate.PROBE:
                 suspect.open = True
                 yield Work(suspect.lane, (suspect.refs[0],), Step.PROBE, now, probe=True, suspect=suspect)
         for narrowing in board.narrowings:
             lane = narrowing.isolation.lane
             group = narrowing.isolation.next_group()
-            if group is not None and not narrowing.open and board.pauses.gate(lane, now) is Gate.PROBE:
+            if group is None or narrowing.open or not busy.isdisjoint(group.refs):
+                continue
+            if board.pauses.gate(lane, now) is Gate.PROBE:
                 narrowing.open = True
                 yield Work(lane, group.refs, Step.PROBE, now, probe=True, only=group.only, narrowing=narrowing)
 
-    def _cut_probe(self, lane: Lane, now: float) -> list[int]:
+    def _cut_probe(self, lane: Lane, now: float, *, anyone: bool) -> list[int]:
+        """A record that has not been a probe yet; in the end (`anyone`) one that has."""
         if len(self._probed) >= _MAX_PROBED:
             self._probed.clear()
         suspects = self._board.suspects
@@ -121,6 +132,6 @@ class Chooser:
         )
         if refs:
             self._probed.update(refs)
-        else:
+        elif anyone:
             self._probed.clear()  # every record that is due was a probe: from the beginning again
         return refs

@@ -25,10 +25,9 @@ CONFLICT_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to tell the journal, and whether the pauses changed (`hold_s`: for the limiter)."""
+    """What to tell the journal; `hold_s` is for the limiter."""
 
     outcomes: tuple[Outcome, ...] = ()
-    pauses_changed: bool = False
     hold_s: float = 0.0
 
 
@@ -56,8 +55,6 @@ class Digester:
 
     def digest(self, work: Work, inputs: Sequence[Input], verdict: Verdict, at: Moment) -> Decision:
         """The consequences of this verdict on this call. The work stays open until it is settled."""
-        if work.probe:
-            self._board.pauses.probe_ended(work.lane)
         match verdict:
             case Judged():
                 decision = self._judged(work, inputs, verdict, at)
@@ -80,12 +77,11 @@ class Digester:
 
     def _judged(self, work: Work, inputs: Sequence[Input], verdict: Judged, at: Moment) -> Decision:
         outcomes = list(verdict.outcomes)
-        lifted = False
         if outcomes:
             self._board.note_success(work.lane)
             names = {name for one in inputs for name in one.record.values}
             self._board.retired.taken(work.lane.object_type, names)
-            lifted = work.probe and self._board.pauses.answered(work.lane, taken=True)
+            self._answered(work, taken=True)
         elif work.probe:
             return self._stop(work, Stop(Scope.ALL, "outage", "an answer that confirms nothing"), at)
         if work.narrowing is not None:
@@ -96,7 +92,7 @@ class Digester:
             self._board.suspects.remove(work.suspect, settled)
         if verdict.silent and work.only is None:
             outcomes.extend(self._silent(work, inputs, verdict.silent, at))
-        return Decision(tuple(outcomes), pauses_changed=lifted)
+        return Decision(tuple(outcomes))
 
     def _silent(
         self, work: Work, inputs: Sequence[Input], silent: Sequence[PendingRecord], at: Moment
@@ -128,17 +124,14 @@ class Digester:
 
     def _rejected(self, work: Work, inputs: Sequence[Input], complaint: Complaint, at: Moment) -> Decision:
         board = self._board
-        lifted = False
-        if work.probe:
-            lifted = board.pauses.answered(work.lane, taken=False)
-            if board.pauses.stops_lane(work.lane):  # the lane's own trouble is not over
-                stopped = self._stop(work, _misconfigured(complaint.reason), at)
-                return Decision(pauses_changed=stopped.pauses_changed)
+        self._answered(work, taken=False)
+        if work.probe and board.pauses.stops_lane(work.lane):  # the lane's own trouble is not over
+            return self._stop(work, _misconfigured(complaint.reason), at)
         if work.suspect is not None:
-            board.suspects.remove(work.suspect, work.refs)
+            board.suspects.remove(work.suspect, _refs(inputs))
         narrowing = work.narrowing
         if narrowing is None:
-            isolation = Isolation(lane=work.lane, refs=work.refs, proven=board.is_proven(work.lane))
+            isolation = Isolation(lane=work.lane, refs=_refs(inputs), proven=board.is_proven(work.lane))
             isolation.next_group()
             narrowing = Narrowing(isolation, board.successes.get(work.lane, 0))
             board.narrowings.append(narrowing)
@@ -149,8 +142,7 @@ class Digester:
             board.narrowings.remove(narrowing)
             board.cold.add(work.lane)
             return self._stop(work, _misconfigured(ruling.misconfigured), at)
-        decision = self._ruled(work, narrowing, ruling)
-        return Decision(decision.outcomes, pauses_changed=lifted)
+        return self._ruled(work, narrowing, ruling)
 
     def _ruled(self, work: Work, narrowing: Narrowing, ruling: Ruling) -> Decision:
         isolation = narrowing.isolation
@@ -163,7 +155,7 @@ class Digester:
         return decision
 
     def _too_large(self, work: Work, inputs: Sequence[Input], reason: Reason, at: Moment) -> Decision:
-        lifted = work.probe and self._board.pauses.answered(work.lane, taken=False)
+        self._answered(work, taken=False)
         outcomes: list[Outcome] = []
         if len(inputs) == 1:
             outcomes.append(Parked(inputs[0].record, reason))
@@ -171,56 +163,77 @@ class Digester:
         elif work.suspect is not None:
             self._board.suspects.halve(work.suspect, ready_at=at.now)
         else:
-            refs = [one.record.ref for one in inputs]
+            refs = _refs(inputs)
             outcomes.extend(self.vanished(work, refs).outcomes)
             middle = len(refs) // 2
             for half in (refs[:middle], refs[middle:]):
                 self._board.suspects.add(work.lane, half, Trouble.LARGE, ready_at=at.now)
-        return Decision(tuple(outcomes), pauses_changed=lifted)
+        return Decision(tuple(outcomes))
 
     def _conflict(self, work: Work, inputs: Sequence[Input], reason: Reason, at: Moment) -> Decision:
         board, suspect = self._board, work.suspect
-        lifted = work.probe and board.pauses.answered(work.lane, taken=False)
+        self._answered(work, taken=False)
         ready_at = at.now + CONFLICT_S
         outcomes: tuple[Outcome, ...] = ()
         if work.narrowing is not None:
             work.narrowing.ready_at = ready_at
+            self._broken_again(work, inputs, Trouble.CONFLICT, Scope.ALL, ready_at)
         elif suspect is None:
-            board.suspects.add(work.lane, work.refs, Trouble.CONFLICT, ready_at=ready_at)
+            board.suspects.add(work.lane, _refs(inputs), Trouble.CONFLICT, ready_at=ready_at)
         elif len(suspect.refs) == 1:
             outcomes = (self._worn(suspect, inputs[0].record, reason, at),)
         elif board.suspects.others_succeed(suspect):
             board.suspects.halve(suspect, ready_at=max(ready_at, at.now + self._delay_s(suspect)))
         else:
             board.suspects.postpone(suspect, ready_at=max(ready_at, at.now + self._delay_s(suspect)))
-        return Decision(outcomes, pauses_changed=lifted)
+        return Decision(outcomes)
 
     # --- the call came to nothing -------------------------------------------------------------
 
     def _stop(self, work: Work, stop: Stop, at: Moment) -> Decision:
-        delay_s = self._board.pauses.stop(work.lane, stop, now=at.now, now_us=at.now_us, began=work.began)
-        return Decision(pauses_changed=True, hold_s=delay_s if stop.reason == "rate_limited" else 0.0)
+        delay_s = self._board.pauses.stop(
+            work.lane,
+            stop,
+            now=at.now,
+            now_us=at.now_us,
+            began=work.began,
+            known=work.suspect is not None or work.narrowing is not None,
+        )
+        return Decision(hold_s=delay_s if stop.reason == "rate_limited" else 0.0)
+
+    def _answered(self, work: Work, *, taken: bool) -> None:
+        """A probe got a sound answer: the trouble is over, as far as this answer tells."""
+        if work.probe:
+            self._board.pauses.answered(work.lane, taken=taken)
 
     def _broken(self, work: Work, inputs: Sequence[Input], stop: Stop, reason: Reason, at: Moment) -> Decision:
         suspects, suspect = self._board.suspects, work.suspect
         if suspect is not None and not work.probe:
             if suspects.others_succeed(suspect):
                 return self._guilty(suspect, inputs, reason, at)
+            if suspect.lonely:  # an old acquaintance, and nobody else to ask: no news about the CRM
+                self._postpone(suspect, at)
+                return Decision()
             suspects.postpone(suspect, ready_at=at.now)
         elif suspect is not None:
             suspect.refs.append(suspect.refs.pop(0))  # another record is the next probe
         elif work.narrowing is not None:
-            self._broken_again(work, work.narrowing, stop, at)
+            self._broken_again(work, inputs, Trouble.BROKEN, stop.scope, at.now)
         elif work.step is Step.FRESH:
-            suspects.add(work.lane, work.refs, Trouble.BROKEN, scope=stop.scope, ready_at=at.now)
+            suspects.add(work.lane, _refs(inputs), Trouble.BROKEN, scope=stop.scope, ready_at=at.now)
         return self._stop(work, stop, at)
 
-    def _broken_again(self, work: Work, narrowing: Narrowing, stop: Stop, at: Moment) -> None:
+    def _broken_again(
+        self, work: Work, inputs: Sequence[Input], trouble: Trouble, scope: Scope, ready_at: float
+    ) -> None:
         """An isolation goes on after an outage; a group that breaks twice becomes suspect instead."""
+        narrowing = work.narrowing
+        if narrowing is None:
+            return
         narrowing.breaks += 1
         if narrowing.breaks >= 2 and narrowing in self._board.narrowings:
             self._board.narrowings.remove(narrowing)
-            self._board.suspects.add(work.lane, work.refs, Trouble.BROKEN, scope=stop.scope, ready_at=at.now)
+            self._board.suspects.add(work.lane, _refs(inputs), trouble, scope=scope, ready_at=ready_at)
 
     def _guilty(self, suspect: Suspect, inputs: Sequence[Input], reason: Reason, at: Moment) -> Decision:
         """It failed while others succeed: no outage, but something in this group."""
@@ -242,6 +255,10 @@ class Digester:
 
     def _delay_s(self, suspect: Suspect) -> float:
         return self._board.patience.backoff.delay_s(suspect.failures)
+
+
+def _refs(inputs: Sequence[Input]) -> list[int]:
+    return [one.record.ref for one in inputs]
 
 
 def _misconfigured(reason: Reason) -> Stop:

@@ -84,20 +84,32 @@ class _Held:
     failures: int = 1
     since: float = 0.0
     probing: bool = False
+    early_from: float = float("inf")  # when a record without a part in the failures may probe already
 
 
 class Pauses:
-    """Every pause that holds. Not thread-safe: the planner's lock guards it."""
+    """Every pause that holds. Not thread-safe: the dispatcher's lock guards it.
+
+    `changed` is set whenever the pauses became others than were last stored.
+    """
 
     def __init__(self, *, backoff: Backoff) -> None:
+        self.changed = False
         self._backoff = backoff
         self._held: dict[tuple[Scope, str, str], _Held] = {}
 
-    def gate(self, lane: Lane, now: float) -> Gate:
-        """What may start in this lane now."""
+    @property
+    def none(self) -> bool:
+        return not self._held
+
+    def gate(self, lane: Lane, now: float, *, early: bool = False) -> Gate:
+        """What may start in this lane now. `early`: with a record that had no part in any failure. Probes
+        with records that failed already tell little, so they must not put off one that would tell more.
+        """
         gate = Gate.OPEN
         for held in self._covering(lane):
-            if held.stop is None or now < held.until or held.probing:
+            from_ = min(held.until, held.early_from) if early else held.until
+            if held.stop is None or now < from_ or held.probing:
                 return Gate.CLOSED
             if held.stop.probes:
                 gate = Gate.PROBE
@@ -114,13 +126,14 @@ class Pauses:
             held.probing = True
 
     def probe_ended(self, lane: Lane) -> None:
-        """The probe of this lane ended; what it found is told by `stop` or `answered`."""
+        """The probe of this lane is settled, or was not made; `stop` or `answered` told what it found."""
         for held in self._covering(lane):
             held.probing = False
 
-    def stop(self, lane: Lane, stop: Stop, *, now: float, now_us: int, began: float) -> float:
+    def stop(self, lane: Lane, stop: Stop, *, now: float, now_us: int, began: float, known: bool = False) -> float:
         """Begin or lengthen a pause; returns the seconds. `began`: when the call that failed began:
-        calls that were open together fail together and count once.
+        calls that were open together fail together and count once. `known`: with records that had failed
+        before.
         """
         target = _target(lane, stop.scope)
         key = (stop.scope, target, stop.reason)
@@ -139,49 +152,52 @@ class Pauses:
         )
         since = held.since if held is not None and began < held.since else now
         probing = held is not None and held.probing
-        self._held[key] = _Held(pause, stop, now + delay_s, failures, since, probing)
+        early_from = now + self._backoff.base_s if known else float("inf")
+        self._held[key] = _Held(pause, stop, now + delay_s, failures, since, probing, early_from)
+        self.changed = True
         return delay_s
 
-    def answered(self, lane: Lane, *, taken: bool) -> bool:
+    def answered(self, lane: Lane, *, taken: bool) -> None:
         """The probe of this lane got a sound answer: `taken` tells whether the CRM took the call, or
-        refused the input. Lifts what that answer disproves; True when anything was lifted.
+        refused the input. Lifts what that answer disproves.
         """
         over = [
             key
             for key, held in self._held.items()
             if held.stop is not None and _covers(held.pause, lane) and (taken or held.pause.scope is not Scope.LANE)
         ]
-        for key in over:
-            del self._held[key]
-        return bool(over)
+        self._drop(over)
+
+    def stops_all(self, now: float) -> bool:
+        """Whether nothing at all may start now."""
+        return any(
+            held.pause.scope is Scope.ALL
+            and (held.stop is None or min(held.until, held.early_from) > now or held.probing)
+            for held in self._held.values()
+        )
 
     def stops_lane(self, lane: Lane) -> bool:
         """Whether this very lane is stopped, for a trouble of its own."""
         return any(h.stop is not None and h.pause.scope is Scope.LANE for h in self._covering(lane))
 
-    def expire(self, now: float) -> bool:
+    def expire(self, now: float) -> None:
         """Drop the pauses that end by their time alone."""
         over = [
             key
             for key, held in self._held.items()
             if held.stop is not None and not held.stop.probes and held.until <= now
         ]
-        for key in over:
-            del self._held[key]
-        return bool(over)
+        self._drop(over)
 
     def waits_for_token(self) -> bool:
         return any(held.pause.reason == UNAUTHORIZED for held in self._held.values())
 
-    def token_is(self, credential: str, *, now: float) -> bool:
+    def token_is(self, credential: str, *, now: float) -> None:
         """Probe at once when the token is another one than was refused."""
-        woken = False
         for held in self._held.values():
             refused = held.stop.credential if held.stop is not None else None
             if held.pause.reason == UNAUTHORIZED and credential and credential != refused and held.until > now:
                 held.until = now
-                woken = True
-        return woken
 
     def restore(self, stored: Iterable[Pause], *, now: float, now_us: int) -> None:
         """Take up the pauses of the last run."""
@@ -193,15 +209,15 @@ class Pauses:
             key = (pause.scope, pause.target, pause.reason)
             self._held[key] = _Held(pause, stop, now + left_s, since=now)
 
-    def operators(self, stored: Iterable[Pause]) -> bool:
-        """Honour exactly the operators' pauses among the stored ones; True when that changed."""
+    def operators(self, stored: Iterable[Pause]) -> None:
+        """Honour exactly the operators' pauses among the stored ones."""
         wanted = {(p.scope, p.target, p.reason): p for p in stored if p.reason == OPERATOR}
         known = {key: held.pause for key, held in self._held.items() if held.stop is None}
         for key in known.keys() - wanted.keys():
             del self._held[key]
         for key, pause in wanted.items():
             self._held[key] = _Held(pause, None, float("inf"))
-        return known != wanted
+        self.changed = self.changed or known != wanted
 
     def all(self) -> list[Pause]:
         """Every pause, for people."""
@@ -210,6 +226,11 @@ class Pauses:
     def own(self) -> list[Pause]:
         """Every pause but the operators', for the journal."""
         return [held.pause for held in self._held.values() if held.stop is not None]
+
+    def _drop(self, keys: Iterable[tuple[Scope, str, str]]) -> None:
+        for key in keys:
+            del self._held[key]
+            self.changed = True
 
     def _covering(self, lane: Lane) -> list[_Held]:
         if not self._held:

@@ -10,7 +10,7 @@ Without a success of others nothing is concluded: then it is the CRM, and no rec
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from bridge.model import Lane, Scope
@@ -45,7 +45,8 @@ class Suspect:
     failures: int = 0
     ready_at: float = 0.0
     open: bool = False
-    silences: int = field(default=0)  # how often this one record, alone, met silence
+    silences: int = 0  # how often this one record, alone, met silence
+    lonely: bool = False  # it failed alone before, while others succeeded
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,7 @@ class Suspects:
                 known.successes,
                 failures=1,
                 silences=known.silences,
+                lonely=True,
             )
         )
 

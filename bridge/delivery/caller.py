@@ -1,0 +1,115 @@
+"""Makes one call: take, check the grant's age, send, judge, settle. Runs in a thread of the pool."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import structlog
+
+from bridge.delivery.answers import doubtful, judge
+from bridge.delivery.board import Board, Work
+from bridge.delivery.digesting import Decision, Digester, Moment
+from bridge.delivery.hubspot import inputs_of
+from bridge.delivery.limiter import Grant, Limiter
+from bridge.delivery.ports import Answer, Crm, Input, Journal, NoAnswer, Observer, OnUnknown
+from bridge.delivery.summary import call_of, log_call, summary, where
+from bridge.delivery.verdicts import Rules
+from bridge.model import Clock, Lane, Outcome, PendingRecord, to_us
+
+#: Seconds that a call waits for another grant, when its first went stale, before its records go back.
+_REGRANT_S = 2.0
+
+#: Seconds between two looks whether the service stops while a call waits for a grant.
+_LOOK_S = 0.05
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Thread-safe: `lock` guards the board and is never held during I/O.
+
+    `may_call` is asked just before a call is sent.
+    """
+
+    journal: Journal
+    crm: Crm
+    limiter: Limiter
+    board: Board
+    digester: Digester
+    lock: threading.Lock
+    clock: Clock
+    observer: Observer
+    on_unknown: Callable[[PendingRecord], OnUnknown]
+    may_call: Callable[[], bool]
+
+    def make(self, work: Work, grant: Grant) -> None:
+        """Make the call and settle it. Raises JournalError; what was not settled stays due."""
+        began_at_us = to_us(self.clock.now())
+        taken = self.journal.take(work.refs, began_at_us=began_at_us)
+        records, outcomes = self._prepare(work, taken)
+        if not records or not self._may_send(grant):
+            if taken or outcomes:
+                self.journal.settle(taken, outcomes, call=None, doubtful=False)
+            return
+        inputs = inputs_of(records)
+        answer = self._update(work.lane, inputs)
+        with self.lock:
+            at = Moment(self.clock.monotonic(), to_us(self.clock.now()))
+            rules = Rules(self.on_unknown, self.board.patience, at.now_us)
+            verdict = judge(inputs, answer, rules)
+            decision = self.digester.digest(work, inputs, verdict, at)
+        if decision.hold_s > 0:
+            self.limiter.hold(at.now + decision.hold_s)
+        outcomes = [*outcomes, *decision.outcomes]
+        settled = summary(work, outcomes, answer, verdict, records=len(records))
+        call = call_of(settled, answer, verdict, began_at_us=began_at_us)
+        self.journal.settle(taken, outcomes, call=call, doubtful=doubtful(answer))
+        log_call(_log, settled)
+        self.observer.called(settled)
+
+    def _prepare(self, work: Work, taken: Sequence[PendingRecord]) -> tuple[list[PendingRecord], list[Outcome]]:
+        """What of the taken records is to be sent, and what is refused without being sent."""
+        only = work.only
+        records = list(taken) if only is None else [_restricted(record, only) for record in taken]
+        with self.lock:
+            now = self.clock.monotonic()
+            records = [record for record in records if record.values]
+            left, refused = self.board.retired.strip(work.lane.object_type, records, now)
+            gone = set(work.refs).difference(record.ref for record in left)
+            extra = self.digester.vanished(work, sorted(gone)) if gone else Decision()
+        return left, [*refused, *extra.outcomes]
+
+    def _may_send(self, grant: Grant) -> bool:
+        """Whether the call may be sent now: a process can freeze between grant and call."""
+        give_up_at = self.clock.monotonic() + _REGRANT_S
+        pause = threading.Event()
+        while True:
+            now = self.clock.monotonic()
+            if not self.may_call():
+                return False
+            if self.limiter.fresh(grant, now):
+                return True
+            again = self.limiter.acquire(now)
+            if again is not None:
+                grant = again
+                continue
+            wait_s = self.limiter.wait_s(now)
+            if now + wait_s > give_up_at:
+                return False
+            pause.wait(min(wait_s, _LOOK_S))
+
+    def _update(self, lane: Lane, inputs: Sequence[Input]) -> Answer | NoAnswer:
+        try:
+            return self.crm.update(lane, inputs)
+        except Exception as error:  # noqa: BLE001 (a record that cannot be encoded, say: see below)
+            # It is found like any other record whose calls come to nothing.
+            _log.error("the CRM client failed", error=where(error), records=len(inputs))
+            self.observer.stumbled(type(error).__name__)
+            return NoAnswer("internal", doubtful=True, detail=type(error).__name__)
+
+
+def _restricted(record: PendingRecord, only: frozenset[str]) -> PendingRecord:
+    return replace(record, values={name: value for name, value in record.values.items() if name in only})

@@ -1,0 +1,351 @@
+"""The dispatcher: takes what is due, calls the CRM, settles what was confirmed. One process at a time.
+
+A loop chooses calls and starts them; a few threads make them. The order of one call is fixed: the limiter
+grants, the records are taken with the values they have now (what arrived while delivery waited is merged
+in), the grant's age is checked, the call is made, its outcomes are settled, and only then are its records
+free for another call (G4). Nothing is lost when any of these steps fails: whatever was not settled is
+still due in the journal, and updates are absolute, so they may be sent again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from bridge.delivery.board import Board, Work
+from bridge.delivery.buffer import Buffer
+from bridge.delivery.caller import Caller
+from bridge.delivery.choosing import Chooser
+from bridge.delivery.digesting import Digester, Moment
+from bridge.delivery.limiter import Grant, Limiter
+from bridge.delivery.patience import Patience
+from bridge.delivery.pauses import Backoff, Pauses
+from bridge.delivery.ports import Crm, Journal, Observer, OnUnknown
+from bridge.delivery.summary import log_pauses, where
+from bridge.delivery.threads import CallThreads, Pool
+from bridge.errors import JournalError
+from bridge.model import Clock, Pause, PendingRecord, to_us
+from bridge.settings import Crm as CrmSettings
+from bridge.settings import Retry
+
+#: Seconds between two looks at what is due, for what other processes took in.
+POLL_S = 0.05
+
+#: Seconds between two looks at least, however often `notify` is called.
+_SHORTEST_POLL_S = 0.01
+
+#: Seconds between two looks at the operators' pauses and at the token.
+_HOUSEKEEPING_S = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _State:
+    """What the loop and the call threads share, beside the board; guarded by the same lock."""
+
+    stopping: bool = False
+    draining: bool = False
+    filled_at: float = float("-inf")
+    kept_house_at: float = float("-inf")
+    resume_at: float = float("-inf")  # after journal trouble
+    troubles: int = 0
+    hinted: bool = False  # `notify` was called since the last look at what is due
+    reported_pauses: frozenset[Pause] = frozenset()
+    reported_wait_s: float = 0.0
+
+
+class Dispatcher:
+    """Thread-safe: `_lock` guards the board and the state; it is never held during I/O."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        crm: Crm,
+        settings: CrmSettings,
+        retry: Retry,
+        on_unknown: Callable[[PendingRecord], OnUnknown],
+        clock: Clock,
+        observer: Observer,
+        pool: Pool | None = None,
+        limiter: Limiter | None = None,
+        backoff: Backoff | None = None,
+        may_call: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`may_call` is asked just before each call is sent: whether this process still is the one that
+        delivers.
+        """
+        self._journal = journal
+        self._crm = crm
+        self._clock = clock
+        self._observer = observer
+        self._max_in_flight = settings.max_in_flight
+        self._pool = pool if pool is not None else CallThreads(count=settings.max_in_flight)
+        rate = settings.rate_limit
+        self.limiter = limiter if limiter is not None else Limiter(calls=rate.calls, per_s=rate.per_s)
+        backoff = backoff if backoff is not None else Backoff(base_s=retry.base_s, max_s=retry.max_s)
+        self._journal_backoff = Backoff(base_s=0.1, max_s=5.0)
+        self._board = Board(
+            buffer=Buffer(
+                batch_size=settings.batch_size,
+                flush_interval_s=settings.flush_interval_s,
+                depth=settings.batch_size * (settings.max_in_flight + 1),
+            ),
+            pauses=Pauses(backoff=backoff),
+            patience=Patience(backoff, retry.give_up_after_s),
+        )
+        self._chooser = Chooser(self._board)
+        self._lock = threading.Lock()
+        self._state = _State()
+        self._caller = Caller(
+            journal=journal,
+            crm=crm,
+            limiter=self.limiter,
+            board=self._board,
+            digester=Digester(self._board),
+            lock=self._lock,
+            clock=clock,
+            observer=observer,
+            on_unknown=on_unknown,
+            may_call=lambda: not self._state.stopping and may_call(),
+        )
+        self._closed = threading.Condition(self._lock)  # a call was settled, or given up
+        self._wake = threading.Event()
+        self._idle = threading.Event()
+        self._loop: threading.Thread | None = None
+        #: Monotonic time of the loop's last sound step, for liveness.
+        self.last_progress = clock.monotonic()
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take up the pauses of the last run and begin to deliver."""
+        self.restore_pauses()
+        self._loop = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+        self._loop.start()
+
+    def restore_pauses(self) -> None:
+        """Take up the stored pauses. Raises JournalError."""
+        stored = self._journal.load_pauses()
+        with self._lock:
+            at = self._moment()
+            self._board.pauses.restore(stored, now=at.now, now_us=at.now_us)
+            self._board.pauses.operators(stored)
+
+    def notify(self) -> None:
+        """Something became due in this process."""
+        self._state.hinted = True
+        self._wake.set()
+
+    def drain(self, *, timeout_s: float) -> bool:
+        """Flush what is due and fits in the time, then stop; True when nothing was left that may be sent
+        now.
+        """
+        with self._lock:
+            self._state.draining = True
+        self._idle.clear()
+        self._wake.set()
+        done = self._loop is not None and self._idle.wait(timeout_s)
+        self.stop(grace_s=1.0 if done else 0.0)
+        return done
+
+    def stop(self, *, grace_s: float = 1.0) -> None:
+        """Begin no more calls, give open ones the grace, then cut them. Their records stay due."""
+        with self._lock:
+            self._state.stopping = True
+        self._wake.set()
+        self._all_closed(within_s=grace_s)
+        self._crm.close()
+        if self._loop is not None:
+            self._loop.join(timeout=1.0)
+        self._all_closed(within_s=1.0)  # calls that were cut settle as doubtful
+        self._pool.close()
+
+    def _all_closed(self, *, within_s: float) -> bool:
+        with self._closed:
+            return self._closed.wait_for(lambda: not self._board.open, timeout=within_s)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the loop is there; it ends by `stop` only, or with its thread."""
+        return self._loop is not None and self._loop.is_alive()
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that are open or not settled yet."""
+        with self._lock:
+            return len(self._board.open)
+
+    @property
+    def pauses(self) -> list[Pause]:
+        """What delivery is stopped for now."""
+        with self._lock:
+            return self._board.pauses.all()
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._state.stopping:
+            try:
+                wait_s = self.run_once()
+                failures = 0
+            except Exception as error:  # noqa: BLE001 (the loop's outermost frame)
+                failures += 1
+                wait_s = self._journal_backoff.delay_s(failures)
+                _log.error("dispatcher stumbled", error=where(error))
+                self._observer.stumbled(type(error).__name__)
+            self._wake.wait(wait_s)
+            self._wake.clear()
+
+    # --- one step -----------------------------------------------------------------------------
+
+    def run_once(self) -> float:
+        """Start every call that may start now; returns the seconds until it is worth looking again."""
+        wait_s = self._step()
+        self.last_progress = self._clock.monotonic()
+        return wait_s
+
+    def _step(self) -> float:
+        now = self._clock.monotonic()
+        if now < self._state.resume_at:
+            return min(self._state.resume_at - now, POLL_S)
+        try:
+            self._keep_house(now)
+            while True:
+                wait_s = self._begin_call()
+                if wait_s is not None:
+                    return wait_s
+        except JournalError as error:
+            self._journal_failed(error)
+            return POLL_S
+
+    def _begin_call(self) -> float | None:
+        """Start one call; else the seconds to wait."""
+        now = self._clock.monotonic()
+        with self._lock:
+            if self._state.stopping or len(self._board.open) >= self._max_in_flight:
+                return POLL_S
+        if (early_s := self.limiter.wait_s(now)) > 0:
+            self.limiter.acquire(now)  # notes that we wait for it
+            return min(early_s, POLL_S)
+        filled = self._fill(now)
+        with self._lock:
+            at = self._moment()
+            draining = self._state.draining
+            work = self._chooser.next_work(now=at.now, now_us=at.now_us, draining=draining)
+            if work is None:
+                return self._nothing_to_do(at, just_filled=filled)
+        grant = self.limiter.acquire(at.now)
+        if grant is None:
+            self._put_back(work)
+            return _SHORTEST_POLL_S
+        self._report_wait()
+        self._pool.submit(lambda: self._call(work, grant))
+        return None
+
+    def _nothing_to_do(self, at: Moment, *, just_filled: bool) -> float:
+        self.limiter.not_wanted()
+        if self._state.draining and just_filled and not self._board.open:
+            self._idle.set()
+        flush_in = self._chooser.flush_in(now=at.now, now_us=at.now_us)
+        soonest = POLL_S if flush_in is None else min(flush_in, POLL_S)
+        return max(soonest, 0.001)
+
+    def _fill(self, now: float) -> bool:
+        """Ask the journal what is due, unless that was just done."""
+        with self._lock:
+            if now - self._state.filled_at < self._poll_s(now):
+                return False
+            self._state.hinted = False
+            limit = self._board.buffer.limit
+            exclude = self._board.held()
+        rows = self._journal.due(limit=limit, exclude=exclude)
+        with self._lock:
+            self._board.buffer.fill(rows, limit=limit, now=now)
+            self._state.filled_at = now
+            self._state.troubles = 0
+        return True
+
+    def _poll_s(self, now: float) -> float:
+        board, state = self._board, self._state
+        if board.buffer.short or state.draining or (state.hinted and board.buffer.empty):
+            return _SHORTEST_POLL_S
+        return _HOUSEKEEPING_S if board.pauses.stops_all(now) else POLL_S
+
+    def _keep_house(self, now: float) -> None:
+        """Now and then: the operators' pauses, and the token; at once: pauses that changed."""
+        pauses, state = self._board.pauses, self._state
+        with self._lock:
+            due = now - state.kept_house_at >= _HOUSEKEEPING_S
+            waits_for_token = due and pauses.waits_for_token()
+        if due:
+            stored = self._journal.load_pauses()
+            credential = self._crm.credential() if waits_for_token else ""
+            with self._lock:
+                state.kept_house_at = now
+                pauses.operators(stored)
+                pauses.token_is(credential, now=now)
+        with self._lock:
+            pauses.expire(now)
+            changed = pauses.changed
+        if changed:
+            self._save_pauses()
+
+    # --- one call -----------------------------------------------------------------------------
+
+    def _call(self, work: Work, grant: Grant) -> None:
+        """Make a call and settle it; in a thread of the pool."""
+        try:
+            self._caller.make(work, grant)
+        except JournalError as error:
+            self._journal_failed(error)
+        except Exception as error:  # noqa: BLE001 (a thread's outermost frame)
+            _log.error("call stumbled", error=where(error), records=len(work.refs))
+            self._observer.stumbled(type(error).__name__)
+            with self._lock:
+                self._state.resume_at = self._clock.monotonic() + POLL_S
+        finally:
+            self._put_back(work)
+            self._wake.set()
+
+    def _put_back(self, work: Work) -> None:
+        with self._lock:
+            self._board.close(work)
+            self._closed.notify_all()
+
+    # --- the rest -----------------------------------------------------------------------------
+
+    def _save_pauses(self) -> None:
+        with self._lock:
+            self._board.pauses.changed = False
+            own, every = self._board.pauses.own(), self._board.pauses.all()
+        if self._state.reported_pauses != frozenset(every):
+            log_pauses(_log, before=self._state.reported_pauses, now=every)
+            self._state.reported_pauses = frozenset(every)
+            self._observer.paused(every)
+        try:
+            self._journal.save_pauses(own)
+        except JournalError:
+            with self._lock:
+                self._board.pauses.changed = True
+            raise
+
+    def _journal_failed(self, error: JournalError) -> None:
+        with self._lock:
+            self._state.troubles += 1
+            delay_s = self._journal_backoff.delay_s(self._state.troubles)
+            self._state.resume_at = self._clock.monotonic() + delay_s
+        _log.error("the journal failed, delivery waits", error=str(error), seconds=round(delay_s, 2))
+        self._observer.stumbled(type(error).__name__)
+
+    def _report_wait(self) -> None:
+        waited_s = self.limiter.waited_s
+        if waited_s > self._state.reported_wait_s:
+            self._observer.waited(waited_s - self._state.reported_wait_s)
+            self._state.reported_wait_s = waited_s
+
+    def _moment(self) -> Moment:
+        return Moment(self._clock.monotonic(), to_us(self._clock.now()))

@@ -1,0 +1,575 @@
+"""The dispatcher, stepped: what it calls, when it pauses, and what becomes of every record."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from bridge.delivery.dispatcher import Dispatcher
+from bridge.delivery.limiter import Limiter
+from bridge.delivery.pauses import Backoff
+from bridge.delivery.ports import Answer, Input, NoAnswer, OnUnknown
+from bridge.delivery.threads import Pool
+from bridge.model import Lane, Pause, PendingRecord, Scope
+from bridge.settings import Crm, RateLimit, Retry
+from tests.fakes_delivery import (
+    BY_RECORD_ID,
+    CLIENTS,
+    FakeClock,
+    FakeCrm,
+    FakeJournal,
+    FakeObserver,
+    HeldPool,
+    InlinePool,
+    Script,
+    ok,
+    refused_whole,
+)
+
+
+class House:
+    """A dispatcher with everything around it faked, stepped by hand."""
+
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        pool: Pool | None = None,
+        batch_size: int = 100,
+        max_in_flight: int = 8,
+        on_unknown: OnUnknown = "park",
+        give_up_after_s: float = 86_400.0,
+    ) -> None:
+        self.clock = FakeClock()
+        self.journal = FakeJournal(self.clock)
+        self.crm = FakeCrm(script)
+        self.observer = FakeObserver()
+        self.dispatcher = Dispatcher(
+            journal=self.journal,
+            crm=self.crm,
+            settings=Crm(
+                batch_size=batch_size,
+                max_in_flight=max_in_flight,
+                flush_interval_s=0.5,
+                rate_limit=RateLimit(calls=1_000, per_s=1e-12),  # none to speak of,
+            ),
+            retry=Retry(base_s=2.0, max_s=60.0, give_up_after_s=give_up_after_s),
+            on_unknown=lambda _: on_unknown,
+            clock=self.clock,
+            observer=self.observer,
+            pool=pool if pool is not None else InlinePool(),
+            backoff=Backoff(base_s=2.0, max_s=60.0, chance=random.Random(7)),
+        )
+
+    def put(self, *refs: int, lane: Lane = CLIENTS, source: str = "acme", **values: str) -> None:
+        for ref in refs:
+            self.journal.put(ref, values or {"name": f"Client {ref}"}, lane=lane, source=source)
+
+    def run(self, seconds: float, step_s: float = 0.05) -> None:
+        """Let time pass and step the loop."""
+        for _ in range(round(seconds / step_s)):
+            self.clock.pass_(step_s)
+            self.dispatcher.run_once()
+
+
+def poison(*refs: int, answer: Answer | NoAnswer | None = None) -> Script:
+    """A CRM to which any call with one of these records comes to nothing."""
+    told = Answer(500, {"message": "boom"}) if answer is None else answer
+
+    def script(_: Lane, sent: Sequence[Input]) -> Answer | NoAnswer:
+        return told if any(one.record.ref in refs for one in sent) else ok(sent)
+
+    return script
+
+
+def down(_: Lane, __: Sequence[Input]) -> Answer:
+    return Answer(503)
+
+
+# --- the plain way ------------------------------------------------------------------------------
+
+
+def test_due_records_are_delivered_in_one_call_after_the_flush_interval() -> None:
+    house = House()
+    house.put(*range(30))
+    house.run(0.4)
+    assert house.crm.calls == []
+    house.run(0.2)
+    assert house.crm.sizes == [30]
+    assert house.journal.states() == {"delivered": 30}
+
+
+def test_a_full_batch_does_not_wait() -> None:
+    house = House()
+    house.put(*range(250))
+    house.run(0.05)
+    assert house.crm.sizes == [100, 100]
+    house.run(1)
+    assert house.crm.sizes == [100, 100, 50]
+
+
+def test_a_call_serves_one_lane() -> None:
+    house = House()
+    house.put(1, 2, lane=CLIENTS)
+    house.put(3, lane=BY_RECORD_ID)
+    house.run(1)
+    assert sorted(house.crm.sizes) == [1, 2]
+
+
+def test_what_arrives_while_a_call_is_open_is_sent_after_it() -> None:
+    """The newer value is neither lost nor sent beside the older one."""
+    house = House()
+
+    def script(_: Lane, sent: Sequence[Input]) -> Answer:
+        if len(house.crm.calls) == 1:
+            house.put(1, name="new")
+            house.run(5)
+            assert len(house.crm.calls) == 1
+        return ok(sent)
+
+    house.crm.script = script
+    house.put(1, name="old")
+    house.run(7)
+    assert [sent[0].record.values["name"].value for _, sent in house.crm.calls] == ["old", "new"]
+    assert house.journal.state(1) == "delivered"
+
+
+def test_what_arrives_before_the_take_is_merged_into_the_call() -> None:
+    pool = HeldPool()
+    house = House(pool=pool)
+    house.put(1, name="old")
+    house.run(1)
+    house.put(1, name="new")
+    pool.release()
+    assert house.crm.state[1] == {"name": "new"}
+    assert house.journal.state(1) == "delivered"
+
+
+def test_calls_in_flight_are_bounded() -> None:
+    pool = HeldPool()
+    house = House(pool=pool, max_in_flight=3, batch_size=1)
+    house.put(1)
+    house.run(0.1)
+    pool.release()  # the lane has proven itself
+    house.put(*range(2, 20))
+    house.run(1)
+    assert len(pool.jobs) == 3
+
+
+def test_a_lane_that_has_not_proven_itself_makes_one_call_at_a_time() -> None:
+    pool = HeldPool()
+    house = House(pool=pool)
+    house.put(*range(500))
+    house.run(1)
+    assert len(pool.jobs) == 1
+    pool.release()
+    house.run(0.1)
+    assert len(pool.jobs) == 4
+
+
+def test_a_single_change_is_not_delayed_by_another_sources_backlog() -> None:
+    house = House()
+    house.put(*range(5_000), source="big")
+    house.run(0.05)
+    house.dispatcher.limiter = Limiter(calls=1, per_s=1.0)
+    house.put(9_999, source="small")
+    before = len(house.crm.calls)
+    house.run(0.2)
+    position = next(
+        place for place, (_, sent) in enumerate(house.crm.calls) if any(one.record.ref == 9_999 for one in sent)
+    )
+    assert position - before <= 1
+
+
+# --- what the CRM refuses -----------------------------------------------------------------------
+
+
+def test_a_refused_property_waits_and_the_others_are_delivered() -> None:
+    def script(_: Lane, sent: Sequence[Input]) -> Answer:
+        bad = [one for one in sent if "tier" in one.record.values]
+        error = {
+            "category": "VALIDATION_ERROR",
+            "message": "tier is wrong",
+            "context": {"objectWriteTraceId": ["?"], "propertyName": ["tier"]},
+        }
+        errors = [{**error, "context": {"objectWriteTraceId": [one.trace_id], "propertyName": ["tier"]}} for one in bad]
+        return ok([one for one in sent if one not in bad], errors)
+
+    house = House(script)
+    house.put(1, name="A", tier="wood")
+    house.put(2, name="B")
+    house.run(2)
+    assert house.journal.state(1) == "refused"
+    assert house.crm.state == {1: {"name": "A"}, 2: {"name": "B"}}
+
+
+def not_found(_: Lane, sent: Sequence[Input]) -> Answer:
+    missing = [one for one in sent if one.record.ref == 1]
+    ids = [one.record.key.id for one in missing]
+    errors = [{"category": "OBJECT_NOT_FOUND", "message": "gone", "context": {"ids": ids}}]
+    return ok([one for one in sent if one not in missing], errors if missing else ())
+
+
+@pytest.mark.parametrize("policy, state", [("park", "parked"), ("wait", "retrying"), ("ignore", "delivered")])
+def test_an_unknown_record_goes_the_way_its_source_says(policy: OnUnknown, state: str) -> None:
+    house = House(not_found, on_unknown=policy)
+    house.put(1, 2)
+    house.run(1)
+    assert house.journal.state(1) == state
+    assert house.journal.state(2) == "delivered"
+    assert house.journal.ignored == ([1] if policy == "ignore" else [])
+
+
+def test_one_culprit_costs_few_calls_and_the_good_ones_go_on() -> None:
+    house = House(poison(37, answer=refused_whole()))
+    house.put(*range(100))
+    house.run(1)
+    assert house.journal.states() == {"delivered": 99, "parked": 1}
+    assert len(house.crm.calls) <= 15
+
+
+def test_a_misconfigured_lane_pauses_and_parks_nothing() -> None:
+    house = House(lambda _, __: refused_whole("portal says no"))
+    house.put(*range(1_000))
+    house.run(1)
+    assert house.journal.states() == {"due": 1_000}
+    assert len(house.crm.calls) <= 8
+    assert [pause.reason for pause in house.dispatcher.pauses] == ["misconfigured"]
+    house.run(30)
+    assert len(house.crm.calls) <= 8 + 15
+    assert set(house.crm.sizes[8:]) == {1}
+    house.crm.script = lambda _, sent: ok(sent)
+    house.run(120)
+    assert house.journal.states() == {"delivered": 1_000}
+
+
+def test_a_misconfigured_lane_leaves_the_others_alone() -> None:
+    def script(lane: Lane, sent: Sequence[Input]) -> Answer:
+        message = "Unable to perform update by non-unique property acme_client_id in portal 1"
+        return refused_whole(message) if lane == CLIENTS else ok(sent)
+
+    house = House(script)
+    house.put(*range(100))
+    house.put(*range(100, 300), lane=BY_RECORD_ID)
+    house.run(1)
+    assert house.journal.states() == {"due": 100, "delivered": 200}
+    assert house.crm.calls.count((CLIENTS, house.crm.calls[0][1])) <= 1
+
+
+def test_an_unknown_property_costs_a_few_calls_for_any_number_of_records() -> None:
+    def script(_: Lane, sent: Sequence[Input]) -> Answer:
+        if not any("ghost" in one.record.values for one in sent):
+            return ok(sent)
+        error = {"code": "PROPERTY_DOESNT_EXIST", "context": {"propertyName": ["ghost"]}, "message": "no ghost"}
+        return refused_whole("Property values were not valid", errors=[error])
+
+    house = House(script)
+    for ref in range(2_000):
+        house.put(ref, name="A", ghost="boo")
+    house.run(2)
+    assert house.journal.states() == {"refused": 2_000}
+    assert all(values == {"name": "A"} for values in house.crm.state.values())
+    assert len(house.crm.calls) <= 23
+    house.run(601, step_s=0.5)
+    house.put(1, ghost="back")
+    house.crm.script = lambda _, sent: ok(sent)
+    house.run(2)
+    assert house.crm.state[1]["ghost"] == "back"
+
+
+# --- outages ------------------------------------------------------------------------------------
+
+
+def test_an_outage_pauses_everything_and_burns_no_patience() -> None:
+    house = House(down)
+    house.put(*range(1_000))
+    house.run(600)
+    assert house.journal.states() == {"due": 1_000}
+    assert all(row.attempts == 0 for row in house.journal.rows.values())
+    assert [pause.reason for pause in house.dispatcher.pauses] == ["outage"]
+    assert len(house.crm.calls) < 60
+    assert set(house.crm.sizes[1:]) == {1}
+
+
+def test_after_an_outage_everything_is_delivered() -> None:
+    house = House(down)
+    house.put(*range(1_000))
+    house.run(60)
+    house.crm.script = lambda _, sent: ok(sent)
+    house.run(70)
+    assert house.journal.states() == {"delivered": 1_000}
+    assert house.dispatcher.pauses == []
+    assert house.journal.stored_pauses == []
+
+
+def test_the_probe_is_a_record_that_had_no_part_in_the_failure() -> None:
+    house = House(poison(5))
+    house.put(*range(100))
+    house.run(0.1)
+    house.put(200)
+    house.run(5)
+    assert [one.record.ref for one in house.crm.calls[1][1]] == [200]
+
+
+def test_one_poisonous_record_stops_nobody_and_is_given_up_alone() -> None:
+    house = House(poison(5), give_up_after_s=600)
+    house.put(*range(100))
+    for minute in range(3):
+        house.put(*range(1_000 + minute * 100, 1_100 + minute * 100))
+        house.run(60, step_s=0.1)
+    assert house.journal.states() == {"delivered": 399, "retrying": 1}
+    assert [pause.reason for pause in house.dispatcher.pauses] == []
+    for ref in range(2_000, 2_400):
+        house.put(ref)
+        house.run(5, step_s=0.25)
+    assert house.journal.state(5) == "parked"
+    parked = house.journal.rows[5].parked
+    assert parked is not None
+    assert parked.category == "GAVE_UP"
+
+
+def test_a_lonely_record_is_tried_alone_without_pausing_the_others() -> None:
+    house = House(poison(5))
+    house.put(*range(10))
+    for ref in range(100, 160):
+        house.put(ref)
+        house.run(3, step_s=0.1)
+    calls_with_five = [len(sent) for _, sent in house.crm.calls[-30:] if any(one.record.ref == 5 for one in sent)]
+    assert set(calls_with_five) == {1}
+    assert house.journal.states() == {"delivered": 69, "retrying": 1}
+
+
+def test_a_record_that_fails_with_nobody_else_to_ask_is_an_outage() -> None:
+    """Nothing tells a poisonous record from an outage: no patience is burned."""
+    house = House(poison(1))
+    house.put(1)
+    house.run(300)
+    assert house.journal.state(1) == "due"
+    assert [pause.reason for pause in house.dispatcher.pauses] == ["outage"]
+
+
+def test_a_good_record_soon_gets_past_a_poisonous_one_in_a_quiet_system() -> None:
+    house = House(poison(1))
+    house.put(1)
+    house.run(300)
+    house.put(2)
+    house.run(5)
+    assert house.journal.state(2) == "delivered"
+
+
+def test_silence_about_a_record_parks_it_after_it_was_alone_twice() -> None:
+    def script(_: Lane, sent: Sequence[Input]) -> Answer:
+        return Answer(200, {"status": "COMPLETE", "results": [r for r in ok(sent).body["results"] if r["id"] != "93"]})
+
+    house = House(script)
+    house.put(*range(10))
+    for ref in range(100, 130):
+        house.put(ref)
+        house.run(3, step_s=0.1)
+    assert house.journal.states() == {"delivered": 39, "parked": 1}
+    parked = house.journal.rows[3].parked
+    assert parked is not None
+    assert parked.category == "UNCONFIRMED"
+    assert 3 <= sum(any(one.record.ref == 3 for one in sent) for _, sent in house.crm.calls) <= 5
+
+
+def test_an_answer_that_confirms_nothing_is_an_outage() -> None:
+    house = House(lambda _, __: Answer(200, {"status": "COMPLETE", "results": []}))
+    house.put(*range(10))
+    house.run(60)
+    assert house.journal.states() == {"due": 10}
+    assert [pause.reason for pause in house.dispatcher.pauses] == ["outage"]
+
+
+def test_a_forbidden_object_type_leaves_the_others_alone() -> None:
+    services = Lane("partner_services")
+
+    def script(lane: Lane, sent: Sequence[Input]) -> Answer:
+        return Answer(403, {"category": "MISSING_SCOPES"}) if lane == services else ok(sent)
+
+    house = House(script)
+    house.put(*range(100))
+    house.put(*range(100, 300), lane=services)
+    house.run(10)
+    assert house.journal.states() == {"delivered": 100, "due": 200}
+    house.crm.script = lambda _, sent: ok(sent)
+    house.run(120)
+    assert house.journal.states() == {"delivered": 300}
+
+
+def test_a_new_token_is_tried_at_once() -> None:
+    house = House(lambda _, __: Answer(401))
+    house.put(*range(300))
+    house.run(200)
+    assert [pause.reason for pause in house.dispatcher.pauses] == ["unauthorized"]
+    before = len(house.crm.calls)
+    house.crm.token = "two"
+    house.crm.script = lambda _, sent: ok(sent)
+    house.run(1.5)
+    assert len(house.crm.calls) > before
+    assert house.journal.states() == {"delivered": 300}
+
+
+def test_a_rate_limit_answer_stops_all_for_as_long_as_it_says() -> None:
+    answers = [Answer(429, {"policyName": "TEN_SECONDLY_ROLLING"}, headers={"retry-after": "30"})]
+    house = House(lambda _, sent: answers.pop() if answers else ok(sent))
+    house.put(*range(300))
+    house.run(29)
+    assert len(house.crm.calls) == 1
+    house.run(2)
+    assert house.journal.states() == {"delivered": 300}
+
+
+def test_a_lock_delays_only_the_call_that_met_it() -> None:
+    answers = [Answer(423), Answer(423)]
+    house = House(lambda _, sent: answers.pop() if answers else ok(sent))
+    house.put(*range(50))
+    house.run(1)
+    assert house.dispatcher.pauses == []
+    house.run(30)
+    assert house.journal.states() == {"delivered": 50}
+
+
+def test_a_call_that_is_too_large_is_halved() -> None:
+    house = House(lambda _, sent: Answer(413) if len(sent) > 30 else ok(sent))
+    house.put(*range(100))
+    house.run(2)
+    assert house.journal.states() == {"delivered": 100}
+    assert house.crm.sizes == [100, 50, 50, 25, 25, 25, 25]
+
+
+def test_an_operators_pause_is_honoured_and_never_probed() -> None:
+    house = House()
+    pause = Pause(Scope.ALL, "", "operator", "maintenance", since_us=0, until_us=None)
+    house.journal.stored_pauses = [pause]
+    house.put(1)
+    house.run(600, step_s=0.5)
+    assert house.crm.calls == []
+    assert house.journal.stored_pauses == [pause]
+    house.journal.stored_pauses = []
+    house.run(3)
+    assert house.journal.state(1) == "delivered"
+
+
+def test_pauses_survive_a_restart() -> None:
+    house = House(down)
+    house.put(1)
+    house.run(100)
+    (stored,) = house.journal.stored_pauses
+    again = House()
+    again.clock.seconds = house.clock.seconds
+    again.journal.stored_pauses = [stored]
+    again.dispatcher.restore_pauses()
+    again.put(1, 2, 3)
+    assert stored.until_us is not None
+    left_s = stored.until_us / 1_000_000 - again.clock.now()
+    again.run(left_s - 0.1)
+    assert again.crm.calls == []
+    again.run(1)
+    assert again.crm.sizes[0] == 1
+    assert again.journal.states() == {"delivered": 3}
+
+
+# --- the journal fails --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", [1, 2, 3, 4, 5])
+def test_a_failing_journal_delays_and_loses_nothing(fails: int) -> None:
+    house = House()
+    house.put(*range(250))
+    house.journal.fails = fails
+    house.run(0.2)
+    house.journal.fails = fails
+    house.run(30)
+    assert house.journal.states() == {"delivered": 250}
+    assert "JournalUnavailableError" in house.observer.errors
+
+
+def test_a_journal_that_fails_to_settle_makes_the_call_happen_again() -> None:
+    house = House()
+
+    def script(_: Lane, sent: Sequence[Input]) -> Answer:
+        house.journal.fails = 1 if len(house.crm.calls) == 1 else 0
+        return ok(sent)
+
+    house.crm.script = script
+    house.put(1)
+    house.run(5)
+    assert house.crm.sizes == [1, 1]
+    assert house.journal.state(1) == "delivered"
+
+
+def test_a_client_that_raises_is_treated_as_a_call_that_came_to_nothing() -> None:
+    def script(_: Lane, sent: Sequence[Input]) -> Answer:
+        if any(one.record.ref == 3 for one in sent):
+            raise TypeError("str is not valid UTF-8")
+        return ok(sent)
+
+    house = House(script)
+    house.put(*range(10))
+    for ref in range(100, 120):
+        house.put(ref)
+        house.run(3, step_s=0.1)
+    assert house.journal.state(3) == "retrying"
+    assert house.journal.states()["delivered"] == 29
+
+
+def test_doubt_stays_after_a_call_without_an_answer_and_not_after_a_refusal() -> None:
+    house = House(lambda _, __: NoAnswer("timeout", doubtful=True, detail=""))
+    house.put(1)
+    house.run(1)
+    assert house.journal.rows[1].in_doubt
+    house.crm.script = down
+    house.run(10)
+    assert not house.journal.rows[1].in_doubt
+
+
+def test_a_stale_grant_is_not_used() -> None:
+    """The process froze between the grant and the call: nothing is sent on the old grant."""
+    pool = HeldPool()
+    house = House(pool=pool)
+    house.put(1)
+    house.run(1)
+    house.clock.pass_(60)
+    before = house.dispatcher.limiter.used(house.clock.monotonic())
+    pool.release()
+    assert house.dispatcher.limiter.used(house.clock.monotonic()) == before + 1
+
+
+def test_a_process_that_may_not_deliver_sends_nothing() -> None:
+    house = House()
+    allowed = Dispatcher(
+        journal=house.journal,
+        crm=house.crm,
+        settings=Crm(rate_limit=RateLimit(100, 1.0)),
+        retry=Retry(),
+        on_unknown=lambda _: "park",
+        clock=house.clock,
+        observer=house.observer,
+        pool=InlinePool(),
+        may_call=lambda: False,
+    )
+    house.put(1)
+    for _ in range(30):
+        house.clock.pass_(0.05)
+        allowed.run_once()
+    assert house.crm.calls == []
+    assert house.journal.state(1) == "due"
+    assert not house.journal.rows[1].in_doubt
+
+
+def test_unknown_record_policy_sees_the_record() -> None:
+    seen: list[PendingRecord] = []
+    house = House(not_found)
+    rules = house.dispatcher._caller
+
+    def policy(record: PendingRecord) -> OnUnknown:
+        seen.append(record)
+        return "park"
+
+    object.__setattr__(rules, "on_unknown", policy)
+    house.put(1)
+    house.run(1)
+    assert [record.sources for record in seen] == [("acme",)]

@@ -1,0 +1,91 @@
+"""The limiter: never over the limit in any window, and full use of it under a backlog."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridge.delivery.limiter import Limiter
+
+
+def most_in_any_window(starts: list[float], per_s: float) -> int:
+    return max((sum(start <= other < start + per_s for other in starts) for start in starts), default=0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    calls=st.integers(1, 20),
+    per_s=st.sampled_from([0.5, 1.0, 10.0]),
+    gaps=st.lists(st.one_of(st.floats(0, 0.01), st.floats(0, 1), st.floats(0, 30)), min_size=1, max_size=300),
+    data=st.data(),
+)
+def test_no_window_holds_more_than_the_limit(calls: int, per_s: float, gaps: list[float], data: st.DataObject) -> None:
+    """Whenever it is asked, and however late within its age a grant is used."""
+    limiter = Limiter(calls=calls, per_s=per_s)
+    now, starts = 100.0, []
+    for gap in gaps:
+        now += gap
+        grant = limiter.acquire(now)
+        if grant is not None:
+            age = data.draw(st.floats(0, per_s * 0.02), label="age")
+            if limiter.fresh(grant, now + age):
+                starts.append(now + age)
+    assert most_in_any_window(starts, per_s) <= calls
+
+
+@pytest.mark.parametrize("calls, per_s", [(190, 10.0), (100, 10.0), (10, 1.0)])
+@pytest.mark.parametrize("late_s", [0.0, 0.001, 0.004])
+def test_a_backlog_uses_the_limit_fully(calls: int, per_s: float, late_s: float) -> None:
+    """Also when every wake-up comes a little late."""
+    limiter = Limiter(calls=calls, per_s=per_s)
+    now, starts, end = 0.0, [], per_s * 20
+    while now < end:
+        if limiter.acquire(now) is not None:
+            starts.append(now)
+        now += limiter.wait_s(now) + late_s if limiter.wait_s(now) > 0 else 0.0
+    assert len(starts) >= 0.97 * calls * 20
+    assert most_in_any_window(starts, per_s) <= calls
+
+
+def test_after_idleness_a_call_starts_at_once_and_the_next_is_spaced() -> None:
+    limiter = Limiter(calls=100, per_s=10.0)
+    assert limiter.acquire(0.0) is not None
+    assert limiter.acquire(60.0) is not None
+    assert limiter.acquire(60.0) is None
+    assert limiter.wait_s(60.0) == pytest.approx(0.102)
+
+
+def test_a_grant_goes_stale() -> None:
+    limiter = Limiter(calls=100, per_s=10.0)
+    grant = limiter.acquire(5.0)
+    assert grant is not None
+    assert limiter.fresh(grant, 5.04)
+    assert not limiter.fresh(grant, 5.06)
+    assert not limiter.fresh(grant, 4.9)
+
+
+def test_a_held_limiter_grants_nothing() -> None:
+    limiter = Limiter(calls=100, per_s=10.0)
+    limiter.hold(7.0)
+    assert limiter.acquire(6.9) is None
+    assert limiter.acquire(7.0) is not None
+
+
+def test_the_wait_for_the_limit_is_counted_while_work_is_ready() -> None:
+    limiter = Limiter(calls=1, per_s=10.0)
+    limiter.acquire(0.0)
+    limiter.acquire(4.2)
+    limiter.acquire(5.0)
+    limiter.acquire(10.2)
+    assert limiter.waited_s == pytest.approx(6.0)
+    limiter.acquire(10.3)
+    limiter.not_wanted()
+    limiter.acquire(60.0)
+    assert limiter.waited_s == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize("calls, per_s", [(0, 10.0), (-1, 1.0), (1, 0.0)])
+def test_a_limit_that_allows_nothing_is_refused(calls: int, per_s: float) -> None:
+    with pytest.raises(ValueError, match="rate limit"):
+        Limiter(calls=calls, per_s=per_s)
