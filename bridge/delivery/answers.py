@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 
 from bridge.delivery.complaints import read_complaint, text
 from bridge.delivery.evidence import is_unfinished, judge_inputs
-from bridge.delivery.pauses import MISCONFIGURED, UNAUTHORIZED, Stop
+from bridge.delivery.pauses import MISCONFIGURED, OUTAGE, UNAUTHORIZED, Stop
 from bridge.delivery.ports import Answer, Input, NoAnswer
 from bridge.delivery.verdicts import Broken, Conflict, Rejected, Rules, Stopped, TooLarge, Verdict
 from bridge.model import Reason, Scope
@@ -43,7 +43,7 @@ def judge(inputs: Sequence[Input], answer: Answer | NoAnswer, rules: Rules) -> V
         case NoAnswer(kind="token"):
             return Stopped(Stop(Scope.ALL, UNAUTHORIZED, answer.detail, credential=answer.credential))
         case NoAnswer():
-            stop = Stop(Scope.ALL, "outage", f"{answer.kind}: {answer.detail}")
+            stop = Stop(Scope.ALL, OUTAGE, f"{answer.kind}: {answer.detail}")
             reason = Reason("NO_ANSWER", f"no answer from the CRM ({answer.kind})")
             # What was never sent cannot be to blame.
             return Broken(stop, reason) if answer.doubtful or answer.kind == "internal" else Stopped(stop)
@@ -91,7 +91,7 @@ def _trouble(answer: Answer, rules: Rules) -> Verdict:
         case _ if 300 <= status < 500:
             return Broken(Stop(Scope.OBJECT_TYPE, MISCONFIGURED, detail), _reason(answer))
         case _:
-            return Broken(Stop(Scope.ALL, "outage", detail), _reason(answer))
+            return Broken(Stop(Scope.ALL, OUTAGE, detail), _reason(answer))
 
 
 def _rate_limited(answer: Answer, now_us: int, detail: str) -> Stop:

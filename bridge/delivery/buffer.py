@@ -59,6 +59,11 @@ class Buffer:
         return not any(shelf.sources for shelf in self._shelves.values())
 
     @property
+    def full(self) -> bool:
+        """Whether a full batch waits."""
+        return any(shelf.count() >= self._batch_size for shelf in self._shelves.values())
+
+    @property
     def short(self) -> bool:
         """Whether the journal may hold full batches that the buffer no longer sees."""
         return self._truncated and any(shelf.count() < self._batch_size for shelf in self._shelves.values())

@@ -18,8 +18,11 @@ from bridge.delivery.summary import call_of, log_call, summary, where
 from bridge.delivery.verdicts import Rules
 from bridge.model import Clock, Lane, Outcome, PendingRecord, to_us
 
-#: Seconds that a call waits for another grant, when its first went stale, before its records go back.
-_REGRANT_S = 2.0
+#: Times that a call whose grant went stale asks for another one before its records go back: some 2 s.
+_REGRANTS = 40
+
+#: Seconds between two such tries at least.
+_SHORTEST_WAIT_S = 0.001
 
 #: Seconds between two looks whether the service stops while a call waits for a grant.
 _LOOK_S = 0.05
@@ -84,9 +87,8 @@ class Caller:
 
     def _may_send(self, grant: Grant) -> bool:
         """Whether the call may be sent now: a process can freeze between grant and call."""
-        give_up_at = self.clock.monotonic() + _REGRANT_S
         pause = threading.Event()
-        while True:
+        for _ in range(_REGRANTS):
             now = self.clock.monotonic()
             if not self.may_call():
                 return False
@@ -96,10 +98,8 @@ class Caller:
             if again is not None:
                 grant = again
                 continue
-            wait_s = self.limiter.wait_s(now)
-            if now + wait_s > give_up_at:
-                return False
-            pause.wait(min(wait_s, _LOOK_S))
+            pause.wait(min(max(self.limiter.wait_s(now), _SHORTEST_WAIT_S), _LOOK_S))
+        return False
 
     def _update(self, lane: Lane, inputs: Sequence[Input]) -> Answer | NoAnswer:
         try:

@@ -76,6 +76,8 @@ class Chooser:
 
     def _narrow(self, now: float) -> Work | None:
         board = self._board
+        if not board.narrowings and board.suspects.none:
+            return None
         busy = board.busy()
         for narrowing in list(board.narrowings):
             isolation = narrowing.isolation

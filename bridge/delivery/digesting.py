@@ -1,6 +1,6 @@
 """Draws the consequences of a verdict: outcomes for the journal, pauses, isolations, suspects.
 
-The rules are those of the table in the README (failures). Two of them are easily got wrong: a 5xx says
+Two rules are easily got wrong: a 5xx says
 nothing about whose fault it is before another record's call has ended; and nothing that concerns all
 records of a lane, a type or the portal may count against one of them.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from bridge.delivery.board import Board, Narrowing, Step, Work
 from bridge.delivery.complaints import Complaint
 from bridge.delivery.isolation import Isolation, Ruling
-from bridge.delivery.pauses import MISCONFIGURED, Stop
+from bridge.delivery.pauses import MISCONFIGURED, OUTAGE, Stop
 from bridge.delivery.ports import Input
 from bridge.delivery.suspects import Suspect, Trouble
 from bridge.delivery.verdicts import Broken, Conflict, Judged, Rejected, Stopped, TooLarge, Verdict
@@ -82,8 +82,9 @@ class Digester:
             names = {name for one in inputs for name in one.record.values}
             self._board.retired.taken(work.lane.object_type, names)
             self._answered(work, taken=True)
+            self._board.pauses.disproved(now=at.now)
         elif work.probe:
-            return self._stop(work, Stop(Scope.ALL, "outage", "an answer that confirms nothing"), at)
+            return self._stop(work, Stop(Scope.ALL, OUTAGE, "an answer that confirms nothing"), at)
         if work.narrowing is not None:
             ruling = work.narrowing.isolation.accepted()
             outcomes.extend(self._ruled(work, work.narrowing, ruling).outcomes)

@@ -34,6 +34,9 @@ from bridge.settings import Retry
 #: Seconds between two looks at what is due, for what other processes took in.
 POLL_S = 0.05
 
+#: The same while full batches wait: whoever arrives then waits for `flush_interval` anyway.
+_BACKLOG_POLL_S = 0.1
+
 #: Seconds between two looks at least, however often `notify` is called.
 _SHORTEST_POLL_S = 0.01
 
@@ -273,7 +276,9 @@ class Dispatcher:
         board, state = self._board, self._state
         if board.buffer.short or state.draining or (state.hinted and board.buffer.empty):
             return _SHORTEST_POLL_S
-        return _HOUSEKEEPING_S if board.pauses.stops_all(now) else POLL_S
+        if board.pauses.stops_all(now):
+            return _HOUSEKEEPING_S
+        return _BACKLOG_POLL_S if board.buffer.full else POLL_S
 
     def _keep_house(self, now: float) -> None:
         """Now and then: the operators' pauses, and the token; at once: pauses that changed."""

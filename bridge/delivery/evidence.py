@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bridge.delivery.complaints import Complaint, read_complaint, texts
-from bridge.delivery.pauses import Stop
+from bridge.delivery.pauses import OUTAGE, Stop
 from bridge.delivery.ports import Input
 from bridge.delivery.verdicts import Broken, Judged, Rules, Verdict
 from bridge.model import Delivered, Ignored, Outcome, Parked, PendingRecord, Reason, Refused, Scope
@@ -143,7 +143,7 @@ def _judge_error(record: PendingRecord, complaint: Complaint, rules: Rules) -> O
 
 
 def _outage(detail: str) -> Broken:
-    return Broken(Stop(Scope.ALL, "outage", detail), Reason("UNREADABLE", detail))
+    return Broken(Stop(Scope.ALL, OUTAGE, detail), Reason("UNREADABLE", detail))
 
 
 def _list(value: Any) -> list[Any]:

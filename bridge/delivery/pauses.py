@@ -23,6 +23,9 @@ UNAUTHORIZED = "unauthorized"
 #: The reason of a stop that any answer but the same refusal ends.
 MISCONFIGURED = "misconfigured"
 
+#: The reason of a stop because calls come to nothing.
+OUTAGE = "outage"
+
 #: Seconds that a stop read from the journal lasts at most: the wall clock may have jumped meanwhile.
 _LONGEST_S = 86_400.0
 
@@ -97,6 +100,7 @@ class Pauses:
         self.changed = False
         self._backoff = backoff
         self._held: dict[tuple[Scope, str, str], _Held] = {}
+        self._disproved_at = float("-inf")
 
     @property
     def none(self) -> bool:
@@ -167,6 +171,21 @@ class Pauses:
             if held.stop is not None and _covers(held.pause, lane) and (taken or held.pause.scope is not Scope.LANE)
         ]
         self._drop(over)
+
+    def disproved(self, *, now: float) -> None:
+        """A call that was open when another one came to nothing ended well after it, which is what a
+        probe would find out. Believed once in `base_s`, lest a CRM that half fails gets no rest.
+        """
+        if self.none or now - self._disproved_at < self._backoff.base_s:
+            return
+        over = [
+            key
+            for key, held in self._held.items()
+            if key == (Scope.ALL, "", OUTAGE) and held.failures == 1 and held.since < now and not held.probing
+        ]
+        if over:
+            self._disproved_at = now
+            self._drop(over)
 
     def stops_all(self, now: float) -> bool:
         """Whether nothing at all may start now."""

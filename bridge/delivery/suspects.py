@@ -97,6 +97,10 @@ class Suspects:
         """Whether anything else succeeded since this group failed last."""
         return self.successes(suspect.lane, suspect.scope) > suspect.successes
 
+    @property
+    def none(self) -> bool:
+        return not self._groups
+
     def next(self, now: float) -> list[Suspect]:
         """The groups that may be sent now, the one that has waited longest first."""
         ready = [group for group in self._groups if not group.open and group.ready_at <= now]

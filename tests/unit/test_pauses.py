@@ -75,6 +75,27 @@ def test_a_refused_probe_ends_an_outage_but_not_a_lanes_own_trouble() -> None:
     assert held.none
 
 
+def test_a_call_that_ends_well_after_a_failure_disproves_the_outage_once_in_a_while() -> None:
+    held = pauses()
+    stop(held, OUTAGE, now=100.0)
+    held.disproved(now=100.0)
+    assert not held.none
+    held.disproved(now=100.1)
+    assert held.none
+    stop(held, OUTAGE, now=100.5)
+    held.disproved(now=100.6)
+    assert not held.none
+
+
+def test_a_straggler_does_not_disprove_what_a_probe_confirmed() -> None:
+    held = pauses()
+    stop(held, OUTAGE, now=100.0)
+    stop(held, OUTAGE, now=105.0)
+    stop(held, Stop(Scope.ALL, "unauthorized", ""), now=105.0)
+    held.disproved(now=106.0)
+    assert [pause.reason for pause in held.all()] == ["outage", "unauthorized"]
+
+
 def test_a_rate_limit_pause_ends_by_itself() -> None:
     held = pauses()
     stop(held, Stop(Scope.ALL, "rate_limited", "", delay_s=10.0, probes=False))
