@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -72,4 +73,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+    except Exception as error:
+        if os.environ.get("BRIDGE_LOG_LEVEL", "").lower() == "debug":
+            raise
+        print(
+            f"partner-bridge: unexpected {type(error).__name__}: {error}; this is a defect of ours, "
+            "BRIDGE_LOG_LEVEL=debug shows where",
+            file=sys.stderr,
+        )
+        return 70
     return status if isinstance(status, int) else 0

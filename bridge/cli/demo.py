@@ -94,7 +94,7 @@ def prepare(folder: Path, crm_url: str) -> Place:
         (folder / name).chmod(0o600)
     text = CONFIG.format(crm_url=crm_url, folder=folder, port=port, admin_port=admin_port)
     (folder / "bridge.yaml").write_text(text, encoding="utf-8")
-    return Place(folder, f"http://127.0.0.1:{port}/webhooks/acme", f"http://127.0.0.1:{admin_port}", secret.encode())
+    return Place(folder, f"http://127.0.0.1:{port}/webhooks/acme", f"http://127.0.0.1:{admin_port}")
 
 
 @contextmanager

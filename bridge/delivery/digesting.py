@@ -1,8 +1,7 @@
 """Draws the consequences of a verdict: outcomes for the journal, pauses, isolations, suspects.
 
-Two rules are easily got wrong: a 5xx says
-nothing about whose fault it is before another record's call has ended; and nothing that concerns all
-records of a lane, a type or the portal may count against one of them.
+Two rules are easily got wrong: a 5xx says nothing about whose fault it is before another record's call
+has ended; and nothing that concerns all records of a lane, a type or the portal may count against one.
 """
 
 from __future__ import annotations

@@ -350,6 +350,27 @@ def test_a_record_that_fails_with_nobody_else_to_ask_is_an_outage() -> None:
     assert [pause.reason for pause in house.dispatcher.pauses] == ["outage"]
 
 
+def test_a_failure_beside_calls_that_end_well_hardly_slows_delivery() -> None:
+    """Whoever was open beside the failed call has answered what a probe would ask."""
+    pool = HeldPool()
+    answers = iter(["ok", "500"])
+    house = House(lambda _, sent: Answer(500) if next(answers, "ok") == "500" else ok(sent), pool=pool)
+    house.put(*range(600))
+    house.run(0.1)
+    pool.release()
+    house.run(0.1)
+    assert len(pool.jobs) == 5
+    pool.release()
+    assert len(house.dispatcher.pauses) == 1
+    house.clock.pass_(0.01)
+    pool.release()
+    assert len(house.dispatcher.pauses) == 0
+    while house.journal.states() != {"delivered": 600}:
+        house.run(0.1)
+        for _ in list(pool.jobs):
+            pool.release()
+
+
 def test_a_good_record_soon_gets_past_a_poisonous_one_in_a_quiet_system() -> None:
     house = House(poison(1))
     house.put(1)

@@ -79,12 +79,12 @@ def test_a_call_that_ends_well_after_a_failure_disproves_the_outage_once_in_a_wh
     held = pauses()
     stop(held, OUTAGE, now=100.0)
     held.disproved(now=100.0)
-    assert not held.none
+    assert len(held.all()) == 1
     held.disproved(now=100.1)
-    assert held.none
+    assert len(held.all()) == 0
     stop(held, OUTAGE, now=100.5)
     held.disproved(now=100.6)
-    assert not held.none
+    assert len(held.all()) == 1
 
 
 def test_a_straggler_does_not_disprove_what_a_probe_confirmed() -> None:
