@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import os
 import signal
-import sys
 import threading
 from types import FrameType
 
@@ -112,7 +112,9 @@ def sandbox(
 
 
 def _until_eof(ended: threading.Event) -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin: a thread that waits within its buffer breaks the interpreter's end.
+    while os.read(0, 4096):
+        pass
     ended.set()
 
 
