@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -39,7 +39,7 @@ class House:
         pool: Pool | None = None,
         batch_size: int = 100,
         max_in_flight: int = 8,
-        on_unknown: OnUnknown = "park",
+        on_unknown: OnUnknown | Callable[[PendingRecord], OnUnknown] = "park",
         give_up_after_s: float = 86_400.0,
     ) -> None:
         self.clock = FakeClock()
@@ -56,7 +56,7 @@ class House:
                 rate_limit=RateLimit(calls=1_000, per_s=1e-12),  # none to speak of,
             ),
             retry=Retry(base_s=2.0, max_s=60.0, give_up_after_s=give_up_after_s),
-            on_unknown=lambda _: on_unknown,
+            on_unknown=on_unknown if callable(on_unknown) else lambda _: on_unknown,
             clock=self.clock,
             observer=self.observer,
             pool=pool if pool is not None else InlinePool(),
@@ -581,16 +581,14 @@ def test_a_process_that_may_not_deliver_sends_nothing() -> None:
     assert not house.journal.rows[1].in_doubt
 
 
-def test_unknown_record_policy_sees_the_record() -> None:
+def test_the_policy_for_unknown_records_sees_the_record() -> None:
     seen: list[PendingRecord] = []
-    house = House(not_found)
-    rules = house.dispatcher._caller
 
-    def policy(record: PendingRecord) -> OnUnknown:
-        seen.append(record)
+    def policy(one: PendingRecord) -> OnUnknown:
+        seen.append(one)
         return "park"
 
-    object.__setattr__(rules, "on_unknown", policy)
+    house = House(not_found, on_unknown=policy)
     house.put(1)
     house.run(1)
-    assert [record.sources for record in seen] == [("acme",)]
+    assert [one.sources for one in seen] == [("acme",)]
