@@ -124,10 +124,11 @@ def take(
            UNION ALL
            SELECT d.record, d.property, d.value, d.revision FROM records r
              JOIN desired d ON d.record = r.id
-            WHERE r.id IN (SELECT id FROM {ids}) AND r.doubt_us <= :doubt_over AND d.state = 1
-              AND d.revision > r.doubt_n AND d.settled_us >= r.doubt_us""",
+            WHERE r.id IN (SELECT id FROM {ids}) AND (r.doubt_us <= :doubt_over OR r.doubt_us > :began)
+              AND d.state = 1 AND d.revision > r.doubt_n AND d.settled_us >= r.doubt_us""",
         ids=refs,
         doubt_over=began_us - DOUBT_US,
+        began=began_us,  # a doubt that begins later than now was noted by a clock that was wrong
     ):
         values.setdefault(ref, {})[name] = Value(value, revision)
     sources: dict[int, list[str]] = {}
@@ -389,7 +390,7 @@ def _leave_due(
     over = [
         record.ref
         for record in delivered
-        if record.doubt_at_us is not None and began_us >= record.doubt_at_us + DOUBT_US
+        if record.doubt_at_us is not None and not record.doubt_at_us <= began_us < record.doubt_at_us + DOUBT_US
     ]
     if over:
         run(

@@ -6,7 +6,8 @@ of commits), date each ask, upsert the desired values where `(time, n)` is newer
 
 Dating: an ask carries its event's own time, unless that is missing or more than `FUTURE_TOLERANCE_US`
 ahead of arrival. Then it gets the later of now and the record's newest known time, so that it is the
-newest at its arrival. So neither a partner's clock nor ours can freeze a value.
+newest at its arrival. A standing time that far ahead of now was given while our own clock was wrong: whatever
+arrives later wins over it. So neither a partner's clock nor ours can freeze a value.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from bridge.model import Category, Lane, RecordKey
 
 #: A time stamp further ahead of arrival than this is not believed.
 FUTURE_TOLERANCE_US = 300 * 1_000_000
+#: Later than any time stamp.
+NEVER_US = 2**62
 #: A value equal to one refused less than this ago stays refused: partners that repeat whole objects must not
 #: make us repeat a 400.
 REFUSED_AGAIN_US = 3_600 * 1_000_000
@@ -151,8 +154,11 @@ def _raise_n(
            SELECT lane, record, count, newest_us
              FROM {rows:lane int, record text, count int, newest_us int} WHERE true
            ON CONFLICT (lane, record) DO UPDATE
-             SET n = records.n + excluded.n, newest_us = {greatest}(records.newest_us, excluded.newest_us)""",
+             SET n = records.n + excluded.n,
+                 newest_us = CASE WHEN records.newest_us > :believed THEN excluded.newest_us
+                                  ELSE {greatest}(records.newest_us, excluded.newest_us) END""",
         rows=rows,
+        believed=now_us + FUTURE_TOLERANCE_US,
     )
     found = select(
         connection,
@@ -212,7 +218,7 @@ ON CONFLICT (record, property) DO UPDATE SET
     WHEN excluded.state = 2 THEN :now
     WHEN desired.state IN (1, 2) AND desired.value = excluded.value THEN desired.settled_us
     ELSE :now END
-WHERE (excluded.time_us, excluded.n) >= (desired.time_us, desired.n)"""
+WHERE (excluded.time_us, excluded.n) >= (desired.time_us, desired.n) OR desired.time_us > :believed"""
 
 
 def _upsert_desired(
@@ -250,6 +256,8 @@ def _upsert_desired(
         rows=rows,
         now=now_us,
         refused_after=now_us if replay else now_us - REFUSED_AGAIN_US,
+        # A replay is no new word of the partner's: it wins over nothing that is newer, whatever its date.
+        believed=NEVER_US if replay else now_us + FUTURE_TOLERANCE_US,
     )
     keys = [(ref, name, n) for (ref, name), (_, n, _, _) in best.items()]
     [(written, displaced, unchanged, refused)] = fetch(

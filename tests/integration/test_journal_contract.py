@@ -174,6 +174,35 @@ def test_our_clock_a_day_ahead_does_not_hold_back_due_records(journal: Journal, 
     assert [record.key.id for record in take(journal, clock)] == ["7"]
 
 
+@pytest.mark.parametrize("jump", [86_400.0, -86_400.0])
+@pytest.mark.parametrize("dated", [True, False])
+def test_our_clock_a_day_off_freezes_no_value(journal: Journal, clock: FakeClock, jump: float, dated: bool) -> None:
+    """What arrives while our clock is wrong gives way to what arrives after, with or without a time of its own."""
+    real = clock.now()
+    clock.jump(jump)
+    journal.append([event("e1", properties={"tier": "gold"}), event("e2", properties={"city": "Lugo"}, at=real)])
+    clock.jump(-jump)
+    clock.advance(10)
+    at = clock.now() - 5 if dated else None
+    journal.append([event("e3", properties={"tier": "silver", "city": "Vigo"}, at=at)])
+    assert values(take(journal, clock)[0]) == {"tier": "silver", "city": "Vigo"}
+
+
+def test_a_doubt_noted_by_a_wrong_clock_is_over_at_once(journal: Journal, clock: FakeClock) -> None:
+    clock.jump(86_400)
+    journal.append([event("e1", properties={"tier": "gold"})])
+    settle(journal, clock, take(journal, clock), doubtful=True)
+    journal.append([event("e2", properties={"tier": "silver"})])
+    taken = take(journal, clock)
+    settle(journal, clock, taken, Delivered(taken[0]))
+    clock.jump(-86_400)
+    clock.advance(1)
+    [again] = take(journal, clock)
+    assert values(again) == {"tier": "silver"}
+    settle(journal, clock, [again], Delivered(again))
+    assert journal.due(limit=10, exclude=()) == []
+
+
 def test_a_value_that_arrives_during_a_call_stays_due(journal: Journal, clock: FakeClock) -> None:
     journal.append([event("e1", properties={"tier": "gold", "city": "Lugo"})])
     taken = take(journal, clock)
