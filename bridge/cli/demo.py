@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import secrets
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -267,7 +268,9 @@ def summary(sent: Sequence[Sent], entries: Sequence[Entry], calls: int, accounte
 
 def next_steps() -> None:
     """The three commands to type next."""
-    program = sys.argv[0] if os.sep in sys.argv[0] and not sys.argv[0].endswith(".py") else "partner-bridge"
+    program = "partner-bridge"
+    if os.sep in sys.argv[0] and not sys.argv[0].endswith(".py"):
+        program = shlex.quote(str(Path(sys.argv[0]).absolute()))
     click.echo("\nYour own, in a new folder:")
     for command in ("init", "check --sandbox", "serve --sandbox"):
         click.echo(f"  {program} {command}")

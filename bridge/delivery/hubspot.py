@@ -67,7 +67,8 @@ class HubSpot:
         proxy: str | None = None,
         ca_file: Path | None = None,
     ) -> None:
-        self._root = base_url.rstrip("/") + "/" + api_path.strip("/")
+        self._server = base_url.rstrip("/")
+        self._root = self._server + "/" + api_path.strip("/")
         self._token = token
         self._timeout_s = timeout_s
         self._proxies = {"http": proxy, "https": proxy} if proxy else {}
@@ -89,6 +90,13 @@ class HubSpot:
 
     def update(self, lane: Lane, inputs: Sequence[Input]) -> Answer | NoAnswer:
         """One call within the total deadline. Never raises for what the network or the CRM does."""
+        return self._called("POST", self._url(lane), encode(lane, inputs))
+
+    def get(self, path: str) -> Answer | NoAnswer:
+        """What stands at another path of the same server, read by the same rules."""
+        return self._called("GET", self._server + path)
+
+    def _called(self, method: str, url: str, body: bytes | None = None) -> Answer | NoAnswer:
         try:
             token = self._token()
         except BridgeError as error:
@@ -96,11 +104,10 @@ class HubSpot:
         if not _TOKEN.fullmatch(token):
             # Checked here, because requests would quote the token in its error.
             return NoAnswer("token", doubtful=False, detail="the token is empty or unfit for a header")
-        body = encode(lane, inputs)
         began = time.monotonic()
         call = self._watch.begin()
         try:
-            answer = self._post(self._url(lane), body, token, call)
+            answer = self._asked(method, url, body, token, call)
         finally:
             self._watch.end(call)
         return _finished(answer, time.monotonic() - began, _fingerprint(token))
@@ -134,9 +141,10 @@ class HubSpot:
                 self._sessions.append(session)
         return session
 
-    def _post(self, url: str, body: bytes, token: str, call: Watched) -> Answer | NoAnswer:
+    def _asked(self, method: str, url: str, body: bytes | None, token: str, call: Watched) -> Answer | NoAnswer:
         try:
-            response = self._session().post(
+            response = self._session().request(
+                method,
                 url,
                 data=body,
                 headers={"Authorization": f"Bearer {token}"},
