@@ -128,7 +128,7 @@ def service(place: Place) -> Iterator[None]:
 
 
 def send_all(place: Place, samples: Sequence[Sample]) -> list[Sent]:
-    """Post every sample, some at a time; duplicates and late ones in their order."""
+    """Post every sample, some at a time; second deliveries after all first ones."""
     with requests.Session() as session, progress("sending webhooks", len(samples)) as bar:
         session.trust_env = False
 
@@ -137,8 +137,10 @@ def send_all(place: Place, samples: Sequence[Sample]) -> list[Sent]:
             bar.advance(bar.task_ids[0])
             return sent
 
+        first = {sample.event_id: sample for sample in reversed(samples)}  # the earliest of each id
+        again = [sample for sample in samples if sample is not first[sample.event_id]]
         with ThreadPoolExecutor(SENDERS) as pool:
-            return list(pool.map(send, samples))
+            return [*pool.map(send, first.values()), *pool.map(send, again)]
 
 
 def post(session: requests.Session, place: Place, sample: Sample) -> Sent:
