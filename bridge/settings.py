@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from bridge.errors import BridgeError
 DAY_S = 86_400.0
 MIB = 1024**2
 GIB = 1024**3
+#: A secret's file is looked at again after this long: a look costs a system call, at every request.
+LOOK_AGAIN_S = 0.5
 
 
 class SecretUnavailableError(BridgeError):
@@ -30,7 +33,7 @@ class Secret:
     no restart. Thread-safe: `_lock` guards the cached lines.
     """
 
-    __slots__ = ("_lock", "_seen", "_texts", "env", "file")
+    __slots__ = ("_fresh_until", "_lock", "_seen", "_texts", "env", "file")
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class Secret:
         self.file = file
         self._lock = threading.Lock()
         self._seen: tuple[int, int, int] | None = None
+        self._fresh_until = float("-inf")
         self._texts: tuple[str, ...] = ()
         if env is not None:
             variables = os.environ if environ is None else environ
@@ -57,6 +61,9 @@ class Secret:
         if self.file is None:
             if not self._texts:
                 raise SecretUnavailableError(f"the environment variable {self.env} is not set or empty")
+            return self._texts
+        now = time.monotonic()
+        if now < self._fresh_until:
             return self._texts
         with self._lock:
             try:
@@ -70,6 +77,7 @@ class Secret:
                 raise SecretUnavailableError(f"the secret file {self.file} cannot be read: {error}") from error
             if not self._texts:
                 raise SecretUnavailableError(f"the secret file {self.file} is empty")
+            self._fresh_until = now + LOOK_AGAIN_S
             return self._texts
 
     def text(self) -> str:

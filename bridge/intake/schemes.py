@@ -29,6 +29,51 @@ PRESETS: Mapping[str, tuple[Hmac, ...]] = {
         )
         for name in ("webhook", "svix")
     ),
+    "github": (Hmac(header="X-Hub-Signature-256", prefix="sha256=", id_header="X-GitHub-Delivery"),),
+    "stripe": (
+        Hmac(
+            header="Stripe-Signature",
+            prefix="v1=",
+            signed="{timestamp}.{body}",
+            timestamp_header="Stripe-Signature",
+        ),
+    ),
+    "shopify": (Hmac(header="X-Shopify-Hmac-SHA256", encoding="base64", id_header="X-Shopify-Webhook-Id"),),
+    "slack": (
+        Hmac(
+            header="X-Slack-Signature",
+            prefix="v0=",
+            signed="v0:{timestamp}:{body}",
+            timestamp_header="X-Slack-Request-Timestamp",
+        ),
+    ),
+    "hubspot-v3": (
+        Hmac(
+            header="X-HubSpot-Signature-v3",
+            encoding="base64",
+            signed="{method}{url}{body}{timestamp}",
+            timestamp_header="X-HubSpot-Request-Timestamp",
+            timestamp_unit="ms",
+        ),
+    ),
+    "zendesk": (
+        Hmac(
+            header="X-Zendesk-Webhook-Signature",
+            encoding="base64",
+            signed="{timestamp}{body}",
+            timestamp_header="X-Zendesk-Webhook-Signature-Timestamp",
+            timestamp_unit="iso",
+        ),
+    ),
+    "typeform": (Hmac(header="Typeform-Signature", encoding="base64", prefix="sha256="),),
+    "calendly": (
+        Hmac(
+            header="Calendly-Webhook-Signature",
+            prefix="v1=",
+            signed="{timestamp}.{body}",
+            timestamp_header="Calendly-Webhook-Signature",
+        ),
+    ),
 }
 
 _ALGORITHMS = ("sha256", "sha384", "sha512", "sha1")

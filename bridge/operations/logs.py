@@ -6,10 +6,15 @@ JSON escapes control characters, so that nothing a sender chose can forge a line
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import sys
+import threading
+import time
+from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import orjson
 import structlog
@@ -19,6 +24,77 @@ from bridge.errors import ConfigError, Problem
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("json", "console")
+#: How long a line may wait to be written.
+WRITE_EVERY_S = 0.05
+#: Lines kept while nobody reads; some ten megabytes.
+MAX_LINES = 20_000
+
+
+class Lines:
+    """Where structlog's lines go: kept in memory for a moment and written by a thread of its own.
+
+    A request must not wait for the log: a write is a system call and a turn of the interpreter's lock, and a
+    reader that is stuck would hold it for ever. What does not fit is dropped and counted; the count is logged
+    once the reader reads again. Thread-safe; each process of a fork has a thread of its own.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._lines: deque[str] = deque()
+        self._dropped = 0
+        self._start = threading.Lock()
+        self._pid: int | None = None
+        #: One at a time writes: the thread, or `flush` at the end.
+        self._writing = threading.Lock()
+        atexit.register(self.flush)
+
+    def __call__(self, *_names: object) -> Lines:
+        return self
+
+    def msg(self, line: str) -> None:
+        """Take one line."""
+        if len(self._lines) >= MAX_LINES:
+            self._dropped += 1
+            return
+        self._lines.append(line)
+        if self._pid != os.getpid():
+            self._start_thread()
+
+    log = debug = info = warn = warning = error = err = critical = fatal = exception = failure = msg
+
+    def flush(self, timeout_s: float = 2.0) -> None:
+        """Write what waits, unless the reader is stuck."""
+        if self._writing.acquire(timeout=timeout_s):
+            try:
+                self._write()
+            finally:
+                self._writing.release()
+
+    def _start_thread(self) -> None:
+        with self._start:
+            if self._pid == os.getpid():
+                return
+            if self._pid is not None:  # forked: the parent's thread and what it was writing are not ours
+                self._writing = threading.Lock()
+            self._pid = os.getpid()
+            threading.Thread(target=self._run, name="log-writer", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(WRITE_EVERY_S)
+            if self._lines:
+                self.flush()
+
+    def _write(self) -> None:
+        lines = []
+        while self._lines:
+            lines.append(self._lines.popleft())
+        if self._dropped:
+            lines.append(f'{{"event":"log lines dropped","level":"warning","lines":{self._dropped}}}')
+            self._dropped = 0
+        if lines:
+            self._out.write("\n".join(lines) + "\n")
+            self._out.flush()
 
 
 def _to_json(document: object, **_options: Any) -> str:
@@ -52,7 +128,7 @@ def configure(environ: Mapping[str, str]) -> dict[str, Any]:
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+        logger_factory=Lines(sys.stdout),
         cache_logger_on_first_use=True,
     )
     return {
