@@ -7,12 +7,15 @@ The lock decides, and the kernel frees it when its holder dies, so that another 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import structlog
 
 from bridge.delivery.dispatcher import Dispatcher
 from bridge.delivery.hubspot import HubSpot
+from bridge.delivery.oauth import OAuthTokens
 from bridge.delivery.ports import OnUnknown as Word
+from bridge.delivery.tokens import Tokens
 from bridge.errors import ConfigError, JournalError, Problem
 from bridge.journal.store import Journal
 from bridge.journal.versions import DispatchLock
@@ -137,7 +140,7 @@ class Duty:
             delivery={
                 "in_flight": dispatcher.in_flight,
                 "limiter": {"calls": limit.calls, "per_s": limit.per_s, "used": used},
-                "daily_calls_left": None,
+                "daily_calls_left": dispatcher.daily_calls_left,
             }
         )
         # Small steps, so that intake and delivery are never held up by more than one of them.
@@ -145,14 +148,28 @@ class Duty:
         while self._journal.prune() and self._clock.monotonic() < deadline and not self._stopping.is_set():
             self._stopping.wait(0.02)
 
+    def _tokens(self) -> Callable[[], str] | Tokens:
+        crm = self._settings.crm
+        if crm.token is not None:
+            return crm.token.text
+        if crm.oauth is None:
+            raise ConfigError([Problem("crm.token", "is missing, and so is crm.oauth")])
+        return OAuthTokens(
+            settings=crm.oauth,
+            base_url=crm.base_url,
+            timeout_s=crm.timeout_s,
+            store=self._journal,
+            clock=self._clock,
+            proxy=crm.proxy,
+            ca_file=crm.ca_file,
+        )
+
     def _make_dispatcher(self) -> Dispatcher:
         crm = self._settings.crm
-        if crm.token is None:
-            raise ConfigError([Problem("crm.oauth", "is not supported yet; use crm.token")])
         client = HubSpot(
             base_url=crm.base_url,
             api_path=crm.api_path,
-            token=crm.token.text,
+            token=self._tokens(),
             timeout_s=crm.timeout_s,
             proxy=crm.proxy,
             ca_file=crm.ca_file,

@@ -67,3 +67,11 @@ class JournalVersionError(JournalError):
 
 class CrmUnreachableError(BridgeError):
     """The CRM could not be asked, or refused to answer."""
+
+
+class TokenRefusedError(BridgeError):
+    """The CRM gives no access token for what is configured; asking again will not help."""
+
+
+class TokenOutageError(BridgeError):
+    """No access token can be had just now; asking again may help."""

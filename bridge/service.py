@@ -18,12 +18,15 @@ from bridge.intake.mapping import CompiledSource, compile_source
 from bridge.intake.signatures import Verifier
 from bridge.intake.webhooks import Endpoint, Webhooks, register_problem_handlers
 from bridge.journal.group_commit import GroupCommit
-from bridge.journal.retry_log import KeptEvent, Remap, Remapped
+from bridge.journal.kept import KeptEvent, Remap, Remapped
 from bridge.journal.schema import HEAD
 from bridge.journal.store import Journal
 from bridge.journal.upkeep import Figures
 from bridge.model import Clock, SystemClock, iso
+from bridge.operations.access import guard
+from bridge.operations.admin_api import api_blueprint
 from bridge.operations.api import admin_blueprint, health_blueprint
+from bridge.operations.desk import JournalDesk, pause_document
 from bridge.operations.health import OLD_PENDING_S, STUCK_AFTER_S, Verdict
 from bridge.operations.metrics import Gauges, Metrics
 from bridge.operations.observing import Observing
@@ -165,17 +168,7 @@ class Service:
             "in_flight": figures.delivery.get("in_flight", 0),
             "retrying": figures.retrying,
             "parked": figures.parked,
-            "pauses": [
-                {
-                    "scope": pause.scope,
-                    "target": pause.target,
-                    "reason": pause.reason,
-                    "detail": pause.detail,
-                    "since": iso(pause.since_us),
-                    "until": iso(pause.until_us),
-                }
-                for pause in pauses
-            ],
+            "pauses": list(map(pause_document, pauses)),
             "limiter": figures.delivery.get("limiter", {}),
             "daily_calls_left": figures.delivery.get("daily_calls_left"),
             "journal": {
@@ -214,6 +207,9 @@ class Service:
         app = Flask("bridge.admin", static_folder=None)
         app.register_blueprint(health_blueprint(self, detail=True))
         app.register_blueprint(admin_blueprint(self, self.metrics))
+        desk = JournalDesk(journal=self.journal, make_remap=lambda: make_remap(self._settings))
+        app.register_blueprint(api_blueprint(desk))
+        guard(app, host=self._settings.server.admin_bind[0], token=self._settings.server.admin_token)
         register_problem_handlers(app)
         return app
 

@@ -144,6 +144,10 @@ class FakeJournal:
 
     # --- the protocol -------------------------------------------------------------------------
 
+    def calls_since(self, since_us: int) -> int:
+        self._maybe_fail()
+        return sum(call.started_at_us >= since_us for call in self.calls)
+
     def due(self, *, limit: int, exclude: Collection[int]) -> Sequence[Due]:
         self._maybe_fail()
         now_us = self._now_us()
@@ -273,6 +277,9 @@ class FakeCrm:
                         values = {name: value.value for name, value in one.record.values.items()}
                         self.state.setdefault(one.record.ref, {}).update(values)
         return answer
+
+    def prepare(self) -> None:
+        pass
 
     def credential(self) -> str:
         return self.token

@@ -31,12 +31,13 @@ SECRET = "whsec_" + base64.b64encode(b"a secret of twenty-four b").decode()
 CONFIG = """\
 crm:
   base_url: {crm_url}
-  token: {{file: crm.token}}
+  {credential}
   flush_interval: {flush_interval}
-  rate_limit: {{calls: {calls}, per: 10s}}
+  rate_limit: {{{rate_limit}}}
   timeout: {timeout}
 journal:
   url: sqlite:///{folder}/journal.db
+  max_pending: {max_pending}
 retry: {{base: 100ms, max: 1s}}
 server:
   bind: 127.0.0.1:{port}
@@ -86,6 +87,9 @@ class Running:
     sources: str = ACME
     workers: int = 1
     calls: int = 100_000
+    daily: int | None = None
+    credential: str = "token: {file: crm.token}"
+    max_pending: int = 1_000_000
     flush_interval: str = "50ms"
     timeout: str = "10s"
     drain_timeout: str = "10s"
@@ -103,13 +107,16 @@ class Running:
 
     def configure(self) -> None:
         """Write bridge.yaml from the fields."""
+        daily = "" if self.daily is None else f", daily: {self.daily}"
         text = CONFIG.format(
             crm_url=self.crm_url,
             folder=self.folder,
             port=self.port,
             admin_port=self.admin_port,
             workers=self.workers,
-            calls=self.calls,
+            rate_limit=f"calls: {self.calls}, per: 10s{daily}",
+            credential=self.credential,
+            max_pending=self.max_pending,
             flush_interval=self.flush_interval,
             timeout=self.timeout,
             drain_timeout=self.drain_timeout,

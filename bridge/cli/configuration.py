@@ -6,40 +6,66 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bridge.cli.common import config_option, typed
 from bridge.config.templates import DEFAULT, TEMPLATES, Template
-from bridge.errors import BridgeError, Problem
+from bridge.errors import BridgeError, CrmUnreachableError, Problem
 from bridge.settings import Settings
+
+if TYPE_CHECKING:
+    from bridge.config.portal import Comparison
+
+#: Exit status: the portal is out of reach or refuses.
+OUT_OF_REACH = 3
 
 
 @click.command()
 @config_option
 @click.option("--sandbox", is_flag=True, help="As for `serve --sandbox`: HubSpot's token is not needed.")
+@click.option("--portal", is_flag=True, help="Compare with the portal's properties; exit status 3 out of reach.")
 @click.option("--json", "as_json", is_flag=True, help="Print the problems as a JSON array.")
 @click.pass_context
-def check(ctx: click.Context, config: Path, *, sandbox: bool, as_json: bool) -> None:
+def check(ctx: click.Context, config: Path, *, sandbox: bool, portal: bool, as_json: bool) -> None:
     """Tell everything that is wrong with the configuration, and try its examples."""
     from bridge.config import examine
     from bridge.config.examples import failing_examples
 
+    if portal and sandbox:
+        raise click.UsageError("--portal asks HubSpot, which --sandbox does without; leave one of them out")
     findings = examine(config, sandbox=sandbox)
-    problems = list(findings.problems)
+    problems, warnings = list(findings.problems), list(findings.warnings)
+    comparison: Comparison | None = None
     if findings.settings is not None and findings.document is not None:
         problems += failing_examples(findings.settings, findings.document)
-    for warning in findings.warnings:
+        if portal:
+            from bridge.cli.portal import compared
+
+            comparison = compared(findings.settings, findings.document)
+            problems += comparison.problems
+            warnings += comparison.warnings
+    for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
     if as_json:
         click.echo(_as_json(problems))
     else:
         for problem in problems:
             click.echo(str(problem), err=True)
+    trouble = comparison.trouble if comparison is not None else ""
+    if portal and comparison is None:
+        trouble = "the portal was not asked; mend the file first"
+    if trouble:
+        click.echo(f"partner-bridge: {trouble}", err=True)
     if problems:
         ctx.exit(1)
+    if trouble:
+        ctx.exit(OUT_OF_REACH)
     if findings.settings is not None and not as_json:
         click.echo(f"{config}: sound ({_counts(findings.settings)})")
+        if comparison is not None and comparison.compared:
+            click.echo(f"the portal agrees about {', '.join(comparison.compared)}")
         if sandbox:
             click.echo(f"next: {typed('serve --sandbox', config)}")
 
@@ -60,16 +86,28 @@ def schema() -> None:
     type=click.Choice([name for name in TEMPLATES if name != DEFAULT]),
     help=f"The sender to write it for; {DEFAULT} unless told otherwise.",
 )
-def init(config: Path, sender: str | None) -> None:
+@click.option("--portal", is_flag=True, help="List the portal's writable properties; needs $HUBSPOT_ACCESS_TOKEN.")
+@click.option("--base-url", envvar="HUBSPOT_BASE_URL", hidden=True, help="The portal's address, unless HubSpot's own.")
+@click.pass_context
+def init(ctx: click.Context, config: Path, sender: str | None, *, portal: bool, base_url: str | None) -> None:
     """Write a commented bridge.yaml, and a fresh signing secret beside it. Never overwrites."""
     template = TEMPLATES[sender or DEFAULT]
     if config.exists() or config.is_symlink():
         raise BridgeError(f"{config} is there already; move it away, or name another file with --config")
+    comments = ""
+    if portal:
+        from bridge.cli.portal import listed
+
+        try:
+            comments = listed(base_url)
+        except CrmUnreachableError as error:
+            click.echo(f"partner-bridge: {error}; nothing was written", err=True)
+            ctx.exit(OUT_OF_REACH)
     secret = config.parent / template.secret_file
     try:
         fresh = _write_secret(secret, template)
         with config.open("x", encoding="utf-8") as file:
-            file.write(template.text)
+            file.write(template.text + comments)
     except OSError as error:
         raise BridgeError(f"cannot write {error.filename}: {error.strerror}; change --config") from error
     click.echo(f"wrote {config}: one source, {template.source}, signed as {sender or DEFAULT} does")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -15,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bridge.model import iso
+from bridge.operations.queries import moment_us
 
-__all__ = ["Moment", "console", "iso", "print_json", "print_table", "progress"]
+__all__ = ["Moment", "console", "iso", "print_json", "print_json_rows", "print_table", "progress"]
 
 
 def console() -> Console:
@@ -27,6 +27,15 @@ def console() -> Console:
 def print_json(document: Any) -> None:
     """One JSON document on standard output."""
     click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+
+
+def print_json_rows(rows: Iterable[Any]) -> int:
+    """A JSON array on standard output, row by row; returns how many there were."""
+    number = 0
+    for number, row in enumerate(rows, 1):
+        click.echo(("[\n" if number == 1 else ",\n") + orjson.dumps(row).decode(), nl=False)
+    click.echo("\n]" if number else "[]")
+    return number
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -44,7 +53,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 @contextmanager
-def progress(text: str, total: int) -> Iterator[Progress]:
+def progress(text: str, total: int | None) -> Iterator[Progress]:
     """A progress bar on a terminal, nothing in a pipe."""
     with Progress(
         TextColumn("{task.description}"),
@@ -67,12 +76,7 @@ class Moment(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        text = str(value).strip()
-        if text[:-1].isdigit() and text[-1] in "smhd":
-            age_s = int(text[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[text[-1]]
-            return round((datetime.now(UTC).timestamp() - age_s) * 1_000_000)
         try:
-            at = datetime.fromisoformat(text)
-        except ValueError:
-            self.fail(f"{text!r} is no time; write 2026-01-31T12:00:00Z, or an age such as 2h", param, ctx)
-        return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1_000_000)
+            return moment_us(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)

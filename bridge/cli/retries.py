@@ -1,21 +1,18 @@
-"""`partner-bridge retries`: the retry log on the command line, beside a running service."""
+"""`partner-bridge retries`: the retry log on the command line, beside a running service or through its admin API."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import click
 
-from bridge.cli.common import Command, config_option, load_for_journal
-from bridge.cli.printing import Moment, iso, print_json, print_table, progress
-from bridge.journal import versions
-from bridge.journal.retry_log import Entry, Filter
-from bridge.journal.store import Journal
-from bridge.model import SystemClock
-from bridge.settings import Settings
+from bridge.cli.common import Command
+from bridge.cli.desk import Place, at_desk, desk_options
+from bridge.cli.printing import Moment, iso, print_json, print_json_rows, print_table, progress
+from bridge.journal.retry_log import Filter
+from bridge.operations.desk import Desk
 
 NOTHING = "nothing in the retry log matches"
 
@@ -30,7 +27,7 @@ def selection(command: Command) -> Command:
         click.option("--record", help="Only this record id."),
         click.option("--since", type=Moment(), help="First failed at or after this time (ISO 8601, or 2h)."),
         click.option("--before", type=Moment(), help="First failed before this time."),
-        config_option,
+        desk_options,
     ]
     for option in reversed(options):
         command = option(command)
@@ -50,36 +47,6 @@ def chosen(options: dict[str, Any]) -> Filter:
     )
 
 
-@contextmanager
-def opened(settings: Settings) -> Iterator[Journal]:
-    """The journal, also beside a running service."""
-    versions.check(settings.journal.url)
-    journal = Journal(settings=settings.journal, clock=SystemClock(), retry_max_s=settings.retry.max_s)
-    try:
-        yield journal
-    finally:
-        journal.close()
-
-
-def as_json(entry: Entry) -> dict[str, Any]:
-    """An entry as `retries list --json` prints it."""
-    return {
-        "id": entry.id,
-        "state": entry.state,
-        "source": entry.source,
-        "object_type": entry.object_type,
-        "id_property": entry.id_property,
-        "record": entry.record,
-        "category": entry.category,
-        "message": entry.message,
-        "properties": list(entry.properties),
-        "event_ids": list(entry.event_ids),
-        "attempts": entry.attempts,
-        "first_failed_at": iso(entry.first_failed_us),
-        "next_attempt_at": iso(entry.next_attempt_us),
-    }
-
-
 @click.group()
 def retries() -> None:
     """The retry log: what is retried, parked or refused."""
@@ -88,47 +55,46 @@ def retries() -> None:
 @retries.command("list")
 @selection
 @click.option("--json", "json_", is_flag=True, help="An array of objects.")
-def list_(config: Path, json_: bool, **options: Any) -> int:
+def list_(place: Place, json_: bool, **options: Any) -> int:
     """List entries, oldest failure first."""
-    with opened(load_for_journal(config)) as journal:
-        entries = journal.entries(chosen(options))
-    if json_:
-        print_json([as_json(entry) for entry in entries])
-    elif entries:
+    with at_desk(place) as desk:
+        entries = desk.retries(chosen(options))
+        if json_:
+            return 0 if print_json_rows(entries) else 1
+        first = next(entries, None)
+        if first is None:
+            click.echo(NOTHING, err=True)
+            return 1
         print_table(
             ["id", "state", "source", "record", "category", "properties", "first failed", "message"],
             [
                 [
-                    entry.id,
-                    entry.state,
-                    entry.source,
-                    entry.record or "-",
-                    entry.category,
-                    ",".join(entry.properties) or "-",
-                    iso(entry.first_failed_us) or "-",
-                    entry.message,
+                    entry["id"],
+                    entry["state"],
+                    entry["source"],
+                    entry["record"] or "-",
+                    entry["category"],
+                    ",".join(entry["properties"]) or "-",
+                    entry["first_failed_at"] or "-",
+                    entry["message"],
                 ]
-                for entry in entries
+                for entry in chain([first], entries)
             ],
         )
-    else:
-        click.echo(NOTHING, err=True)
-    return 0 if entries else 1
+    return 0
 
 
 @retries.command()
 @click.argument("entry_id", metavar="ID")
-@config_option
+@desk_options
 @click.option("--json", "json_", is_flag=True, help="One object.")
-def show(entry_id: str, config: Path, json_: bool) -> int:
+def show(entry_id: str, place: Place, json_: bool) -> int:
     """Show one entry with the events behind it."""
-    with opened(load_for_journal(config)) as journal:
-        entries = journal.entries(Filter(ids=(entry_id,)))
-        if not entries:
-            click.echo(f"{NOTHING}: {entry_id}", err=True)
-            return 1
-        document = as_json(entries[0])
-        document["events"] = [story for event_id in entries[0].event_ids for story in journal.trace_event(event_id)]
+    with at_desk(place) as desk:
+        document = desk.retry(entry_id)
+    if document is None:
+        click.echo(f"{NOTHING}: {entry_id}", err=True)
+        return 1
     if json_:
         print_json(document)
         return 0
@@ -141,36 +107,34 @@ def show(entry_id: str, config: Path, json_: bool) -> int:
     return 0
 
 
-def _select(journal: Journal, options: dict[str, Any], all_: bool) -> list[Entry]:
-    """The entries to act on; acting on everything must be said."""
+def _count(desk: Desk, options: dict[str, Any], all_: bool) -> tuple[Filter, int]:
+    """What to act on, and how much that is; acting on everything must be said."""
     wanted = chosen(options)
     if wanted == Filter() and not all_:
         raise click.UsageError("say which entries: IDs, a filter, or --all")
-    return journal.entries(wanted)
+    return wanted, sum(1 for _ in desk.retries(wanted))
 
 
 @retries.command()
 @selection
 @click.option("--all", "all_", is_flag=True, help="Every entry.")
 @click.option("--json", "json_", is_flag=True, help="What was done, as an object.")
-def replay(config: Path, all_: bool, json_: bool, **options: Any) -> int:
+def replay(place: Place, all_: bool, json_: bool, **options: Any) -> int:
     """Map the kept payloads with today's mapping and send them now; newer values are never overwritten."""
-    from bridge.service import make_remap
-
-    settings = load_for_journal(config)
-    remap = make_remap(settings)
-    with opened(settings) as journal:
-        entries = _select(journal, options, all_)
+    with at_desk(place) as desk:
+        wanted, entries = _count(desk, options, all_)
         if not entries:
             click.echo(NOTHING, err=True)
             return 1
-        click.echo(f"replaying {len(entries)} {'entry' if len(entries) == 1 else 'entries'}", err=True)
-        with progress("replaying", len(entries)) as bar:
-            done = journal.replay(entries, remap, progress=lambda n: bar.advance(bar.task_ids[0], n))
+        click.echo(f"replaying {entries} {'entry' if entries == 1 else 'entries'}", err=True)
+        with progress("replaying", entries) as bar:
+            done = desk.replay_retries(wanted, progress=lambda n: bar.advance(bar.task_ids[0], n))
     if json_:
-        print_json({"entries": done.entries, "events": done.events, "unmapped": done.unmapped})
+        print_json(done)
     else:
-        click.echo(f"{done.entries} replayed from {done.events} events; {done.unmapped} could not be mapped again")
+        click.echo(
+            f"{done['entries']} replayed from {done['events']} events; {done['unmapped']} could not be mapped again"
+        )
     return 0
 
 
@@ -179,19 +143,19 @@ def replay(config: Path, all_: bool, json_: bool, **options: Any) -> int:
 @click.option("--all", "all_", is_flag=True, help="Every entry.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "json_", is_flag=True, help="What was done, as an object.")
-def discard(config: Path, all_: bool, yes: bool, json_: bool, **options: Any) -> int:
+def discard(place: Place, all_: bool, yes: bool, json_: bool, **options: Any) -> int:
     """Give entries up for good; what was delivered stays, older values stay unsent."""
-    with opened(load_for_journal(config)) as journal:
-        entries = _select(journal, options, all_)
+    with at_desk(place) as desk:
+        wanted, entries = _count(desk, options, all_)
         if not entries:
             click.echo(NOTHING, err=True)
             return 1
         if not yes:
-            click.confirm(f"give up {len(entries)} entries for good?", abort=True, err=True)
-        with progress("discarding", len(entries)) as bar:
-            given_up = journal.discard(entries, progress=lambda n: bar.advance(bar.task_ids[0], n))
+            click.confirm(f"give up {entries} entries for good?", abort=True, err=True)
+        with progress("discarding", entries) as bar:
+            done = desk.discard_retries(wanted, progress=lambda n: bar.advance(bar.task_ids[0], n))
     if json_:
-        print_json({"entries": len(entries), "given_up": given_up})
+        print_json(done)
     else:
-        click.echo(f"{len(entries)} entries discarded ({given_up} values and events)")
+        click.echo(f"{done['entries']} entries discarded ({done['given_up']} values and events)")
     return 0

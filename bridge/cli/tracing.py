@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
-import requests
 
-from bridge.cli.common import config_option, load_for_journal
+from bridge.cli.common import load_for_journal
+from bridge.cli.desk import Place, at_desk, desk_options
 from bridge.cli.printing import iso, print_json, print_table
-from bridge.cli.retries import opened
+from bridge.cli.remote import RemoteDesk
+from bridge.errors import BridgeError
+
+#: `status` waits this long for an answer: it is asked by scripts and probes.
+STATUS_PATIENCE_S = 10.0
 
 
 @click.command()
 @click.argument("wanted", metavar="ID")
-@config_option
+@desk_options
 @click.option("--json", "json_", is_flag=True, help="The stories as an object.")
-def trace(wanted: str, config: Path, json_: bool) -> int:
+def trace(wanted: str, place: Place, json_: bool) -> int:
     """The story of one event or one record, from webhook to CRM call."""
-    with opened(load_for_journal(config)) as journal:
-        events = journal.trace_event(wanted)
-        records = journal.trace_record(wanted)
+    with at_desk(place) as desk:
+        stories = desk.trace(wanted)
+    events, records = stories["events"], stories["records"]
     if json_:
         print_json({"events": events, "records": records})
     else:
@@ -44,6 +47,8 @@ def _print_event(story: dict[str, Any]) -> None:
         click.echo(f"  could not be mapped: {story['unmappable']}{waits}")
     for asked in story["records"]:
         click.echo(f"  asked {asked['object_type']} {asked['record']} ({asked['id_property'] or 'record id'}):")
+        if not asked["properties"]:
+            click.echo("    nothing any more, since it was replayed")
         for fate in asked["properties"]:
             click.echo(f"    {fate['property']}: {_fate(fate)}")
 
@@ -51,11 +56,14 @@ def _print_event(story: dict[str, Any]) -> None:
 def _fate(fate: dict[str, Any]) -> str:
     if fate["fate"] == "superseded":
         before = fate["delivered_before"]
-        text = f"superseded by event {fate['by_event']} of {fate['by_source']}"
-        return text + (f", delivered before in {_call(before)}" if before else "")
-    text = str(fate["fate"])
+        text = f"superseded by event {fate['by_event'] or '(pruned)'} of {fate['by_source'] or 'an unknown source'}"
+        return text + (f", delivered before in {_call(before)}" if before else ", not delivered before")
+    text = {
+        "unchanged": "unchanged: the CRM had confirmed the same value",
+        "unknown": "ignored: the CRM knows no such record",
+    }.get(fate["fate"], str(fate["fate"]))
     if fate.get("call"):
-        text += f" in {_call(fate['call'])}"
+        text += f" in {_call(fate['call'])}" if fate["fate"] != "unchanged" else f", in {_call(fate['call'])}"
     if fate.get("message"):
         text += f": {fate['category']}: {fate['message']}"
     return text
@@ -81,27 +89,20 @@ def _print_record(story: dict[str, Any]) -> None:
 
 
 @click.command()
-@config_option
-@click.option("--admin-url", envvar="BRIDGE_ADMIN_URL", help="Where the admin port answers.")
-@click.option("--admin-token", envvar="BRIDGE_ADMIN_TOKEN", help="The admin token.")
+@desk_options
 @click.option("--json", "json_", is_flag=True, help="The answer of GET /status as it is.")
-def status(config: Path, admin_url: str | None, admin_token: str | None, json_: bool) -> int:
+def status(place: Place, json_: bool) -> int:
     """How the service is doing: exit status 0 healthy, 1 degraded, 3 out of reach."""
-    if admin_url is None:
-        host, port = load_for_journal(config).server.admin_bind
+    admin_url = place.admin_url
+    if not admin_url:
+        host, port = load_for_journal(place.config).server.admin_bind
         host = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 (compared, not bound)
         admin_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    headers = {"Authorization": f"Bearer {admin_token}"} if admin_token else {}
     try:
-        answer = requests.get(f"{admin_url}/status", headers=headers, timeout=(3, 10))
-        answer.raise_for_status()
-        document = answer.json()
-    except (requests.RequestException, ValueError) as error:
-        click.echo(
-            f"partner-bridge: {admin_url} does not answer ({type(error).__name__}): start `partner-bridge serve`, or "
-            "give its --admin-url",
-            err=True,
-        )
+        with RemoteDesk(admin_url, place.admin_token, patience_s=STATUS_PATIENCE_S) as desk:
+            document = desk.status()
+    except BridgeError as error:
+        click.echo(f"partner-bridge: {error}", err=True)
         return 3
     degraded = list(document.get("degraded", []))
     if json_:

@@ -11,9 +11,9 @@ from email.utils import parsedate_to_datetime
 
 from bridge.delivery.complaints import read_complaint, text
 from bridge.delivery.evidence import is_unfinished, judge_inputs
-from bridge.delivery.pauses import MISCONFIGURED, OUTAGE, UNAUTHORIZED, Stop
+from bridge.delivery.pauses import DAILY_LIMIT, MISCONFIGURED, OUTAGE, UNAUTHORIZED, Stop
 from bridge.delivery.ports import Answer, Input, NoAnswer
-from bridge.delivery.verdicts import Broken, Conflict, Rejected, Rules, Stopped, TooLarge, Verdict
+from bridge.delivery.verdicts import Again, Broken, Conflict, Rejected, Rules, Stopped, TooLarge, Verdict
 from bridge.model import Reason, Scope
 
 #: Seconds that `Retry-After` may ask for at most on a 429; an absurd value must not stop us for a year.
@@ -79,6 +79,8 @@ def _trouble(answer: Answer, rules: Rules) -> Verdict:
     status = answer.status
     detail = f"HTTP {status}: {_message(answer)}"[:300]
     match status:
+        case 401 if answer.renewable:
+            return Again(_reason(answer))
         case 401:
             return Stopped(Stop(Scope.ALL, UNAUTHORIZED, detail, credential=answer.credential))
         case 403:
@@ -103,7 +105,7 @@ def _rate_limited(answer: Answer, now_us: int, detail: str) -> Stop:
         secondly = "SECONDLY" in told and "TEN_SECONDLY" not in told
         delay = 1.0 if secondly else _window_s(answer)
     # A daily quota comes back at midnight of the portal, whose zone we do not know: asked by probes.
-    return Stop(Scope.ALL, "daily_limit" if daily else "rate_limited", detail, delay_s=delay, probes=daily)
+    return Stop(Scope.ALL, DAILY_LIMIT if daily else "rate_limited", detail, delay_s=delay, probes=daily)
 
 
 def _window_s(answer: Answer) -> float:

@@ -56,6 +56,7 @@ class Work:
     suspect: Suspect | None = None
     narrowing: Narrowing | None = None
     held: set[int] = field(default_factory=set)
+    sent: bool = False  # it may have reached the CRM
 
     def __post_init__(self) -> None:
         self.held.update(self.refs)

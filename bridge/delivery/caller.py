@@ -1,4 +1,4 @@
-"""Makes one call: take, check the grant's age, send, judge, settle. Runs in a thread of the pool."""
+"""Makes one call: have a token, take, check the grant's age, send, judge, settle. Runs in a thread of the pool."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import structlog
 
 from bridge.delivery.answers import doubtful, judge
 from bridge.delivery.board import Board, Work
+from bridge.delivery.daily import DailyBudget
 from bridge.delivery.digesting import Decision, Digester, Moment
 from bridge.delivery.hubspot import inputs_of
 from bridge.delivery.limiter import Grant, Limiter
+from bridge.delivery.pauses import DAILY_LIMIT
 from bridge.delivery.ports import Answer, Crm, Input, Journal, NoAnswer, Observer, OnUnknown
 from bridge.delivery.summary import call_of, log_call, summary, where
-from bridge.delivery.verdicts import Rules
+from bridge.delivery.verdicts import Rules, Stopped
 from bridge.model import Clock, Lane, Outcome, PendingRecord, to_us
 
 #: Times that a call whose grant went stale asks for another one before its records go back: some 2 s.
@@ -32,7 +34,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Thread-safe: `lock` guards the board and is never held during I/O.
+    """Thread-safe: `lock` guards the board and the budget and is never held during I/O.
 
     `may_call` is asked just before a call is sent.
     """
@@ -42,6 +44,7 @@ class Caller:
     limiter: Limiter
     board: Board
     digester: Digester
+    budget: DailyBudget
     lock: threading.Lock
     clock: Clock
     observer: Observer
@@ -50,6 +53,7 @@ class Caller:
 
     def make(self, work: Work, grant: Grant) -> None:
         """Make the call and settle it. Raises JournalError; what was not settled stays due."""
+        self.crm.prepare()  # may take a while: before doubt begins, and before the grant's age is looked at
         began_at_us = to_us(self.clock.now())
         taken = self.journal.take(work.refs, began_at_us=began_at_us)
         records, outcomes = self._prepare(work, taken)
@@ -63,6 +67,9 @@ class Caller:
             at = Moment(self.clock.monotonic(), to_us(self.clock.now()))
             rules = Rules(self.on_unknown, self.board.patience, at.now_us)
             verdict = judge(inputs, answer, rules)
+            work.sent = isinstance(answer, Answer) or answer.doubtful
+            refused = isinstance(verdict, Stopped) and verdict.stop.reason == DAILY_LIMIT
+            self.budget.answered(answer, refused=refused)
             decision = self.digester.digest(work, inputs, verdict, at)
         if decision.hold_s > 0:
             self.limiter.hold(at.now + decision.hold_s)

@@ -129,11 +129,20 @@ class Chooser:
         if len(self._probed) >= _MAX_PROBED:
             self._probed.clear()
         suspects = self._board.suspects
-        refs = self._board.buffer.cut(
-            lane, now=now, size=1, skip=lambda ref: ref in self._probed or suspects.is_lonely(ref)
-        )
+        lonely: list[int] = []
+
+        def is_passed_over(ref: int) -> bool:
+            if suspects.is_lonely(ref):
+                lonely.append(ref)
+                return True
+            return ref in self._probed
+
+        refs = self._board.buffer.cut(lane, now=now, size=1, skip=is_passed_over)
         if refs:
             self._probed.update(refs)
         elif anyone:
             self._probed.clear()  # every record that is due was a probe: from the beginning again
+            # Where nothing else is due, the lonely are what there is to probe with: they go as suspects do.
+            for ref in dict.fromkeys(lonely):
+                suspects.recall(lane, ref)
         return refs

@@ -15,7 +15,7 @@ from bridge.delivery.isolation import Isolation, Ruling
 from bridge.delivery.pauses import MISCONFIGURED, OUTAGE, Stop
 from bridge.delivery.ports import Input
 from bridge.delivery.suspects import Suspect, Trouble
-from bridge.delivery.verdicts import Broken, Conflict, Judged, Rejected, Stopped, TooLarge, Verdict
+from bridge.delivery.verdicts import Again, Broken, Conflict, Judged, Rejected, Stopped, TooLarge, Verdict
 from bridge.model import Category, Outcome, Parked, PendingRecord, Reason, RetryLater, Scope
 
 #: Seconds that a call which met a lock waits at least: HubSpot's locks last 2 s.
@@ -63,6 +63,8 @@ class Digester:
                 decision = self._too_large(work, inputs, reason, at)
             case Conflict(reason):
                 decision = self._conflict(work, inputs, reason, at)
+            case Again():
+                decision = Decision()  # what was taken stays due, what was suspect stays suspect
             case Stopped(stop):
                 decision = self._stop(work, stop, at)
             case Broken(stop, reason):

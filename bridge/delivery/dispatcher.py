@@ -19,15 +19,16 @@ from bridge.delivery.board import Board, Work
 from bridge.delivery.buffer import Buffer
 from bridge.delivery.caller import Caller
 from bridge.delivery.choosing import Chooser
+from bridge.delivery.daily import SPENT, DailyBudget, day_began_us
 from bridge.delivery.digesting import Digester, Moment
 from bridge.delivery.limiter import Grant, Limiter
 from bridge.delivery.patience import Patience
-from bridge.delivery.pauses import Backoff, Pauses
+from bridge.delivery.pauses import DAILY_LIMIT, Backoff, Pauses
 from bridge.delivery.ports import Crm, Journal, Observer, OnUnknown
 from bridge.delivery.summary import log_pauses, where
 from bridge.delivery.threads import CallThreads, Pool
 from bridge.errors import JournalError
-from bridge.model import Clock, Pause, PendingRecord, to_us
+from bridge.model import Clock, Lane, Pause, PendingRecord, to_us
 from bridge.settings import Crm as CrmSettings
 from bridge.settings import Retry
 
@@ -42,6 +43,9 @@ _SHORTEST_POLL_S = 0.01
 
 #: Seconds between two looks at the operators' pauses and at the token.
 _HOUSEKEEPING_S = 1.0
+
+#: Whom a stop of everything concerns: no lane more than another.
+_ANY_LANE = Lane("")
 
 _log = structlog.get_logger(__name__)
 
@@ -90,6 +94,7 @@ class Dispatcher:
         self._pool = pool if pool is not None else CallThreads(count=settings.max_in_flight)
         rate = settings.rate_limit
         self.limiter = limiter if limiter is not None else Limiter(calls=rate.calls, per_s=rate.per_s)
+        self._budget = DailyBudget(rate.daily)
         backoff = backoff if backoff is not None else Backoff(base_s=retry.base_s, max_s=retry.max_s)
         self._journal_backoff = Backoff(base_s=0.1, max_s=5.0)
         self._board = Board(
@@ -110,6 +115,7 @@ class Dispatcher:
             limiter=self.limiter,
             board=self._board,
             digester=Digester(self._board),
+            budget=self._budget,
             lock=self._lock,
             clock=clock,
             observer=observer,
@@ -132,12 +138,17 @@ class Dispatcher:
         self._loop.start()
 
     def restore_pauses(self) -> None:
-        """Take up the stored pauses. Raises JournalError."""
+        """Take up the stored pauses, and the count of the day's calls. Raises JournalError."""
         stored = self._journal.load_pauses()
+        began_us = day_began_us(to_us(self._clock.now()))
+        used = self._journal.calls_since(began_us) if self._budget.daily is not None else 0
         with self._lock:
             at = self._moment()
-            self._board.pauses.restore(stored, now=at.now, now_us=at.now_us)
+            self._budget.begin(used, at.now_us)
+            valid = [pause for pause in stored if pause.detail != SPENT]
+            self._board.pauses.restore(valid, now=at.now, now_us=at.now_us)
             self._board.pauses.operators(stored)
+            self._board.pauses.changed = self._board.pauses.changed or valid != list(stored)
 
     def notify(self) -> None:
         """Something became due in this process."""
@@ -182,6 +193,12 @@ class Dispatcher:
         """Calls that are open or not settled yet."""
         with self._lock:
             return len(self._board.open)
+
+    @property
+    def daily_calls_left(self) -> int | None:
+        """Calls that may still begin today; None without a budget and without HubSpot's word."""
+        with self._lock:
+            return self._budget.left(to_us(self._clock.now()))
 
     @property
     def pauses(self) -> list[Pause]:
@@ -238,6 +255,8 @@ class Dispatcher:
         with self._lock:
             at = self._moment()
             draining = self._state.draining
+            if not self._within_budget(at):
+                return POLL_S
             work = self._chooser.next_work(now=at.now, now_us=at.now_us, draining=draining)
             if work is None:
                 return self._nothing_to_do(at, just_filled=filled)
@@ -246,8 +265,20 @@ class Dispatcher:
             self._put_back(work)
             return _SHORTEST_POLL_S
         self._report_wait()
+        with self._lock:
+            self._budget.started(at.now_us)
         self._pool.submit(lambda: self._call(work, grant))
         return None
+
+    def _within_budget(self, at: Moment) -> bool:
+        """Whether the day's budget lets another call begin, or a pause tells what may; begins that pause."""
+        pauses = self._board.pauses
+        if pauses.holds(DAILY_LIMIT):
+            return True
+        if (stop := self._budget.stop(at.now_us)) is not None:
+            pauses.stop(_ANY_LANE, stop, now=at.now, now_us=at.now_us, began=at.now)
+            return True
+        return self._budget.left(at.now_us) != 0
 
     def _nothing_to_do(self, at: Moment, *, just_filled: bool) -> float:
         self.limiter.not_wanted()
@@ -313,6 +344,8 @@ class Dispatcher:
             with self._lock:
                 self._state.resume_at = self._clock.monotonic() + POLL_S
         finally:
+            with self._lock:
+                self._budget.closed(sent=work.sent)
             self._put_back(work)
             self._wake.set()
 

@@ -23,6 +23,9 @@ UNAUTHORIZED = "unauthorized"
 #: The reason of a stop that any answer but the same refusal ends.
 MISCONFIGURED = "misconfigured"
 
+#: The reason of a stop because the day's calls are used up.
+DAILY_LIMIT = "daily_limit"
+
 #: The reason of a stop because calls come to nothing.
 OUTAGE = "outage"
 
@@ -209,7 +212,10 @@ class Pauses:
         self._drop(over)
 
     def waits_for_token(self) -> bool:
-        return any(held.pause.reason == UNAUTHORIZED for held in self._held.values())
+        return self.holds(UNAUTHORIZED)
+
+    def holds(self, reason: str) -> bool:
+        return any(held.pause.reason == reason for held in self._held.values())
 
     def token_is(self, credential: str, *, now: float) -> None:
         """Probe at once when the token is another one than was refused."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from bridge.model import Call, Due, Lane, Outcome, Pause, PendingRecord
 
-NoAnswerKind = Literal["connect", "tls", "token", "timeout", "reset", "truncated", "oversize", "internal"]
+NoAnswerKind = Literal["connect", "tls", "token", "oauth", "timeout", "reset", "truncated", "oversize", "internal"]
 OnUnknown = Literal["park", "wait", "ignore"]
 
 
@@ -58,6 +58,10 @@ class Journal(Protocol):
         """All stored pauses, those of reason `operator` included."""
         ...
 
+    def calls_since(self, since_us: int) -> int:
+        """How many calls began at this time or later."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Input:
@@ -71,7 +75,8 @@ class Input:
 class Answer:
     """An HTTP answer with a status. `body` is the parsed JSON, None when it is missing or unreadable.
 
-    `headers` have lower-case names; `credential` is the fingerprint of the token that was used.
+    `headers` have lower-case names; `credential` is the fingerprint of the token that was used, or of what
+    it was got with. `renewable`: the token was refused, and the next call will come with another.
     """
 
     status: int
@@ -81,6 +86,7 @@ class Answer:
     correlation_id: str | None = None
     duration_s: float = 0.0
     credential: str = ""
+    renewable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +107,12 @@ class Crm(Protocol):
         """One `batch/update` call within the total deadline. Does not raise for what the CRM does."""
         ...
 
+    def prepare(self) -> None:
+        """Do what may take a while before a call can be sent (renew a token). Does not raise."""
+        ...
+
     def credential(self) -> str:
-        """A fingerprint of the token as it is now, to notice that it changed ("" when there is none)."""
+        """A fingerprint of the configured token, to notice that it changed ("" when there is none)."""
         ...
 
     def close(self) -> None:

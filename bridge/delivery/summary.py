@@ -11,7 +11,7 @@ from structlog.typing import FilteringBoundLogger
 
 from bridge.delivery.board import Work
 from bridge.delivery.ports import Answer, NoAnswer, Settled
-from bridge.delivery.verdicts import Broken, Conflict, Judged, Rejected, Stopped, TooLarge, Verdict
+from bridge.delivery.verdicts import Again, Broken, Conflict, Judged, Rejected, Stopped, TooLarge, Verdict
 from bridge.model import Call, Delivered, Ignored, Outcome, Parked, Pause, Refused, RetryLater
 
 
@@ -89,7 +89,7 @@ def _explained(verdict: Verdict) -> tuple[str | None, str]:
             return None, ""
         case Rejected(complaint):
             return complaint.category or "REJECTED", complaint.message
-        case TooLarge(reason) | Conflict(reason):
+        case TooLarge(reason) | Conflict(reason) | Again(reason):
             return reason.category, reason.message
         case Stopped(stop) | Broken(stop):
             return stop.reason, stop.detail

@@ -42,6 +42,13 @@ class Conflict:
 
 
 @dataclass(frozen=True, slots=True)
+class Again:
+    """Nothing was decided: the call is to be made again at once, with another token."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """Delivery is to pause; the records are not to blame."""
 
@@ -56,7 +63,7 @@ class Broken:
     reason: Reason
 
 
-Verdict = Judged | Rejected | TooLarge | Conflict | Stopped | Broken
+Verdict = Judged | Rejected | TooLarge | Conflict | Again | Stopped | Broken
 
 
 @dataclass(frozen=True, slots=True)

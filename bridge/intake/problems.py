@@ -17,8 +17,10 @@ from werkzeug.routing import RequestRedirect
 _KINDS: Mapping[int, tuple[str, str]] = {
     400: ("malformed", "The request cannot be read"),
     401: ("unauthorized", "The request is not authentic"),
+    403: ("forbidden", "This is not allowed here"),
     404: ("not-found", "There is nothing here"),
     405: ("method-not-allowed", "The method is not allowed"),
+    409: ("conflict", "That is not possible just now"),
     413: ("too-large", "The body is too large"),
     415: ("unsupported-media-type", "The media type is not supported"),
     422: ("invalid", "The payload is invalid"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.engine import Connection
 
-from bridge.journal.database import fetch, run, select
+from bridge.journal.database import run, select
 from bridge.journal.merging import Ask, Merged, merge
 from bridge.model import Event, Intake, Receipt
 
@@ -30,8 +30,9 @@ def append(connection: Connection, events: Sequence[Event], *, now_us: int) -> A
     first: dict[tuple[str, str], Event] = {}
     for event in events:
         first.setdefault((event.source, event.id), event)
-    numbers = _log_events(connection, first, now_us)
-    known = _known_hashes(connection, [key for key in first if key not in numbers])
+    # Within the transaction lock nobody else writes: what is not known now is new.
+    known = _known_hashes(connection, list(first))
+    numbers = _log_events(connection, {key: event for key, event in first.items() if key not in known}, now_us)
     receipts = []
     for event in events:
         key = (event.source, event.id)
@@ -57,11 +58,13 @@ def append(connection: Connection, events: Sequence[Event], *, now_us: int) -> A
     return Appended(receipts, merge(connection, asks, now_us=now_us))
 
 
-def _log_events(connection: Connection, first: dict[tuple[str, str], Event], now_us: int) -> dict[tuple[str, str], int]:
-    """Insert the events that are new; returns their numbers by (source, event id)."""
+def _log_events(connection: Connection, new: dict[tuple[str, str], Event], now_us: int) -> dict[tuple[str, str], int]:
+    """Insert these events; returns their numbers by (source, event id)."""
+    if not new:
+        return {}
     roots: dict[str, tuple[str, str, int]] = {}
     rows = []
-    for event in first.values():
+    for event in new.values():
         root = None
         if event.root is not None:
             root = hashlib.blake2b(event.root.encode(), digest_size=16).hexdigest()
@@ -89,27 +92,18 @@ def _log_events(connection: Connection, first: dict[tuple[str, str], Event], now
                ON CONFLICT (hash) DO UPDATE SET received_us = excluded.received_us""",
             rows=sorted(roots.values()),
         )
-    # Within the transaction lock nobody else writes: what is above this number afterwards is new.
-    [(before,)] = fetch(connection, "SELECT coalesce(max(seq), 0) FROM events")
-    run(
+    inserted = run(
         connection,
         """INSERT INTO events (source, event_id, received_us, occurred_us, content_hash, payload, context, root,
                                intake, unmappable, waits)
            SELECT source, event_id, received_us, occurred_us, content_hash, payload, context, root, intake,
                   unmappable, waits
              FROM {rows:source text, event_id text, received_us int, occurred_us int, content_hash text,
-                        payload text, context text, root text, intake text, unmappable text, waits int}
-            WHERE true
-           ON CONFLICT (event_id, source) DO NOTHING""",
+                        payload text, context text, root text, intake text, unmappable text, waits int}""",
         rows=rows,
     )
-    found = select(
-        connection,
-        "source, event_id, seq",
-        "SELECT source, event_id, seq FROM events WHERE seq > :before",
-        before=before,
-    )
-    return {(source, event_id): seq for source, event_id, seq in found}
+    last = inserted.lastrowid
+    return dict(zip(new, range(last - len(rows) + 1, last + 1), strict=True))
 
 
 def _known_hashes(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:

@@ -337,7 +337,7 @@ def _settle_records(
     now_us: int,
 ) -> None:
     """Failures of the record's own: forget them after success, else note when and why it is tried again."""
-    failed_before = [record.ref for record in delivered if record.attempts]
+    failed_before = [record.ref for record in delivered if record.attempts or record.failing_since_us is not None]
     if failed_before:
         run(
             connection,

@@ -33,7 +33,9 @@ REFUSED_AGAIN_US = 3_600 * 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One event's wish for one record. `n`, `time_us` are set when a kept event is mapped again."""
+    """One event's wish for one record. `n`, `time_us` are set when a kept event is mapped again; `names` are all
+    properties that it asks for, where the ask brings only those that changed.
+    """
 
     event: int
     source: str
@@ -44,6 +46,7 @@ class Ask:
     occurred_us: int | None
     n: int | None = None
     time_us: int | None = None
+    names: Sequence[str] | None = None
 
 
 @dataclass(slots=True)
@@ -72,6 +75,7 @@ class _Record:
     n: int  # the last `n` given away before this group
     newest_us: int
     retry_us: int | None
+    parked: bool
     given: int = 0
     asks: list[tuple[Ask, int, int]] = field(default_factory=list)  # (ask, n, time)
 
@@ -112,7 +116,8 @@ def merge(connection: Connection, asks: Sequence[Ask], *, now_us: int, replay: b
     for touched in records.values():
         for ask, n, time_us in touched.asks:
             names = [*ask.properties, *ask.invalid]
-            rows_asked.append((touched.ref, n, ask.event, time_us, orjson.dumps(names).decode()))
+            asked = names if ask.names is None else list(ask.names)
+            rows_asked.append((touched.ref, n, ask.event, time_us, orjson.dumps(asked).decode()))
             for name in names:
                 key = (touched.ref, name)
                 standing = best.get(key)
@@ -162,14 +167,14 @@ def _raise_n(
     )
     found = select(
         connection,
-        "lane, record, id, n, newest_us, retry_us",
-        """SELECT o.lane, o.record, o.id, o.n, o.newest_us, o.retry_us
+        "lane, record, id, n, newest_us, retry_us, parked_us",
+        """SELECT o.lane, o.record, o.id, o.n, o.newest_us, o.retry_us, o.parked_us
              FROM {rows:lane int, record text} r JOIN records o ON o.lane = r.lane AND o.record = r.record""",
         rows=rows,
     )
     records = {
-        (lane, record): _Record(ref, lane, n - newest[lane, record][0], newest_us, retry_us)
-        for lane, record, ref, n, newest_us, retry_us in found
+        (lane, record): _Record(ref, lane, n - newest[lane, record][0], newest_us, retry_us, parked_us is not None)
+        for lane, record, ref, n, newest_us, retry_us, parked_us in found
     }
     for key, ask, time_us in dated:
         touched = records[key]
@@ -192,14 +197,14 @@ def _log_asks(connection: Connection, rows: Sequence[tuple[int, int, int, int, s
 
 #: The desired value's next state. `excluded.state` is what the mapping says: pending, or refused as invalid.
 _UPSERT = """
-INSERT INTO desired (record, property, value, time_us, n, revision, event, state, skip, category, message,
-                     settled_us)
-SELECT record, property, value, time_us, n, revision, event, state, skip, category, message, :now
-  FROM {rows:record int, property text, value text, time_us int, n int, revision int, event int, state int,
-             skip int, category text, message text} WHERE true
+INSERT INTO desired (record, property, value, time_us, n, revision, event, source, state, skip, category,
+                     message, settled_us)
+SELECT record, property, value, time_us, n, revision, event, source, state, skip, category, message, :now
+  FROM {rows:record int, property text, value text, time_us int, n int, revision int, event int, source text,
+             state int, skip int, category text, message text} WHERE true
 ON CONFLICT (record, property) DO UPDATE SET
   value = excluded.value, time_us = excluded.time_us, n = excluded.n, revision = excluded.revision,
-  event = excluded.event, skip = excluded.skip,
+  event = excluded.event, source = excluded.source, skip = excluded.skip,
   displaced = CASE WHEN desired.state = 0 AND desired.event <> excluded.event THEN desired.event END,
   state = CASE
     WHEN excluded.state = 2 THEN 2
@@ -244,6 +249,7 @@ def _upsert_desired(
                 n,
                 touched.n + touched.given,
                 ask.event,
+                ask.source,
                 int(State.REFUSED if invalid else State.PENDING),
                 int(ask.skip_unchanged),
                 str(Category.UNMAPPABLE) if invalid else None,
@@ -305,7 +311,9 @@ def _make_due(
         rows=sorted(rows),
         now=now_us,
     )
-    _unpark(connection, sorted(records), now_us=now_us)
+    parked = sorted(ref for ref, touched in records.items() if touched.parked)
+    if parked:
+        _unpark(connection, parked, now_us=now_us)
 
 
 def _unpark(connection: Connection, refs: Sequence[int], *, now_us: int) -> None:

@@ -12,7 +12,7 @@ withdrawn only where the same event set it, so a newer one is never overwritten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,9 +20,12 @@ from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch, run
 from bridge.journal.delivering import leave_due
-from bridge.journal.merging import Ask, Merged, merge
+from bridge.journal.kept import KeptEvent, Remap, Remapped
+from bridge.journal.merging import Merged
+from bridge.journal.remapping import Remapping
 from bridge.journal.schema import State
-from bridge.model import PropertyUpdate
+
+__all__ = ["Entry", "Filter", "KeptEvent", "Remap", "Remapped", "Replayed", "count", "discard", "entries", "replay"]
 
 EntryState = Literal["retrying", "parked"]
 KINDS = ("record", "refused", "event")
@@ -61,33 +64,6 @@ class Filter:
     record: str | None = None
     since_us: int | None = None
     before_us: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class KeptEvent:
-    """An event of the log, as a mapping needs it to map it again."""
-
-    seq: int
-    source: str
-    event_id: str
-    received_us: int
-    occurred_us: int | None
-    payload: str
-    context: str
-    root: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Remapped:
-    """What a kept event asks for under today's mapping."""
-
-    updates: tuple[PropertyUpdate, ...]
-    unmappable: str | None = None
-    occurred_us: int | None = None
-
-
-#: None: the source is gone from the configuration, the kept values are sent as they are.
-Remap = Callable[[KeptEvent], Remapped | None]
 
 
 @dataclass(slots=True)
@@ -256,7 +232,9 @@ def replay(connection: Connection, chosen: Sequence[Entry], remap: Remap, *, now
                 state=int(state),
             )
         }
-    remap_events(connection, sorted(events), remap, done, now_us=now_us)
+    remapping = Remapping(remap, again=True)
+    remade = remapping.step(connection, remapping.read(connection, sorted(events)), now_us=now_us)
+    done.events, done.unmapped, done.merged = remade.events, remade.unmapped, remade.merged
     # What still stands refused with a value of its own is sent as it is: the CRM may take it by now.
     run(
         connection,
@@ -289,111 +267,12 @@ def _make_pending_due(connection: Connection, refs: Sequence[int], *, now_us: in
     run(
         connection,
         """INSERT INTO due (record, source, lane, due_us, since_us)
-           SELECT d.record, e.source, r.lane, :now, :now FROM desired d
-             JOIN records r ON r.id = d.record JOIN events e ON e.seq = d.event
-            WHERE d.record IN (SELECT id FROM {ids}) AND d.state = 0
-            GROUP BY d.record, e.source, r.lane
+           SELECT DISTINCT d.record, coalesce(d.source, ''), r.lane, :now, :now FROM desired d
+             JOIN records r ON r.id = d.record WHERE d.record IN (SELECT id FROM {ids}) AND d.state = 0
            ON CONFLICT (record, source) DO UPDATE SET due_us = excluded.due_us""",
         ids=refs,
         now=now_us,
     )
-
-
-def remap_events(connection: Connection, seqs: Sequence[int], remap: Remap, done: Replayed, *, now_us: int) -> None:
-    """Map kept events again; their values are replaced or withdrawn, newer ones stay.
-
-    An event keeps the time and the `n` that it had for a record; for a record that it did not ask before it
-    gets its own time and a new `n`.
-    """
-    asks: list[Ask] = []
-    for kept in kept_events(connection, seqs):
-        mapped = remap(kept)
-        if mapped is None:
-            done.unmapped += 1
-            continue
-        done.events += 1
-        asked = {
-            (object_type, id_property, record): (ref, n, time_us)
-            for object_type, id_property, record, ref, n, time_us in fetch(
-                connection,
-                """SELECT l.object_type, l.id_property, r.record, r.id, a.n, a.time_us FROM asks a
-                     JOIN records r ON r.id = a.record JOIN lanes l ON l.id = r.lane WHERE a.event = :seq""",
-                seq=kept.seq,
-            )
-        }
-        _withdraw(connection, kept.seq, asked, mapped.updates)
-        for update in mapped.updates:
-            lane = update.record.lane
-            before = asked.get((lane.object_type, lane.id_property, update.record.id))
-            asks.append(
-                Ask(
-                    event=kept.seq,
-                    source=kept.source,
-                    record=update.record,
-                    properties=update.properties,
-                    invalid=update.invalid,
-                    skip_unchanged=False,
-                    occurred_us=None,
-                    n=before[1] if before else None,
-                    time_us=before[2] if before else _own_time(kept, mapped),
-                )
-            )
-        if mapped.unmappable is not None:
-            done.unmapped += 1
-        run(
-            connection,
-            "UPDATE events SET unmappable = :why, waits = :waits, intake = :intake WHERE seq = :seq",
-            why=mapped.unmappable,
-            waits=int(mapped.unmappable is not None),
-            intake="parked" if mapped.unmappable else "accepted" if mapped.updates else "ignored",
-            seq=kept.seq,
-        )
-    done.merged.add(merge(connection, asks, now_us=now_us, replay=True))
-
-
-def _own_time(kept: KeptEvent, mapped: Remapped) -> int:
-    """The event's own time, unless that lay ahead of its arrival."""
-    claimed = mapped.occurred_us if mapped.occurred_us is not None else kept.occurred_us
-    return kept.received_us if claimed is None else min(claimed, kept.received_us)
-
-
-def _withdraw(
-    connection: Connection,
-    seq: int,
-    asked: dict[tuple[str, str, str], tuple[int, int, int]],
-    updates: Sequence[PropertyUpdate],
-) -> None:
-    """Forget undelivered values that this event set and no longer asks for."""
-    wanted = {
-        (update.record.lane.object_type, update.record.lane.id_property, update.record.id): {
-            *update.properties,
-            *update.invalid,
-        }
-        for update in updates
-    }
-    for address, (ref, _n, _time) in asked.items():
-        run(
-            connection,
-            """DELETE FROM desired WHERE record = :ref AND event = :seq AND state <> 1
-                  AND property NOT IN (SELECT name FROM {rows:name text})""",
-            ref=ref,
-            seq=seq,
-            rows=[[name] for name in sorted(wanted.get(address, set()))],
-        )
-
-
-def kept_events(connection: Connection, seqs: Sequence[int]) -> list[KeptEvent]:
-    """These events as the log keeps them."""
-    return [
-        KeptEvent(*row)
-        for row in fetch(
-            connection,
-            """SELECT e.seq, e.source, e.event_id, e.received_us, e.occurred_us, e.payload, e.context, r.body
-                 FROM events e LEFT JOIN roots r ON r.hash = e.root
-                WHERE e.seq IN (SELECT id FROM {ids}) ORDER BY e.seq""",
-            ids=list(seqs),
-        )
-    ]
 
 
 def discard(connection: Connection, chosen: Sequence[Entry], *, now_us: int) -> int:

@@ -116,6 +116,7 @@ desired = Table(
     Column("n", BigInteger, nullable=False),
     Column("revision", BigInteger, nullable=False),
     Column("event", BigInteger, nullable=False),
+    Column("source", Text),  # the event's: a value is remembered longer than its event
     Column("state", Integer, nullable=False),
     Column("skip", Integer, nullable=False),  # 1: the source leaves out values already confirmed
     Column("displaced", BigInteger),  # the event whose pending value this one took the place of
@@ -177,6 +178,14 @@ calls = Table(
     Column("inputs", Text, nullable=False),  # JSON [[record, revision read, outcome], …]
     Index("calls_started", "started_us"),
     sqlite_autoincrement=True,
+)
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),  # may be a secret: never shown
+    sqlite_with_rowid=False,
 )
 
 dispatcher = Table(

@@ -3,7 +3,7 @@
 Constraints it keeps: 202 is answered after `append` returned, which is after a commit with fsync (G1); an
 event takes effect once (G3); the newest value of a property wins (G4); what is parked or refused is kept
 (G8). The tables stand in `schema`, the rules in `merging` (what is desired), `delivering` (what is sent and
-settled) and `retry_log`; here are only transactions, time and limits.
+settled), `retry_log`, `remapping` and `steering` (what people do); here are only transactions, time and limits.
 
 Thread-safe. Open it after `fork`.
 """
@@ -11,15 +11,19 @@ Thread-safe. Open it after `fork`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 from bridge.errors import JournalFullError
-from bridge.journal import appending, delivering, retry_log, stories, upkeep
+from bridge.journal import appending, delivering, event_log, retry_log, steering, stories, upkeep
 from bridge.journal.appending import Appended
 from bridge.journal.database import Database, fetch, run
-from bridge.journal.retry_log import Entry, Filter, Remap, Replayed
-from bridge.journal.upkeep import VACUUM_PAGES, Figures, Retention
+from bridge.journal.event_log import EventFilter, Logged
+from bridge.journal.kept import Remap
+from bridge.journal.remapping import Difference, Remapping
+from bridge.journal.retry_log import Entry, Filter, Replayed
+from bridge.journal.steering import Known, Resynced
+from bridge.journal.upkeep import DAY_US, VACUUM_PAGES, Figures, Retention
 from bridge.model import Call, Clock, Due, Event, Lane, Outcome, Pause, PendingRecord, to_us
 from bridge.settings import Journal as JournalSettings
 
@@ -144,7 +148,22 @@ class Journal:
         with self._database.read() as connection:
             return upkeep.load_pauses(connection)
 
-    # --- retry log and stories ---
+    def calls_since(self, since_us: int) -> int:
+        """How many calls began at this time or later."""
+        with self._database.read() as connection:
+            return upkeep.calls_since(connection, since_us)
+
+    def load_secret(self, name: str) -> str | None:
+        """What `save_secret` kept under this name; None when there is nothing."""
+        with self._database.read() as connection:
+            return upkeep.load_meta(connection, name)
+
+    def save_secret(self, name: str, value: str) -> None:
+        """Keep a secret over restarts, with fsync. It must never be shown."""
+        with self._database.write() as connection:
+            upkeep.save_meta(connection, name, value)
+
+    # --- retry log ---
 
     def entries(self, chosen: Filter, *, limit: int | None = None, offset: int = 0) -> list[Entry]:
         """The retry log's entries that `chosen` means, oldest failure first."""
@@ -174,6 +193,95 @@ class Journal:
                 given_up += retry_log.discard(connection, step, now_us=self._now_us())
             progress(len(step))
         return given_up
+
+    # --- event log and undo ---
+
+    def count_events(self, chosen: EventFilter) -> int:
+        """How many events `chosen` means, its outcome left aside."""
+        with self._database.read() as connection:
+            return event_log.count(connection, chosen)
+
+    def events(self, chosen: EventFilter, *, after: int = 0) -> Iterator[Logged]:
+        """The events that `chosen` means, in the order of their arrival, page by page."""
+        for page in self._event_pages(chosen, after):
+            yield from page
+
+    def _event_pages(
+        self, chosen: EventFilter, after: int = 0, looked_at: Callable[[int], None] = lambda _: None
+    ) -> Iterator[list[Logged]]:
+        with self._database.read() as connection:
+            upto = event_log.newest(connection)
+        while True:
+            with self._database.read() as connection:
+                found, looked, following = event_log.page(connection, chosen, after=after, upto=upto)
+            yield found
+            looked_at(looked)
+            if not following:
+                return
+            after = following
+
+    def replay_events(
+        self,
+        chosen: EventFilter,
+        remap: Remap,
+        *,
+        dry_run: bool = False,
+        differences: Callable[[Sequence[Difference]], None] = lambda _: None,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> Replayed:
+        """Map kept events again, in small transactions; values that they set are replaced or withdrawn, newer ones
+        never. `differences` is told what changes, step by step.
+        """
+        remapping = Remapping(remap, dry_run=dry_run)
+        done = Replayed()
+        for page in self._event_pages(chosen, looked_at=progress):
+            with self._database.read() as connection:
+                mapped = remapping.read(connection, [event.seq for event in page])
+            with self._database.read() if dry_run else self._database.write() as connection:
+                remade = remapping.step(connection, mapped, now_us=self._now_us())
+            done.events += remade.events
+            done.unmapped += remade.unmapped
+            done.merged.add(remade.merged)
+            differences(remade.differences)
+        return done
+
+    def count_known(self, chosen: Known) -> Resynced:
+        """How much a resync would send once more."""
+        with self._database.read() as connection:
+            return steering.count(connection, chosen)
+
+    def resync(self, chosen: Known, *, progress: Callable[[int], None] = lambda _: None) -> Resynced:
+        """Make delivered values pending again, in small transactions; `progress` is told of records.
+
+        Raises JournalFullError when that would fill the journal and so stop intake.
+        """
+        wanted, pending = self.count_known(chosen), self.figures().pending
+        if wanted.records + pending >= self._settings.max_pending:
+            raise JournalFullError(
+                f"{wanted.records} records to send once more and {pending} that wait are more than journal.max_pending "
+                f"({self._settings.max_pending}) lets in: narrow it down, or raise that"
+            )
+        done, after = Resynced(), 0
+        while True:
+            with self._database.write() as connection:
+                part, after = steering.step(connection, chosen, after=after, now_us=self._now_us())
+            done.records += part.records
+            done.values += part.values
+            progress(part.records)
+            if not after:
+                return done
+
+    def pause(self, object_type: str | None = None, *, detail: str = "") -> Pause:
+        """Stop delivery, or that of one object type, until a person ends it; with fsync."""
+        with self._database.write() as connection:
+            return steering.pause(connection, object_type, detail, now_us=self._now_us())
+
+    def resume(self, object_type: str | None = None) -> list[Pause]:
+        """End people's pauses, all of them or that of one object type; returns those that ended."""
+        with self._database.write() as connection:
+            return steering.resume(connection, object_type)
+
+    # --- stories ---
 
     def trace_event(self, event_id: str) -> list[dict[str, Any]]:
         """The story of the event(s) with this id."""
@@ -207,6 +315,7 @@ class Journal:
             pruned = self._retention.step(
                 connection,
                 events_before_us=now_us - to_us(self._settings.retention_s),
+                day_began_us=now_us - now_us % DAY_US,
                 values_before_us=now_us - to_us(self._settings.remember_s),
             )
             if pruned:

@@ -8,6 +8,7 @@ import orjson
 from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch
+from bridge.journal.event_log import settled_by_call
 from bridge.journal.schema import State
 
 #: Calls looked through for one delivery; a record is rarely more than a few calls from its event.
@@ -46,7 +47,7 @@ def _asked(connection: Connection, seq: int, received_us: int) -> list[dict[str,
              JOIN records r ON r.id = a.record JOIN lanes l ON l.id = r.lane WHERE a.event = :seq""",
         seq=seq,
     ):
-        fates = [_fate(connection, seq, ref, n, name, received_us) for name in orjson.loads(names)]
+        fates = [_fate(connection, seq, ref, (time_us, n), name, received_us) for name in orjson.loads(names)]
         asked.append(
             {
                 "object_type": object_type,
@@ -59,21 +60,30 @@ def _asked(connection: Connection, seq: int, received_us: int) -> list[dict[str,
     return asked
 
 
-def _fate(connection: Connection, seq: int, ref: int, n: int, name: str, received_us: int) -> dict[str, Any]:
-    """What became of one value: its own state, or the event that took its place."""
+def _fate(
+    connection: Connection, seq: int, ref: int, rank: tuple[int, int], name: str, received_us: int
+) -> dict[str, Any]:
+    """What became of one value: its own state, or the event that took its place.
+
+    `unchanged`: it equalled what an earlier call had confirmed, which is the call that is named. `unknown`: the CRM
+    knows no such record, and the source says to ignore that. `forgotten`: the journal remembers no such value any
+    more.
+    """
     rows = fetch(
         connection,
-        """SELECT d.event, d.state, d.value, d.category, d.message, d.settled_us, d.call, d.n,
-                  e.event_id, e.source, e.received_us FROM desired d LEFT JOIN events e ON e.seq = d.event
+        """SELECT d.event, d.state, d.value, d.category, d.message, d.settled_us, d.call,
+                  e.event_id, d.source FROM desired d LEFT JOIN events e ON e.seq = d.event
             WHERE d.record = :ref AND d.property = :name""",
         ref=ref,
         name=name,
     )
     if not rows:
         return {"property": name, "fate": "forgotten"}
-    event, state, value, category, message, settled_us, call, holder_n, by_id, by_source, by_us = rows[0]
+    event, state, value, category, message, settled_us, call, by_id, by_source = rows[0]
     if event == seq:
         fate = State(state).name.lower()
+        if state == State.DELIVERED:
+            fate = settled_by_call(settled_us, received_us)
         parked = fetch(connection, "SELECT category, message, parked_us FROM records WHERE id = :ref", ref=ref)
         if state == State.PENDING and parked and parked[0][0]:
             fate = "parked" if parked[0][2] else "retrying"
@@ -87,7 +97,8 @@ def _fate(connection: Connection, seq: int, ref: int, n: int, name: str, receive
             "settled_us": settled_us if state else None,
             "call": _call(connection, call) if state != State.PENDING and call else None,
         }
-    delivered = _delivering_call(connection, ref, n, received_us, by_us if holder_n > n else None)
+    before, by_id, by_source = _taker(connection, ref, rank, name) or (None, by_id, by_source)
+    delivered = None if before == 0 else _delivering_call(connection, ref, rank[1], received_us, before)
     return {
         "property": name,
         "fate": "superseded",
@@ -95,6 +106,20 @@ def _fate(connection: Connection, seq: int, ref: int, n: int, name: str, receive
         "by_source": by_source,
         "delivered_before": delivered,
     }
+
+
+def _taker(connection: Connection, ref: int, rank: tuple[int, int], name: str) -> tuple[int, str, str] | None:
+    """The event that took a value's place first, as (when, id, source); when is 0 if it came before the value did."""
+    statement = """SELECT e.received_us, e.event_id, e.source FROM asks a JOIN events e ON e.seq = a.event
+                    WHERE a.record = :ref AND (a.time_us, a.n) > (:time_us, :n) AND a.n {} :n
+                      AND EXISTS (SELECT 1 FROM json_each(a.properties) AS j WHERE j.value = :name)
+                    ORDER BY {} LIMIT 1"""
+    for side, order in (("<", "a.time_us DESC, a.n DESC"), (">", "a.n")):
+        for received_us, event_id, source in fetch(
+            connection, statement.format(side, order), ref=ref, time_us=rank[0], n=rank[1], name=name
+        ):
+            return (0 if side == "<" else received_us), event_id, source
+    return None
 
 
 def _call(connection: Connection, call: int) -> dict[str, Any] | None:

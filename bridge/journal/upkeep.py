@@ -24,6 +24,7 @@ STEP_ROWS = 500
 VACUUM_PAGES = 256
 #: Events per second are counted over this long.
 RATE_US = 10 * 1_000_000
+DAY_US = 86_400 * 1_000_000
 #: The reason of a pause that a person made; only people write or end those.
 OPERATOR = "operator"
 
@@ -122,6 +123,24 @@ def load_pauses(connection: Connection) -> list[Pause]:
     ]
 
 
+def calls_since(connection: Connection, since_us: int) -> int:
+    return int(fetch(connection, "SELECT count(*) FROM calls WHERE started_us >= :since", since=since_us)[0][0])
+
+
+def load_meta(connection: Connection, name: str) -> str | None:
+    row = one(connection, "SELECT value FROM meta WHERE name = :name", name=name)
+    return None if row is None else str(row["value"])
+
+
+def save_meta(connection: Connection, name: str, value: str) -> None:
+    run(
+        connection,
+        "INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        name=name,
+        value=value,
+    )
+
+
 # --- retention ----------------------------------------------------------------------------------
 
 
@@ -132,15 +151,15 @@ class Retention:
     event: int = 0
     record: int = 0
 
-    def step(self, connection: Connection, *, events_before_us: int, values_before_us: int) -> int:
-        """Prune one small portion; returns how many rows went."""
+    def step(self, connection: Connection, *, events_before_us: int, values_before_us: int, day_began_us: int) -> int:
+        """Prune one small portion; returns how many rows went. Today's calls stay: they are counted."""
         pruned = self._events(connection, events_before_us)
         pruned += self._values(connection, values_before_us)
         pruned += run(
             connection,
             """DELETE FROM calls WHERE id IN
                  (SELECT id FROM calls WHERE started_us < :before ORDER BY started_us LIMIT :step)""",
-            before=events_before_us,
+            before=min(events_before_us, day_began_us),
             step=STEP_ROWS,
         ).rowcount
         pruned += (

@@ -74,6 +74,9 @@ class ModelCrm:
         finally:
             self.open_records.difference_update(ids)
 
+    def prepare(self) -> None:
+        pass
+
     def credential(self) -> str:
         return "token"
 

@@ -21,8 +21,9 @@ import pytest
 
 from bridge import __version__
 from bridge.delivery.answers import doubtful
-from bridge.delivery.hubspot import MAX_ANSWER, HubSpot, inputs_of
+from bridge.delivery.hubspot import HubSpot, inputs_of
 from bridge.delivery.ports import Answer, NoAnswer
+from bridge.delivery.transport import MAX_ANSWER
 from bridge.errors import BridgeError
 from bridge.model import Lane
 from tests.fakes_delivery import BY_RECORD_ID, CLIENTS, record
@@ -392,7 +393,7 @@ def test_threads_do_not_share_connections() -> None:
         for thread in threads:
             thread.start()
             thread.join(5)
-            crm._sessions[-1].close()  # the raw server serves one connection at a time
+            crm._transport._sessions[-1].close()  # the raw server serves one connection at a time
     assert [type(answer) for answer in answers] == [Answer] * 4
     assert server.connections == 4
 

@@ -47,6 +47,7 @@ def upgrade() -> None:
         sa.Column("n", sa.BigInteger(), nullable=False),
         sa.Column("revision", sa.BigInteger(), nullable=False),
         sa.Column("event", sa.BigInteger(), nullable=False),
+        sa.Column("source", sa.Text(), nullable=True),
         sa.Column("state", sa.Integer(), nullable=False),
         sa.Column("skip", sa.Integer(), nullable=False),
         sa.Column("displaced", sa.BigInteger(), nullable=True),
@@ -136,6 +137,13 @@ def upgrade() -> None:
         sa.Column("id_property", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("object_type", "id_property"),
+    )
+    op.create_table(
+        "meta",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("value", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "records",

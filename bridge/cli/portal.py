@@ -1,0 +1,111 @@
+"""What `check --portal` and `init --portal` ask HubSpot, with the token that belongs to it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+import click
+import structlog
+from marshmallow import ValidationError
+
+from bridge.cli.desk import opened
+from bridge.config.document import Document
+from bridge.config.formats import Url
+from bridge.config.portal import Comparison, client, compare, portal_name, scope_message
+from bridge.config.portal_comments import commented, not_listed
+from bridge.delivery.kept_token import TokenStore
+from bridge.delivery.oauth import OAuthTokens
+from bridge.delivery.properties import NotTold, Portal
+from bridge.delivery.tokens import Tokens
+from bridge.errors import BridgeError, CrmUnreachableError, JournalError
+from bridge.journal.database import sqlite_path
+from bridge.model import SystemClock
+from bridge.settings import Crm, Secret, SecretUnavailableError, Settings
+
+#: The variable that holds the portal's token while there is no configuration to name it.
+TOKEN_VARIABLE = "HUBSPOT_ACCESS_TOKEN"  # noqa: S105 (a variable's name)
+
+#: The object type of every template.
+OBJECT_TYPE = "partner_clients"
+
+
+def compared(settings: Settings, document: Document) -> Comparison:
+    """What the portal says of a sound configuration; never raises for a portal that does not tell."""
+    try:
+        with _token(settings) as token:
+            return compare(settings, document, token=token)
+    except CrmUnreachableError as error:
+        return Comparison(trouble=str(error))
+
+
+def listed(base_url: str | None) -> str:
+    """The portal's writable properties as comments. Raises CrmUnreachableError."""
+    token = Secret(env=TOKEN_VARIABLE)
+    try:
+        token.text()
+        crm = Crm(token=token, base_url=Url().deserialize(base_url)) if base_url else Crm(token=token)
+    except SecretUnavailableError as error:
+        raise BridgeError(f"{error}; --portal asks HubSpot with the token that it holds") from error
+    except ValidationError as error:
+        raise click.BadParameter(str(error.messages[0]), param_hint="--base-url") from error
+    with closing(client(crm, token=token.text)) as hubspot:
+        told = Portal(crm=hubspot, path=crm.properties_path, name=portal_name(crm)).properties(OBJECT_TYPE)
+    if not isinstance(told, NotTold):
+        return commented(OBJECT_TYPE, told)
+    message = scope_message(OBJECT_TYPE, told) if told.reason == "forbidden" else told.words
+    click.echo(f"warning: {message}", err=True)
+    return not_listed(message)
+
+
+@contextmanager
+def _token(settings: Settings) -> Iterator[Callable[[], str] | Tokens]:
+    """The configured token. By OAuth the journal is opened too, if there is one: a refresh token that
+    HubSpot gave in place of the configured one is kept there, and another may come now.
+    """
+    crm = settings.crm
+    if crm.oauth is None:
+        assert crm.token is not None  # noqa: S101 (a sound configuration has one of the two)
+        yield crm.token.text
+        return
+    structlog.configure(  # standard output is for the answer
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    try:
+        with _store(settings) as store:
+            yield OAuthTokens(
+                settings=crm.oauth,
+                base_url=crm.base_url,
+                timeout_s=crm.timeout_s,
+                store=store,
+                clock=SystemClock(),
+                proxy=crm.proxy,
+                ca_file=crm.ca_file,
+            )
+    except JournalError as error:
+        raise CrmUnreachableError(f"could not check the portal, as crm.oauth needs the journal: {error}") from error
+
+
+@contextmanager
+def _store(settings: Settings) -> Iterator[TokenStore]:
+    url = settings.journal.url
+    if url.startswith("sqlite:///") and not sqlite_path(url).exists():
+        yield _NoJournal()
+        return
+    with opened(settings) as journal:
+        yield journal
+
+
+class _NoJournal:
+    """Before the first start nothing is kept, and looking at the portal is no reason to make a journal."""
+
+    def load_secret(self, name: str) -> str | None:
+        del name
+        return None
+
+    def save_secret(self, name: str, value: str) -> None:
+        del name, value
+        raise JournalError("there is no journal yet")

@@ -1,0 +1,199 @@
+"""The event log: which events came, and what became of each, whatever that was.
+
+An event's outcome is that of its weightiest value: what needs a person comes first (`parked`, `refused`), then
+what is under way (`retrying`, `pending`), then what was settled. `superseded` means that newer words stand in
+the place of all of its own; whether those were delivered before is told by `trace`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import orjson
+from sqlalchemy.engine import Connection
+
+from bridge.journal.database import fetch, select
+from bridge.journal.schema import State
+
+Outcome = Literal[
+    "parked", "refused", "retrying", "pending", "delivered", "unchanged", "unknown", "discarded", "superseded",
+    "ignored",
+]  # fmt: skip
+#: The weightiest first.
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+#: Events looked at in one go.
+PAGE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events are meant; empty fields do not narrow. `since` and `until` are on their arrival, inclusive."""
+
+    ids: tuple[str, ...] = ()
+    source: str | None = None
+    since_us: int | None = None
+    until_us: int | None = None
+    outcome: Outcome | None = None
+    record: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """One row of `events list`; `outcomes` counts the fates of its values."""
+
+    seq: int
+    event: str
+    source: str
+    received_us: int
+    occurred_us: int | None
+    outcome: Outcome
+    outcomes: dict[Outcome, int] = field(default_factory=dict)
+    records: tuple[str, ...] = ()
+    properties: tuple[str, ...] = ()
+    unmappable: str | None = None
+
+
+def count(connection: Connection, chosen: EventFilter) -> int:
+    """How many events the filter means, its outcome left aside."""
+    conditions, parameters = _conditions(chosen)
+    return int(fetch(connection, f"SELECT count(*) FROM events e WHERE {conditions}", **parameters)[0][0])
+
+
+def newest(connection: Connection) -> int:
+    """The number of the newest event."""
+    return int(fetch(connection, "SELECT coalesce(max(seq), 0) FROM events")[0][0])
+
+
+def page(
+    connection: Connection, chosen: EventFilter, *, after: int, upto: int | None = None
+) -> tuple[list[Logged], int, int]:
+    """The events among the next `PAGE` whose outcome is meant, how many were looked at, and where to go on (0 at
+    the end).
+    """
+    conditions, parameters = _conditions(chosen)
+    rows = select(
+        connection,
+        "seq, event_id, source, received_us, occurred_us, unmappable, waits",
+        f"""SELECT e.seq, e.event_id, e.source, e.received_us, e.occurred_us, e.unmappable, e.waits FROM events e
+             WHERE e.seq > :after AND e.seq <= :upto AND {conditions} ORDER BY e.seq LIMIT :page""",
+        after=after,
+        upto=2**62 if upto is None else upto,
+        page=PAGE,
+        **parameters,
+    )
+    found = _logged(connection, rows)
+    following = rows[-1][0] if len(rows) == PAGE else 0
+    return [event for event in found if chosen.outcome in {None, event.outcome}], len(rows), following
+
+
+def _conditions(chosen: EventFilter) -> tuple[str, dict[str, object]]:
+    conditions, parameters = ["1 = 1"], dict[str, object]()
+    if chosen.ids:
+        conditions.append("e.event_id IN (SELECT wanted FROM {rows:wanted text})")
+        parameters["rows"] = [[event_id] for event_id in sorted(set(chosen.ids))]
+    if chosen.source is not None:
+        conditions.append("e.source = :source")
+        parameters["source"] = chosen.source
+    if chosen.record is not None:
+        conditions.append(
+            """e.seq IN (SELECT a.event FROM lanes l JOIN records r ON r.lane = l.id AND r.record = :record
+                           JOIN asks a ON a.record = r.id)"""
+        )
+        parameters["record"] = chosen.record
+    for sign, bound in ((">=", "since_us"), ("<=", "until_us")):
+        wanted = getattr(chosen, bound)
+        if wanted is not None:
+            conditions.append(f"e.received_us {sign} :{bound}")
+            parameters[bound] = wanted
+    return " AND ".join(conditions), parameters
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """What stands for one property of one record."""
+
+    event: int
+    state: State
+    settled_us: int | None
+    category: str | None  # why the record is retried or parked
+    parked: bool
+
+
+def _logged(connection: Connection, rows: Sequence[Sequence[object]]) -> list[Logged]:
+    seqs = [int(str(row[0])) for row in rows]
+    asked: dict[int, list[tuple[int, str, list[str]]]] = {}
+    for seq, ref, record, names in select(
+        connection,
+        "event, id, record, properties",
+        """SELECT a.event, r.id, r.record, a.properties FROM asks a JOIN records r ON r.id = a.record
+            WHERE a.event IN (SELECT id FROM {ids}) AND a.properties <> '[]' ORDER BY a.event, r.id""",
+        ids=seqs,
+    ):
+        asked.setdefault(seq, []).append((ref, record, orjson.loads(names)))
+    standing = _standing(connection, sorted({ref for of_event in asked.values() for ref, _, _ in of_event}))
+    logged = []
+    for seq, event_id, source, received_us, occurred_us, unmappable, waits in rows:
+        of_event = asked.get(int(str(seq)), [])
+        fates = Counter(
+            fate(standing.get((ref, name)), int(str(seq)), int(str(received_us)))
+            for ref, _, names in of_event
+            for name in names
+        )
+        if waits:
+            fates["parked"] += 1
+        elif unmappable is not None:
+            fates["discarded"] += 1
+        logged.append(
+            Logged(
+                seq=int(str(seq)),
+                event=str(event_id),
+                source=str(source),
+                received_us=int(str(received_us)),
+                occurred_us=None if occurred_us is None else int(str(occurred_us)),
+                outcome=min(fates, key=OUTCOMES.index, default="ignored"),
+                outcomes=dict(fates),
+                records=tuple(dict.fromkeys(record for _, record, _ in of_event)),
+                properties=tuple(dict.fromkeys(name for _, _, names in of_event for name in names)),
+                unmappable=None if unmappable is None else str(unmappable),
+            )
+        )
+    return logged
+
+
+def _standing(connection: Connection, refs: Sequence[int]) -> dict[tuple[int, str], _Standing]:
+    return {
+        (ref, name): _Standing(event, State(state), settled_us, category, parked_us is not None)
+        for ref, name, event, state, settled_us, category, parked_us in select(
+            connection,
+            "record, property, event, state, settled_us, category, parked_us",
+            """SELECT d.record, d.property, d.event, d.state, d.settled_us, r.category, r.parked_us FROM desired d
+                 JOIN records r ON r.id = d.record WHERE d.record IN (SELECT id FROM {ids})""",
+            ids=list(refs),
+        )
+    }
+
+
+def fate(standing: _Standing | None, seq: int, received_us: int) -> Outcome:
+    """What became of one value of an event."""
+    if standing is None or standing.event != seq:
+        return "superseded"
+    match standing.state:
+        case State.PENDING:
+            return "parked" if standing.parked else "retrying" if standing.category else "pending"
+        case State.DELIVERED:
+            return settled_by_call(standing.settled_us, received_us)
+        case State.REFUSED:
+            return "refused"
+        case State.UNKNOWN:
+            return "unknown"
+        case State.DISCARDED:
+            return "discarded"
+
+
+def settled_by_call(settled_us: int | None, received_us: int) -> Literal["delivered", "unchanged"]:
+    """Whether a call carried the value, or it was confirmed before the event came and settled without one."""
+    return "unchanged" if settled_us is not None and settled_us < received_us else "delivered"

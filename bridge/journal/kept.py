@@ -1,0 +1,96 @@
+"""Events as the log keeps them, and what today's mapping makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import orjson
+from sqlalchemy.engine import Connection
+
+from bridge.journal.database import select
+from bridge.journal.merging import FUTURE_TOLERANCE_US
+from bridge.model import Lane, PropertyUpdate, RecordKey
+
+
+@dataclass(frozen=True, slots=True)
+class KeptEvent:
+    """An event of the log, as a mapping needs it to map it again."""
+
+    seq: int
+    source: str
+    event_id: str
+    received_us: int
+    occurred_us: int | None
+    payload: str
+    context: str
+    root: str | None
+
+    @property
+    def time_us(self) -> int:
+        """The event's own time, for a record that it did not ask before, dated as at its arrival."""
+        if self.occurred_us is None or self.occurred_us > self.received_us + FUTURE_TOLERANCE_US:
+            return self.received_us
+        return self.occurred_us
+
+
+@dataclass(frozen=True, slots=True)
+class Remapped:
+    """What a kept event asks for under today's mapping."""
+
+    updates: tuple[PropertyUpdate, ...]
+    unmappable: str | None = None
+
+    @property
+    def taken_as(self) -> str:
+        """What the event would be taken as today; see `bridge.model.Event.intake`."""
+        if any(update.properties for update in self.updates):
+            return "accepted"
+        if self.unmappable is not None or any(update.invalid for update in self.updates):
+            return "parked"
+        return "accepted" if self.updates else "ignored"
+
+
+#: None: the source is gone from the configuration, what the event asked for stays as it is.
+Remap = Callable[[KeptEvent], Remapped | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an event asked one record for, when it was last mapped."""
+
+    ref: int
+    n: int
+    time_us: int
+    names: tuple[str, ...]
+
+
+def kept_events(connection: Connection, seqs: Sequence[int]) -> list[KeptEvent]:
+    """These events, in the order of their arrival."""
+    return [
+        KeptEvent(*row)
+        for row in select(
+            connection,
+            "seq, source, event_id, received_us, occurred_us, payload, context, body",
+            """SELECT e.seq, e.source, e.event_id, e.received_us, e.occurred_us, e.payload, e.context, r.body
+                 FROM events e LEFT JOIN roots r ON r.hash = e.root
+                WHERE e.seq IN (SELECT id FROM {ids}) ORDER BY e.seq""",
+            ids=list(seqs),
+        )
+    ]
+
+
+def asked_by(connection: Connection, seqs: Sequence[int]) -> dict[int, dict[RecordKey, Asked]]:
+    """What these events asked, by event and record."""
+    asked: dict[int, dict[RecordKey, Asked]] = {}
+    for seq, object_type, id_property, record, ref, n, time_us, names in select(
+        connection,
+        "event, object_type, id_property, record, id, n, time_us, properties",
+        """SELECT a.event, l.object_type, l.id_property, r.record, r.id, a.n, a.time_us, a.properties FROM asks a
+             JOIN records r ON r.id = a.record JOIN lanes l ON l.id = r.lane
+            WHERE a.event IN (SELECT id FROM {ids})""",
+        ids=list(seqs),
+    ):
+        key = RecordKey(Lane(object_type, id_property), record)
+        asked.setdefault(seq, {})[key] = Asked(ref, n, time_us, tuple(orjson.loads(names)))
+    return asked

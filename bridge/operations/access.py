@@ -1,0 +1,79 @@
+"""Who may use the admin port (G10).
+
+On a bind that is not loopback only health, metrics and status answer without the admin token; without a token
+configured everything else is off there. On loopback without a token it is open to this machine: then the
+request must also name this machine as its host, lest a web page reach it through a name that it controls.
+A token that is configured is always asked for.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+
+from flask import Flask, g, request
+
+from bridge.intake.problems import Refusal
+from bridge.settings import Secret, SecretUnavailableError
+
+#: What answers without the token, on any bind.
+OPEN = frozenset({"/livez", "/readyz", "/metrics", "/status"})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what is bound there."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def guard(app: Flask, *, host: str, token: Secret | None) -> None:
+    """Let the app ask every request for what it needs; `g.who` tells afterwards who is there."""
+    loopback = is_loopback(host)
+
+    def check() -> None:
+        if request.path in OPEN:
+            return
+        if token is not None:
+            if not _knows(token):
+                raise Refusal(
+                    401,
+                    "Send the admin token as `Authorization: Bearer TOKEN`.",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+            g.who = "token"
+        elif not loopback:
+            raise Refusal(
+                403,
+                "This is off here: set server.admin_token, or bind server.admin_bind to 127.0.0.1.",
+            )
+        elif not is_loopback(_name(request.host)):
+            raise Refusal(
+                403,
+                "Without server.admin_token only requests to localhost or 127.0.0.1 are answered here.",
+            )
+        else:
+            g.who = "loopback"
+
+    app.before_request(check)
+
+
+def _name(host: str) -> str:
+    """A Host header without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _knows(token: Secret) -> bool:
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    try:
+        known = token.texts()
+    except SecretUnavailableError:
+        return False
+    sent = given.strip().encode("latin-1", "replace")  # as WSGI decoded it
+    matches = [hmac.compare_digest(sent, text.encode()) for text in known]
+    return scheme.lower() == "bearer" and any(matches)

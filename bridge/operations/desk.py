@@ -1,0 +1,222 @@
+"""The operators' desk: what people look at and do, the same on the command line and over HTTP.
+
+Here it works on the journal; `bridge.cli.remote` has the same methods over the admin API. What it hands out is
+ready for JSON; times are ISO 8601.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from bridge.journal.event_log import EventFilter, Logged
+from bridge.journal.kept import Remap
+from bridge.journal.remapping import Difference
+from bridge.journal.retry_log import Entry, Filter
+from bridge.journal.steering import Known
+from bridge.journal.store import Journal
+from bridge.model import Pause, iso
+
+#: Differences handed out at most unless more are asked for; they are always counted.
+DIFFERENCES = 1_000
+
+Document = dict[str, Any]
+Progress = Callable[[int], None]
+
+
+def _quiet(_done: int) -> None:
+    """Tell nobody."""
+
+
+class Desk(Protocol):
+    """What commands and the console need of a journal, here or elsewhere. `progress` is told how many were done."""
+
+    def retries(self, chosen: Filter) -> Iterator[Document]: ...
+
+    def retry(self, entry_id: str) -> Document | None: ...
+
+    def replay_retries(self, chosen: Filter, *, progress: Progress = _quiet) -> Document: ...
+
+    def discard_retries(self, chosen: Filter, *, progress: Progress = _quiet) -> Document: ...
+
+    def events(self, chosen: EventFilter, *, after: int = 0) -> Iterator[Document]: ...
+
+    def count_events(self, chosen: EventFilter) -> int | None: ...
+
+    def replay_events(
+        self, chosen: EventFilter, *, dry_run: bool, shown: int = DIFFERENCES, progress: Progress = _quiet
+    ) -> Document: ...
+
+    def trace(self, wanted: str) -> Document: ...
+
+    def resync(self, chosen: Known, *, dry_run: bool, progress: Progress = _quiet) -> Document: ...
+
+    def pauses(self) -> list[Document]: ...
+
+    def pause(self, object_type: str | None, reason: str) -> Document: ...
+
+    def resume(self, object_type: str | None) -> list[Document]: ...
+
+
+class JournalDesk:
+    """The desk on an open journal. Thread-safe, as the journal is."""
+
+    def __init__(self, *, journal: Journal, make_remap: Callable[[], Remap]) -> None:
+        """`make_remap` gives today's mapping; it is asked for when something is replayed."""
+        self._journal = journal
+        self._make_remap = make_remap
+
+    # --- the retry log ---
+
+    def retries(self, chosen: Filter) -> Iterator[Document]:
+        """The entries, oldest failure first."""
+        return map(entry_document, self._journal.entries(chosen))
+
+    def retry(self, entry_id: str) -> Document | None:
+        """One entry with the stories of the events behind it."""
+        entries = self._journal.entries(Filter(ids=(entry_id,)))
+        if not entries:
+            return None
+        stories = [story for event_id in entries[0].event_ids for story in self._journal.trace_event(event_id)]
+        return entry_document(entries[0]) | {"events": stories}
+
+    def replay_retries(self, chosen: Filter, *, progress: Progress = _quiet) -> Document:
+        """Map the kept payloads with today's mapping and send them now."""
+        done = self._journal.replay(self._journal.entries(chosen), self._make_remap(), progress=progress)
+        return {"entries": done.entries, "events": done.events, "unmapped": done.unmapped}
+
+    def discard_retries(self, chosen: Filter, *, progress: Progress = _quiet) -> Document:
+        """Give entries up for good."""
+        entries = self._journal.entries(chosen)
+        return {"entries": len(entries), "given_up": self._journal.discard(entries, progress=progress)}
+
+    # --- the event log ---
+
+    def events(self, chosen: EventFilter, *, after: int = 0) -> Iterator[Document]:
+        """The events after the one of this `seq`, in the order of their arrival."""
+        return map(event_document, self._journal.events(chosen, after=after))
+
+    def count_events(self, chosen: EventFilter) -> int | None:
+        """How many events a replay will look at, for its progress."""
+        return self._journal.count_events(chosen)
+
+    def replay_events(
+        self, chosen: EventFilter, *, dry_run: bool, shown: int = DIFFERENCES, progress: Progress = _quiet
+    ) -> Document:
+        """Map kept events again; a dry run only tells what would change."""
+        changes: list[Difference] = []
+        kept: list[Difference] = []
+        counts: Counter[str] = Counter()
+
+        def tell(found: Sequence[Difference]) -> None:
+            counts.update(difference.what for difference in found)
+            for difference in found:
+                told = kept if difference.what == "kept" else changes
+                if len(told) < shown:
+                    told.append(difference)
+
+        done = self._journal.replay_events(
+            chosen, self._make_remap(), dry_run=dry_run, differences=tell, progress=progress
+        )
+        # What is only kept must not hide what changes.
+        differences = list(map(difference_document, [*changes, *kept][:shown]))
+        return {
+            "dry_run": dry_run,
+            "events": done.events,
+            "unmapped": done.unmapped,
+            "changes": dict(sorted(counts.items())),
+            "differences": differences,
+            "left_out": counts.total() - len(differences),
+        }
+
+    def trace(self, wanted: str) -> Document:
+        """The stories of an event or a record."""
+        return {"events": self._journal.trace_event(wanted), "records": self._journal.trace_record(wanted)}
+
+    # --- steering ---
+
+    def resync(self, chosen: Known, *, dry_run: bool, progress: Progress = _quiet) -> Document:
+        """Send known values once more; a dry run counts them."""
+        found = self._journal.count_known(chosen) if dry_run else self._journal.resync(chosen, progress=progress)
+        return {"dry_run": dry_run, "records": found.records, "values": found.values}
+
+    def pauses(self) -> list[Document]:
+        """Every pause that holds, whoever made it."""
+        return list(map(pause_document, self._journal.load_pauses()))
+
+    def pause(self, object_type: str | None, reason: str) -> Document:
+        """Stop delivery, or that of one object type."""
+        return pause_document(self._journal.pause(object_type, detail=reason))
+
+    def resume(self, object_type: str | None) -> list[Document]:
+        """End people's pauses; returns those that ended."""
+        return list(map(pause_document, self._journal.resume(object_type)))
+
+
+# --- documents ----------------------------------------------------------------------------------
+
+
+def entry_document(entry: Entry) -> Document:
+    """An entry of the retry log as `retries list --json` prints it."""
+    return {
+        "id": entry.id,
+        "state": entry.state,
+        "source": entry.source,
+        "object_type": entry.object_type,
+        "id_property": entry.id_property,
+        "record": entry.record,
+        "category": entry.category,
+        "message": entry.message,
+        "properties": list(entry.properties),
+        "event_ids": list(entry.event_ids),
+        "attempts": entry.attempts,
+        "first_failed_at": iso(entry.first_failed_us),
+        "next_attempt_at": iso(entry.next_attempt_us),
+    }
+
+
+def event_document(event: Logged) -> Document:
+    """An event as `events list --json` prints it."""
+    return {
+        "id": event.event,
+        "seq": event.seq,
+        "source": event.source,
+        "received_at": iso(event.received_us),
+        "occurred_at": iso(event.occurred_us),
+        "outcome": event.outcome,
+        "outcomes": event.outcomes,
+        "records": list(event.records),
+        "properties": list(event.properties),
+        "unmappable": event.unmappable,
+    }
+
+
+def difference_document(difference: Difference) -> Document:
+    """A difference as `events replay --json` prints it."""
+    record = difference.record
+    return {
+        "event": difference.event,
+        "source": difference.source,
+        "what": difference.what,
+        "object_type": record.lane.object_type if record else None,
+        "id_property": (record.lane.id_property or None) if record else None,
+        "record": record.id if record else None,
+        "property": difference.property,
+        "old": difference.old,
+        "new": difference.new,
+        "by": difference.by,
+        "note": difference.note,
+    }
+
+
+def pause_document(pause: Pause) -> Document:
+    """A pause as `/status` tells it."""
+    return {
+        "scope": pause.scope,
+        "target": pause.target,
+        "reason": pause.reason,
+        "detail": pause.detail,
+        "since": iso(pause.since_us),
+        "until": iso(pause.until_us),
+    }
