@@ -16,7 +16,7 @@ from bridge.delivery.pauses import MISCONFIGURED, OUTAGE, Stop
 from bridge.delivery.ports import Input
 from bridge.delivery.suspects import Suspect, Trouble
 from bridge.delivery.verdicts import Again, Broken, Conflict, Judged, Rejected, Stopped, TooLarge, Verdict
-from bridge.model import Category, Outcome, Parked, PendingRecord, Reason, RetryLater, Scope
+from bridge.model import Category, Delivered, Outcome, Parked, PendingRecord, Reason, RetryLater, Scope
 
 #: Seconds that a call which met a lock waits at least: HubSpot's locks last 2 s.
 CONFLICT_S = 2.0
@@ -78,23 +78,38 @@ class Digester:
 
     def _judged(self, work: Work, inputs: Sequence[Input], verdict: Judged, at: Moment) -> Decision:
         outcomes = list(verdict.outcomes)
-        if outcomes:
+        delivered = [outcome.record for outcome in outcomes if isinstance(outcome, Delivered)]
+        if outcomes or verdict.unexplained:
             self._board.note_success(work.lane)
-            names = {name for one in inputs for name in one.record.values}
-            self._board.retired.taken(work.lane.object_type, names)
+            retired, object_type = self._board.retired, work.lane.object_type
+            retired.taken(object_type, {name for record in delivered for name in record.values})
+            retired.retire(object_type, verdict.retire, at.now)
             self._answered(work, taken=True)
             self._board.pauses.disproved(now=at.now)
         elif work.probe:
-            return self._stop(work, Stop(Scope.ALL, OUTAGE, "an answer that confirms nothing"), at)
+            stop = Stop(Scope.ALL, OUTAGE, "an answer that confirms nothing")
+            return self._broken(work, inputs, stop, Reason(Category.UNCONFIRMED, stop.detail), at)
         if work.narrowing is not None:
-            ruling = work.narrowing.isolation.accepted()
+            isolation = work.narrowing.isolation
+            ruling = isolation.accepted() if delivered or work.only is None else isolation.abandon()
             outcomes.extend(self._ruled(work, work.narrowing, ruling).outcomes)
         if work.suspect is not None:
             settled = {outcome.record.ref for outcome in outcomes}
+            settled.update(one.record.ref for one, _ in verdict.unexplained)
             self._board.suspects.remove(work.suspect, settled)
+        if verdict.unexplained:
+            outcomes.extend(self._unexplained(work, verdict))
         if verdict.silent and work.only is None:
             outcomes.extend(self._silent(work, inputs, verdict.silent, at))
         return Decision(tuple(outcomes))
+
+    def _unexplained(self, work: Work, verdict: Judged) -> Sequence[Outcome]:
+        """The CRM refused these without naming a property: a few are searched, the others are parked."""
+        refs = [one.record.ref for one, _ in verdict.unexplained]
+        isolation = Isolation(lane=work.lane, refs=refs, proven=True)
+        narrowing = Narrowing(isolation, self._board.successes.get(work.lane, 0))
+        self._board.narrowings.append(narrowing)
+        return self._ruled(work, narrowing, isolation.refused_alone(verdict.unexplained)).outcomes
 
     def _silent(
         self, work: Work, inputs: Sequence[Input], silent: Sequence[PendingRecord], at: Moment
@@ -110,15 +125,14 @@ class Digester:
             for half in (refs[:middle], refs[middle:]):
                 suspects.add(work.lane, half, Trouble.SILENT, ready_at=ready_at)
             return []
-        if not suspects.others_succeed(suspect):
-            self._postpone(suspect, at)
-            return []
-        suspect.silences += 1
-        message = "HubSpot took the call and said nothing about this record, twice while it was alone"
+        message = "HubSpot took the call and said nothing about this record"
         reason = Reason(Category.UNCONFIRMED, message)
+        if not suspects.others_succeed(suspect):
+            return [self._nobody_to_ask(suspect, silent[0], reason, at)]
+        suspect.silences += 1
         if suspect.silences >= 2:
             suspects.remove(suspect)
-            return [Parked(silent[0], reason)]
+            return [Parked(silent[0], Reason(Category.UNCONFIRMED, f"{message}, twice while it was alone"))]
         suspects.remember(suspect)
         return [self._board.patience.later(silent[0], reason)]
 
@@ -214,8 +228,7 @@ class Digester:
             if suspects.others_succeed(suspect):
                 return self._guilty(suspect, inputs, reason, at)
             if suspect.lonely:  # an old acquaintance, and nobody else to ask: no news about the CRM
-                self._postpone(suspect, at)
-                return Decision()
+                return Decision((self._nobody_to_ask(suspect, inputs[0].record, reason, at),))
             suspects.postpone(suspect, ready_at=at.now)
         elif suspect is not None:
             suspect.refs.append(suspect.refs.pop(0))  # another record is the next probe
@@ -252,8 +265,13 @@ class Digester:
             self._board.suspects.remove(suspect)
         return outcome
 
-    def _postpone(self, suspect: Suspect, at: Moment) -> None:
-        self._board.suspects.postpone(suspect, ready_at=at.now + self._delay_s(suspect))
+    def _nobody_to_ask(self, suspect: Suspect, record: PendingRecord, reason: Reason, at: Moment) -> Outcome:
+        """It failed alone while nothing else was sent, which tells nothing: later again, counted against
+        nobody, and shown as retrying.
+        """
+        delay_s = self._delay_s(suspect)
+        self._board.suspects.postpone(suspect, ready_at=at.now + delay_s)
+        return RetryLater(record, reason, delay_s, own_failure=False)
 
     def _delay_s(self, suspect: Suspect) -> float:
         return self._board.patience.backoff.delay_s(suspect.failures)

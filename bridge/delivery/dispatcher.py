@@ -56,6 +56,7 @@ class _State:
 
     stopping: bool = False
     draining: bool = False
+    drain_until: float = float("inf")
     filled_at: float = float("-inf")
     kept_house_at: float = float("-inf")
     resume_at: float = float("-inf")  # after journal trouble
@@ -161,6 +162,7 @@ class Dispatcher:
         """
         with self._lock:
             self._state.draining = True
+            self._state.drain_until = self._clock.monotonic() + timeout_s
         self._idle.clear()
         self._wake.set()
         done = self._loop is not None and self._idle.wait(timeout_s)
@@ -250,6 +252,8 @@ class Dispatcher:
                 return POLL_S
         if (early_s := self.limiter.wait_s(now)) > 0:
             self.limiter.acquire(now)  # notes that we wait for it
+            if now + early_s > self._state.drain_until and not self.in_flight:
+                self._idle.set()  # a 429 holds everything for longer than there is time
             return min(early_s, POLL_S)
         filled = self._fill(now)
         with self._lock:

@@ -14,7 +14,7 @@ from typing import Any
 from bridge.delivery.complaints import Complaint, read_complaint, texts
 from bridge.delivery.pauses import OUTAGE, Stop
 from bridge.delivery.ports import Input
-from bridge.delivery.verdicts import Broken, Judged, Rules, Verdict
+from bridge.delivery.verdicts import Broken, Judged, Rejected, Rules, Verdict
 from bridge.model import Delivered, Ignored, Outcome, Parked, PendingRecord, Reason, Refused, Scope
 
 #: Per-input categories that may pass by themselves.
@@ -46,29 +46,34 @@ def judge_inputs(inputs: Sequence[Input], body: Any, rules: Rules) -> Verdict:
     errors, results = _list(body.get("errors")), _list(body.get("results"))
     vague = [complaint for entry in errors if (complaint := sheet.note_error(entry, rules)) is not None]
     if vague and len(inputs) == 1 and sheet.left:
-        sheet.close(inputs[0], _judge_error(inputs[0].record, vague[0], rules))
+        sheet.refuse(inputs[0], vague[0], rules)
+    if sheet.unexplained and len(inputs) == 1:
+        return Rejected(sheet.unexplained[0][1])  # the one input is the whole call
     nameless = sheet.note_results(results)
     unfinished = is_unfinished(body)
     if nameless == len(sheet.left) and not vague and not unfinished:
         for one in list(sheet.left.values()):
             sheet.close(one, Delivered(one.record))
     silent = tuple(one.record for one in sheet.left.values())
-    if not sheet.outcomes and (len(inputs) > 1 or unfinished):
+    unexplained = tuple(sheet.unexplained)
+    if not sheet.outcomes and not unexplained and (len(inputs) > 1 or unfinished):
         return _outage("an answer that confirms nothing")
     if unfinished:
         reason = Reason("UNFINISHED", "HubSpot had not finished the call when it answered")
         later = (rules.patience.later(one, reason, at_least_s=_UNFINISHED_S) for one in silent)
-        return Judged((*sheet.outcomes, *later))
-    return Judged(tuple(sheet.outcomes), silent)
+        return Judged((*sheet.outcomes, *later), (), unexplained, sheet.retire)
+    return Judged(tuple(sheet.outcomes), silent, unexplained, sheet.retire)
 
 
 @dataclass(slots=True)
 class _Sheet:
-    """The inputs of a call: those `left` are not judged yet."""
+    """The inputs of a call: those `left` are not judged yet. The rest as in `Judged`."""
 
     inputs: Sequence[Input]
     left: dict[str, Input] = field(init=False)  # by trace id
     outcomes: list[Outcome] = field(default_factory=list)
+    unexplained: list[tuple[Input, Complaint]] = field(default_factory=list)
+    retire: dict[str, Reason] = field(default_factory=dict)
     _traces: dict[str, Input] = field(init=False)
     _ids: dict[str, Input | None] = field(init=False)
     _folded: dict[str, Input | None] = field(init=False)  # None: several inputs
@@ -84,6 +89,16 @@ class _Sheet:
         if self.left.pop(one.trace_id, None) is not None:
             self.outcomes.append(outcome)
 
+    def refuse(self, one: Input, complaint: Complaint, rules: Rules) -> None:
+        """Judge an input that the answer complains about."""
+        if complaint.category == "VALIDATION_ERROR" and not complaint.properties:
+            if self.left.pop(one.trace_id, None) is not None:
+                self.unexplained.append((one, complaint))
+            return
+        names = complaint.definitions & one.record.values.keys()
+        self.retire.update((name, complaint.reason_for(name)) for name in names)
+        self.close(one, _judge_error(one.record, complaint, rules))
+
     def note_error(self, entry: Any, rules: Rules) -> Complaint | None:
         """Judge the inputs that this entry of `errors[]` is about; the complaint if it names none."""
         complaint = read_complaint(entry)
@@ -91,7 +106,7 @@ class _Sheet:
         if not about:
             about = [one for told in sorted(complaint.ids) if (one := self._ids.get(told)) is not None]
         for one in about:
-            self.close(one, _judge_error(one.record, complaint, rules))
+            self.refuse(one, complaint, rules)
         return None if about else complaint
 
     def note_results(self, results: Sequence[Any]) -> int:

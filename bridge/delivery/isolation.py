@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bridge.delivery.complaints import Complaint
 from bridge.delivery.ports import Input
@@ -113,6 +113,22 @@ class Isolation:
             self._salvages[0].accepted()
         else:
             self._forget(self._testing)
+        return self._ruled([])
+
+    def abandon(self) -> Ruling:
+        """The answer to a part of a record's properties told neither that they were taken nor that they were
+        refused: nothing can be concluded from it, and what is left of them waits.
+        """
+        self.calls += 1
+        left = (self._salvages.popleft().record,) if self._salvages else ()
+        ruling = self._ruled([])
+        return replace(ruling, exhausted=(*left, *ruling.exhausted))
+
+    def refused_alone(self, refused: Sequence[tuple[Input, Complaint]]) -> Ruling:
+        """A call was taken, but for these inputs of it, of which the answer names no property."""
+        self._flows = True
+        self._forget([one.record.ref for one, _ in refused])
+        self._withheld.extend(refused)
         return self._ruled([])
 
     def rejected(self, inputs: Sequence[Input], complaint: Complaint, *, flows: bool) -> Ruling:

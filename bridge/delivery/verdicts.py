@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from bridge.delivery.complaints import Complaint
 from bridge.delivery.patience import Patience
 from bridge.delivery.pauses import Stop
-from bridge.delivery.ports import OnUnknown
+from bridge.delivery.ports import Input, OnUnknown
 from bridge.model import Outcome, PendingRecord, Reason
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A 2xx: outcomes by evidence; `silent` are the inputs about which the answer says nothing."""
+    """A 2xx: outcomes by evidence; `silent` are the inputs about which the answer says nothing, `unexplained`
+    those whose values it refuses without naming any, `retire` the properties that nobody can write.
+    """
 
     outcomes: tuple[Outcome, ...]
     silent: tuple[PendingRecord, ...] = ()
+    unexplained: tuple[tuple[Input, Complaint], ...] = ()
+    retire: Mapping[str, Reason] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
