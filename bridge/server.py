@@ -1,34 +1,34 @@
 """gunicorn around the service: sockets, processes, threads and signals.
 
 The master reads the configuration, takes the service lock, migrates the journal and only then forks; the
-workers share nothing but the sockets. Each worker builds its own `Service` after the fork, because threads and
-open databases do not survive one. Both ports are served by every worker, but requests to the admin port have
-threads of their own: probes and metrics answer while all intake threads are busy.
+workers (`worker.py`) share nothing but the sockets. Each worker builds its own `Service` after the fork, because
+threads and open databases do not survive one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.arbiter import Arbiter
 
 from bridge.errors import BridgeError
 from bridge.journal import versions
+from bridge.loop import LoopSignals, breathe
 from bridge.operations import logs
 from bridge.settings import Settings
+from bridge.worker import CONNECTIONS, IDLE_S, BridgeWorker, Log, stop_service
 
-#: Threads that answer the admin port of one worker.
-ADMIN_THREADS = 4
 #: After `drain_timeout` the process may take this long to end; then the master kills its workers.
 STOP_MARGIN_S = 3
 #: gunicorn's limits on a request, below its own maxima: what partners send fits easily.
@@ -38,43 +38,16 @@ HEADER_BYTES = 8190
 #: A worker whose main loop is silent for this long is killed and replaced.
 HEARTBEAT_S = 60
 
-MakeService = Callable[[], Any]
+#: Builds a worker's service, given its settings and how its requests wait.
+MakeService = Callable[[Settings, LoopSignals], Any]
 
 
-class BridgeWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
-    """gthread with threads of its own for the admin port, and a service that hears of SIGTERM at once."""
+class Master(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
+    """gunicorn's, but SIGHUP reaches the workers that are there: they close no connection to reload."""
 
-    service: Any = None
-    admin_pool: ThreadPoolExecutor
-
-    def init_process(self) -> None:
-        self.admin_pool = ThreadPoolExecutor(ADMIN_THREADS, thread_name_prefix="admin")
-        super().init_process()
-
-    def load_wsgi(self) -> None:
-        self.service = self.app.make_service()
-        self.wsgi = self.service.wsgi
-        self.service.start()
-
-    def enqueue_req(self, conn: Any) -> None:
-        pool = self.admin_pool if conn.server[1] == self.app.admin_port else self.tpool
-        future = pool.submit(self.handle, conn)
-        future.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        if self.service is not None:
-            self.service.begin_drain()
-        super().handle_exit(sig, frame)
-
-    def handle_quit(self, sig: int, frame: Any) -> None:
-        # Ctrl-C and SIGQUIT: stop as cleanly as SIGTERM does; the master cuts it short if it must.
-        self.handle_exit(sig, frame)
-
-
-def stop_service(_arbiter: object, worker: BridgeWorker) -> None:
-    """The hook `worker_exit`: requests are finished, now flush what fits and close."""
-    if worker.service is not None:
-        worker.service.stop()
+    def reload(self) -> None:
+        self.app.reload_settings()
+        self.kill_workers(signal.SIGHUP)
 
 
 class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
@@ -83,6 +56,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no t
     def __init__(
         self,
         settings: Settings,
+        load_settings: Callable[[], Settings],
         make_service: MakeService,
         logging_config: dict[str, Any],
         ready: Callable[[], None],
@@ -90,7 +64,8 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no t
         self._settings = settings
         self._ready = ready
         self._logging_config = logging_config
-        self.make_service = make_service
+        self._make_service = make_service
+        self.load_settings = load_settings
         self.admin_port = settings.server.admin_bind[1]
         super().__init__()
 
@@ -99,11 +74,11 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no t
         options = {
             "bind": [address(server.bind), address(server.admin_bind)],
             "workers": server.workers,
-            "threads": server.threads,
             "worker_class": BridgeWorker,
-            "worker_connections": 1000 + server.threads,
+            "logger_class": Log,
+            "worker_connections": CONNECTIONS,
             "backlog": 1024,
-            "keepalive": 75,
+            "keepalive": math.ceil(IDLE_S),
             "timeout": HEARTBEAT_S,
             "graceful_timeout": math.ceil(server.drain_timeout_s) + STOP_MARGIN_S,
             "max_requests": 0,
@@ -113,7 +88,8 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no t
             "limit_request_line": REQUEST_LINE,
             "limit_request_fields": HEADER_FIELDS,
             "limit_request_field_size": HEADER_BYTES,
-            "forwarded_allow_ips": "127.0.0.1,::1",
+            "forwarded_allow_ips": "",  # nothing here depends on who forwards, so nobody is believed
+            "forwarder_headers": "",
             "header_map": "drop",
             "proc_name": "partner-bridge",
             "logconfig_dict": self._logging_config,
@@ -123,6 +99,18 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no t
         }
         for name, value in options.items():
             self.cfg.set(name, value)
+
+    def run(self) -> None:
+        Master(self).run()
+
+    def make_service(self, signals: LoopSignals) -> Any:
+        """A worker's service; called after the fork."""
+        return self._make_service(self._settings, signals)
+
+    def reload_settings(self) -> None:
+        """For workers that are yet to be born; those that live read the file themselves, and tell what is wrong."""
+        with contextlib.suppress(BridgeError):
+            self._settings, _ = self.load_settings().beside(self._settings)
 
     def load(self) -> Any:
         raise NotImplementedError("the worker builds its own service")
@@ -166,8 +154,10 @@ def counters_folder() -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -> int:
-    """Serve in the foreground until SIGTERM; returns the exit status. `ready` is called when the ports are open."""
+def run(settings: Settings, *, load_settings: Callable[[], Settings], ready: Callable[[], None] = lambda: None) -> int:
+    """Serve in the foreground until SIGTERM; returns the exit status. `load_settings` is called at SIGHUP, `ready`
+    when the ports are open.
+    """
     logging_config = logs.configure(os.environ)
     refuse_taken_ports(settings)
     versions.check_place(settings.journal.url)
@@ -178,7 +168,10 @@ def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -> int:
         with counters_folder():
             from bridge.service import Service  # counts only from here on, see `counters_folder`
 
-            application = Application(settings, lambda: Service(settings=settings), logging_config, ready)
+            def make_service(todays: Settings, signals: LoopSignals) -> Service:
+                return Service(settings=todays, signals=signals, pause=breathe)
+
+            application = Application(settings, load_settings, make_service, logging_config, ready)
             try:
                 application.run()
             except SystemExit as stop:

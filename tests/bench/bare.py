@@ -1,4 +1,4 @@
-"""The ceiling: a bare Flask view that answers 202, under the same gunicorn class, workers and threads."""
+"""The ceiling: a bare Flask view that answers 202, under the same gunicorn worker, and as many of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from flask import Flask, Response, request
 from gunicorn.app.base import BaseApplication
+
+from bridge.worker import BridgeWorker
 
 
 def app() -> Flask:
@@ -20,13 +22,19 @@ def app() -> Flask:
     return made
 
 
+class BareWorker(BridgeWorker):
+    """Our worker without our service."""
+
+    def load_wsgi(self) -> None:
+        self.wsgi = self.app.wsgi()
+
+
 class Bare(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
-    def __init__(self, port: int, workers: int, threads: int) -> None:
+    def __init__(self, port: int, workers: int) -> None:
         self._options = {
             "bind": [f"127.0.0.1:{port}"],
             "workers": workers,
-            "threads": threads,
-            "worker_class": "gthread",
+            "worker_class": BareWorker,
             "keepalive": 75,
             "control_socket_disable": True,
             "loglevel": "warning",
@@ -42,4 +50,4 @@ class Bare(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
 
 
 if __name__ == "__main__":
-    Bare(*map(int, sys.argv[1:4])).run()
+    Bare(*map(int, sys.argv[1:3])).run()

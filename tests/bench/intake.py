@@ -15,7 +15,7 @@ from tests.running import free_port, running
 
 ROUNDS = 3
 SECONDS = 5.0
-WORKERS, THREADS = 2, 32
+WORKERS = 2
 
 
 def bench(*, connections: int = 32, array: int = 1) -> dict[str, object]:
@@ -43,7 +43,7 @@ def bench(*, connections: int = 32, array: int = 1) -> dict[str, object]:
 
 def _bare(folder: Path, connections: int) -> Figures:
     port = free_port()
-    child = subprocess.Popen([sys.executable, "-m", "tests.bench.bare", str(port), str(WORKERS), str(THREADS)])
+    child = subprocess.Popen([sys.executable, "-m", "tests.bench.bare", str(port), str(WORKERS)])
     try:
         secret = folder / "bare.secret"
         secret.write_text("whsec_" + "A" * 32 + "\n", encoding="utf-8")

@@ -6,13 +6,14 @@ import functools
 import operator
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import pytest
 
 from bridge.errors import JournalFullError, JournalUnavailableError
 from bridge.journal.appending import Appended
 from bridge.journal.group_commit import GROUP_EVENTS, GroupCommit
+from bridge.journal.staging import SLICE_EVENTS
 from bridge.model import Event, Receipt
 from tests.builders import event
 
@@ -22,8 +23,13 @@ class MemoryAppender:
 
     def __init__(self) -> None:
         self.groups: list[list[str]] = []
+        self.kept: list[list[str]] = []
+        self.ended: list[int] = []
         self.full = False
         self.broken = False
+        self.break_after: int | None = None  # so many groups
+        self.fill_after: int | None = None
+        self.delay_s = 0.0
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
@@ -32,15 +38,30 @@ class MemoryAppender:
         if self.full:
             raise JournalFullError("full")
 
-    def append(self, events: Sequence[Event]) -> Appended:
+    def append(
+        self,
+        events: Sequence[Event],
+        *,
+        staging: Sequence[Sequence[Event]] = (),
+        staged: Collection[int] = (),
+        admitted: bool = False,
+    ) -> Appended:
+        if self.full and not admitted:
+            raise JournalFullError("full")
         self.entered.set()
         self.gate.wait(20)
-        if self.broken:
+        time.sleep(self.delay_s)
+        if self.broken or len(self.groups) == self.break_after:
             raise JournalUnavailableError("disk full")
         if any(one.id == "poison" for one in events):
             raise ValueError("data error")
         self.groups.append([one.id for one in events])
-        return Appended([Receipt(one.id, one.intake) for one in events])
+        first = len(self.kept) + 1
+        self.kept += [[one.id for one in rest] for rest in staging]
+        kept = list(range(first, len(self.kept) + 1))
+        self.full = self.full or len(self.groups) == self.fill_after
+        self.ended += staged
+        return Appended([Receipt(one.id, one.intake) for one in events], staged=kept)
 
 
 @pytest.fixture
@@ -131,9 +152,56 @@ def test_a_full_journal_refuses_without_queueing(commits: GroupCommit, appender:
 
 
 def test_groups_are_bounded(commits: GroupCommit, appender: MemoryAppender) -> None:
-    size = GROUP_EVENTS // 2
-    queued(commits, appender, [[f"{at}-{place}" for place in range(size)] for at in range(5)])
-    assert [len(group) for group in appender.groups] == [1, GROUP_EVENTS, GROUP_EVENTS, size]
+    size = GROUP_EVENTS // 4
+    queued(commits, appender, [[f"{at}-{place}" for place in range(size)] for at in range(10)])
+    assert [len(group) for group in appender.groups] == [1, GROUP_EVENTS, GROUP_EVENTS, 2 * size]
+
+
+def test_a_large_request_is_on_disk_at_once_and_merged_in_slices(
+    commits: GroupCommit, appender: MemoryAppender
+) -> None:
+    names = [f"e{number}" for number in range(2 * SLICE_EVENTS + 10)]
+    assert in_threads(commits, [names]) == [names]
+    assert [len(group) for group in appender.groups] == [SLICE_EVENTS, SLICE_EVENTS, 10]
+    assert appender.kept == [names[SLICE_EVENTS:]]
+    assert appender.ended == [1]
+
+
+def test_others_have_their_turn_between_the_slices_of_a_large_request(
+    commits: GroupCommit, appender: MemoryAppender
+) -> None:
+    appender.delay_s = 0.05
+    large = threading.Thread(target=commits.append, args=([event(f"e{n}") for n in range(10 * SLICE_EVENTS)],))
+    large.start()
+    assert appender.entered.wait(10)
+    began = time.monotonic()
+    commits.append([event("small")])
+    assert time.monotonic() - began < 0.3  # the large one takes half a second
+    assert large.is_alive()
+    large.join()
+
+
+def test_what_is_on_disk_counts_as_taken_whatever_happens_to_its_slices(
+    commits: GroupCommit, appender: MemoryAppender
+) -> None:
+    appender.break_after = 1
+    names = [f"e{number}" for number in range(3 * SLICE_EVENTS)]
+    assert in_threads(commits, [names]) == [names]
+    assert [len(group) for group in appender.groups] == [SLICE_EVENTS]
+    assert appender.kept == [names[SLICE_EVENTS:]]
+    assert appender.ended == []  # what is left there is merged later
+
+
+def test_a_journal_that_is_full_takes_nothing_of_a_large_request_but_ends_what_it_took(
+    commits: GroupCommit, appender: MemoryAppender
+) -> None:
+    appender.fill_after = 1
+    names = [f"e{number}" for number in range(3 * SLICE_EVENTS)]
+    assert in_threads(commits, [names]) == [names]
+    assert appender.ended == [1]
+    (refused,) = in_threads(commits, [names])
+    assert isinstance(refused, JournalFullError)
+    assert len(appender.groups) == 3
 
 
 def test_after_closing_nothing_is_taken(appender: MemoryAppender) -> None:

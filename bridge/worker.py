@@ -1,0 +1,244 @@
+"""gunicorn's worker process: connections, their deadlines, and a clean end.
+
+An idle connection is kept for `IDLE_S`; from its first byte on a request has `REQUEST_S` to be there whole, else it
+is answered 408, or closed while its head is not there. Both ports are served by every worker: webhooks in the
+loop itself, health and the admin port in threads of their own, so that they answer whatever the others wait for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import signal
+import socket as plain_socket
+import threading
+import time
+from functools import partial
+from typing import Any
+
+import gevent
+from gevent import hub as gevent_hub
+from gevent import socket
+from gevent.pool import Pool
+from gevent.server import StreamServer
+from gunicorn import util
+from gunicorn.glogging import Logger
+from gunicorn.http import errors
+from gunicorn.http.parser import RequestParser
+from gunicorn.workers.base_async import AsyncWorker
+
+from bridge.intake.unreadable import AnswersUnreadable
+from bridge.loop import LoopSignals, Threads
+
+#: Seconds that a connection may be idle: longer than the proxies in front keep theirs.
+IDLE_S = 75.0
+#: Seconds from the first byte of a request to its last.
+REQUEST_S = 20.0
+#: Seconds for an answer to be fetched.
+ANSWER_S = 20.0
+#: Seconds, and bytes, for the rest of a body that nobody wants, before the connection is closed.
+REST_S, REST_BYTES = 1.0, 65_536
+#: Bytes of requests that one worker holds at once; all but the oldest wait while it is more.
+HELD_BYTES = 64 << 20
+#: Connections of one worker. Beyond that a new one takes the place of the one that has waited longest for a request
+#: to be there, and is turned away only when as many again are being answered.
+CONNECTIONS = 1_000
+#: Threads of one worker for the admin port, and for health on both ports.
+ADMIN_THREADS, HEALTH_THREADS = 4, 2
+#: Seconds between two looks at whether the worker is to end.
+BEAT_S = 0.2
+
+
+class Connection(socket.socket):
+    """A client's socket with deadlines. Raises TimeoutError at the end of each."""
+
+    worker: BridgeWorker
+    deadline: float | None = None  # of the request that has begun; None: idle
+
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        if self.deadline is None:
+            gevent.sleep(0)  # a client that always has more to say must not keep the others waiting
+            self.settimeout(IDLE_S)
+        else:
+            while self.worker.holds_back(self) and time.monotonic() < self.deadline:
+                gevent.sleep(BEAT_S)
+            self.settimeout(max(0.001, self.deadline - time.monotonic()))
+        received: bytes = super().recv(bufsize, flags)
+        if self.deadline is None:
+            self.deadline = time.monotonic() + REQUEST_S
+        self.worker.hold(self, len(received))
+        return received
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        self.settimeout(ANSWER_S)
+        super().sendall(data, flags)
+
+    def rest(self) -> None:
+        """Between two requests."""
+        self.deadline = None
+        self.worker.let_go(self)
+
+    def hang_up(self) -> None:
+        """Read no more than has come already. gevent's own shutdown would forget that and raise in the reader."""
+        with contextlib.suppress(OSError), plain_socket.socket(fileno=os.dup(self.fileno())) as same:
+            same.shutdown(plain_socket.SHUT_RD)
+
+
+class Log(Logger):  # type: ignore[misc]  # gunicorn ships no types
+    """gunicorn's, without its line for each request: the service writes a better one."""
+
+    def access(self, *_args: Any) -> None:
+        pass
+
+
+class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gunicorn ships no types
+    """Serves connections as greenlets, without monkey-patching, and tells the service of SIGTERM at once."""
+
+    service: Any = None
+    sockets: list[Any]
+
+    def init_process(self) -> None:
+        gevent_hub.reinit()
+        # The same descriptors, but waited for by the loop.
+        self.sockets = [
+            socket.socket(each.FAMILY, socket.SOCK_STREAM, fileno=each.sock.detach()) for each in self.sockets
+        ]
+        self._idle: dict[Connection, None] = {}  # no whole head is there yet; the longest first
+        self._connections = 0
+        self._held: dict[Connection, int] = {}  # bytes of the requests at hand, the oldest first
+        self._held_bytes = 0
+        self._admin, self._health = Threads(ADMIN_THREADS), Threads(HEALTH_THREADS)
+        super().init_process()
+
+    def load_wsgi(self) -> None:
+        self.service = self.app.make_service(LoopSignals())
+        self.wsgi = self._route
+        gc.collect()
+        gc.freeze()  # what is here stays: full collections need not look at it, which takes 30 ms each time
+        self.service.start()
+
+    def _route(self, environ: dict[str, Any], start_response: Any) -> Any:
+        """Which app answers is decided by the port of the socket, which no request can choose."""
+        is_admin = environ["SERVER_PORT"] == str(self.app.admin_port)
+        app = self.service.admin if is_admin else self.service.public
+        if environ["PATH_INFO"] in {"/livez", "/readyz"}:
+            return self._health.serve(app, environ, start_response)
+        if is_admin:
+            return self._admin.serve(app, environ, start_response)
+        return app(environ, start_response)
+
+    # --- life ---
+
+    def run(self) -> None:
+        servers: list[Any] = []
+        for listener in self.sockets:
+            listener.setblocking(True)
+            server = StreamServer(listener, handle=partial(self.handle, listener), spawn=Pool())
+            server.max_accept = 1  # leave some to the other workers
+            server.start()
+            servers.append(server)
+        while self.alive and self.ppid == os.getppid():
+            self.notify()
+            gevent.sleep(BEAT_S)
+        self.handle_exit(0, None)  # also when the master is gone
+        for server in servers:
+            server.close()
+        for connection in list(self._idle):
+            connection.hang_up()
+        deadline = time.monotonic() + self.cfg.graceful_timeout
+        while any(len(server.pool) for server in servers) and time.monotonic() < deadline:
+            self.notify()
+            gevent.sleep(BEAT_S / 4)
+
+    def init_signals(self) -> None:
+        super().init_signals()
+        signal.signal(signal.SIGHUP, self.handle_hup)
+
+    def handle_hup(self, _sig: int, _frame: Any) -> None:
+        if self.service is None:
+            return  # it will be built from what the master has read
+        # Reading and compiling takes a while, and the loop must go on.
+        threading.Thread(target=self.service.reload, args=(self.app.load_settings,), name="reload").start()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        if self.service is not None:
+            self.service.begin_drain()
+        super().handle_exit(sig, frame)
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        # Ctrl-C and SIGQUIT: stop as cleanly as SIGTERM does; the master cuts it short if it must.
+        self.handle_exit(sig, frame)
+
+    # --- one connection ---
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        connection = Connection(client.family, client.type, client.proto, fileno=client.detach())
+        connection.worker = self
+        self._connections += 1
+        try:
+            if self._make_room() and not self._serve(listener.getsockname(), connection, addr):
+                # The answer must not be lost in a reset because of what was not read.
+                connection.deadline = time.monotonic() + REST_S
+                util.close_graceful(connection, REST_S, REST_BYTES)
+        finally:
+            self._connections -= 1
+            connection.rest()
+            util.close(connection)
+
+    def _make_room(self) -> bool:
+        """Whether there is room for the newest connection, if need be by hanging up on one that waits."""
+        if self._connections > CONNECTIONS and self._idle:
+            longest = next(iter(self._idle))
+            del self._idle[longest]
+            longest.hang_up()
+        return self._connections <= 2 * CONNECTIONS
+
+    def _serve(self, listener_name: Any, connection: Connection, addr: Any) -> bool:
+        """Answer its requests until it ends; False when the last one was not read to its end."""
+        request = None
+        try:
+            parser = RequestParser(self.cfg, connection, addr)
+            while self.alive or parser.req_count == 0:
+                connection.rest()
+                self._idle[connection] = None
+                request = None
+                try:
+                    request = next(parser)
+                finally:
+                    self._idle.pop(connection, None)
+                self.handle_request(listener_name, request, connection, addr)
+                connection.deadline = time.monotonic() + REST_S
+                if not parser.finish_body(connection.deadline, REST_BYTES):
+                    return False
+        except (StopIteration, errors.NoMoreData):
+            pass  # the end of the connection, as either side may have it
+        except OSError as error:
+            if error.errno not in {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, None}:
+                self.log.exception("connection failed")
+        except Exception as error:  # noqa: BLE001 (whatever it is, this connection ends and the others go on)
+            self.handle_error(request, connection, addr, error)
+            return False
+        return True
+
+    # --- memory ---
+
+    def hold(self, connection: Connection, size: int) -> None:
+        """So many bytes more of a request are here."""
+        self._held[connection] = self._held.get(connection, 0) + size
+        self._held_bytes += size
+
+    def let_go(self, connection: Connection) -> None:
+        """The request is done with."""
+        self._held_bytes -= self._held.pop(connection, 0)
+
+    def holds_back(self, connection: Connection) -> bool:
+        """Whether this one must wait before more of it is read, lest many large bodies fill the memory."""
+        return self._held_bytes > HELD_BYTES and next(iter(self._held)) is not connection
+
+
+def stop_service(_arbiter: object, worker: BridgeWorker) -> None:
+    """The hook `worker_exit`: requests are finished, now flush what fits and close."""
+    if worker.service is not None:
+        worker.service.stop()

@@ -1,0 +1,150 @@
+"""Greenlets that wait for the journal's thread, and threads beside the loop."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+
+from bridge.errors import JournalUnavailableError
+from bridge.journal import group_commit
+from bridge.journal.group_commit import GroupCommit
+from bridge.loop import LoopSignals, Threads, breathe
+from tests.builders import event
+from tests.unit.test_group_commit import MemoryAppender
+
+
+@pytest.fixture
+def appender() -> MemoryAppender:
+    return MemoryAppender()
+
+
+@pytest.fixture
+def commits(appender: MemoryAppender) -> Iterator[GroupCommit]:
+    made = GroupCommit(journal=appender, signals=LoopSignals())
+    yield made
+    appender.gate.set()
+    made.close()
+
+
+def test_greenlets_share_a_transaction_and_get_their_own_receipts(
+    commits: GroupCommit, appender: MemoryAppender
+) -> None:
+    senders = [gevent.spawn(commits.append, [event(f"e{number}")]) for number in range(50)]
+    gevent.joinall(senders, timeout=5, raise_error=True)
+    assert [sender.get(timeout=5)[0].event_id for sender in senders] == [f"e{number}" for number in range(50)]
+    assert len(appender.groups) == 1  # all of them were there before the writer got its turn
+
+
+def test_what_comes_in_during_a_commit_is_the_next_group(commits: GroupCommit, appender: MemoryAppender) -> None:
+    appender.gate.clear()
+    senders = [gevent.spawn(commits.append, [event("first")])]
+    gevent.sleep(0.05)
+    senders += [gevent.spawn(commits.append, [event(f"e{number}")]) for number in range(20)]
+    gevent.sleep(0.05)
+    appender.gate.set()
+    gevent.joinall(senders, timeout=5, raise_error=True)
+    assert [len(group) for group in appender.groups] == [1, 20]
+
+
+def test_one_bad_request_costs_only_itself(commits: GroupCommit) -> None:
+    senders = [gevent.spawn(commits.append, [event(name)]) for name in ("a", "b")]
+    bad = gevent.get_hub()  # a greenlet's error is not the loop's
+    bad.NOT_ERROR = (*bad.NOT_ERROR, ValueError)
+    poisoned = gevent.spawn(commits.append, [event("poison")])
+    gevent.joinall([*senders, poisoned], timeout=5)
+    assert [sender.get(timeout=5)[0].event_id for sender in senders] == ["a", "b"]
+    assert isinstance(poisoned.exception, ValueError)
+
+
+def test_a_journal_that_hangs_is_told_of_in_time_and_holds_nobody_else(
+    commits: GroupCommit, appender: MemoryAppender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "PATIENCE_S", 0.2)
+    appender.gate.clear()
+    outcomes: list[str] = []
+
+    def send(name: str) -> None:
+        try:
+            commits.append([event(name)])
+        except JournalUnavailableError as error:
+            outcomes.append(str(error))
+
+    senders = [gevent.spawn(send, name) for name in ("a", "b")]
+    ticks = 0
+    began = time.monotonic()
+    while not all(sender.ready() for sender in senders) and time.monotonic() - began < 5:
+        gevent.sleep(0.01)
+        ticks += 1
+    assert len(outcomes) == 2
+    assert ticks > 5  # the loop went on meanwhile
+    appender.gate.set()
+    assert gevent.spawn(commits.append, [event("c")]).get(timeout=5)[0].event_id == "c"
+
+
+def test_more_than_the_writer_can_do_soon_is_refused_at_once(
+    commits: GroupCommit, appender: MemoryAppender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "WAITING_EVENTS", 10)
+    appender.gate.clear()
+    first = gevent.spawn(commits.append, [event("first")])
+    gevent.sleep(0.05)
+    waiting = gevent.spawn(commits.append, [event(f"w{number}") for number in range(20)])  # alone it may be larger
+    gevent.sleep(0)
+    with pytest.raises(JournalUnavailableError, match="20 events wait to be written"):
+        commits.append([event("too much")])
+    appender.gate.set()
+    gevent.joinall([first, waiting], timeout=5, raise_error=True)
+    assert len(waiting.get(timeout=5)) == 20
+
+
+def test_a_withdrawn_request_is_not_written_later(
+    commits: GroupCommit, appender: MemoryAppender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "PATIENCE_S", 0.2)
+    appender.gate.clear()
+
+    def send(name: str) -> str:
+        try:
+            return commits.append([event(name)])[0].event_id
+        except JournalUnavailableError:
+            return "refused"
+
+    first = gevent.spawn(send, "first")
+    gevent.sleep(0.05)
+    second = gevent.spawn(send, "second")
+    gevent.joinall([first, second], timeout=5)
+    assert [first.value, second.value] == ["refused", "refused"]
+    appender.gate.set()
+    assert gevent.spawn(send, "third").get(timeout=5) == "third"
+    # The first was being written when its sender gave up; a second delivery will find out.
+    assert [name for group in appender.groups for name in group] == ["first", "third"]
+
+
+def test_blocking_apps_run_in_threads_beside_the_loop() -> None:
+    pool = Threads(2)
+    release = threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        release.wait(5)
+        start_response("200 OK", [("X-Thread", threading.current_thread().name)])
+        return [environ["wsgi.input"].read()]
+
+    started: list[Any] = []
+
+    def serve() -> list[bytes]:
+        environ = {"wsgi.input": io.BytesIO(b"body")}
+        return list(pool.serve(app, environ, lambda *given: started.append(given)))
+
+    serving = gevent.spawn(serve)
+    breathe()
+    gevent.sleep(0.05)
+    assert not serving.ready()
+    release.set()
+    assert serving.get(timeout=5) == [b"body"]
+    assert started[0][0] == "200 OK"
