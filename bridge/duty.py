@@ -27,6 +27,8 @@ from bridge.settings import Settings
 UPKEEP_EVERY_S = 1.0
 #: How often a worker that is not on duty asks for the lock.
 ASK_EVERY_S = 0.25
+#: What open calls get when a new configuration replaces the dispatcher; then they are cut and sent again.
+REPLACE_GRACE_S = 10.0
 #: What a step of upkeep may still take when the service stops.
 GRACE_S = 1.0
 
@@ -37,11 +39,16 @@ class OnUnknown:
     CAREFUL: tuple[Word, ...] = ("park", "wait", "ignore")
 
     def __init__(self, settings: Settings) -> None:
-        self._words: dict[tuple[str, str, str], Word] = {}
+        self.read(settings)
+
+    def read(self, settings: Settings) -> None:
+        """From now on, what these sources say."""
+        words: dict[tuple[str, str, str], Word] = {}
         for source in settings.sources.values():
             for block in source.mappings:
                 address = (source.name, block.object_type, block.record.id_property)
-                self._words[address] = self._more_careful(self._words.get(address), block.record.on_unknown)
+                words[address] = self._more_careful(words.get(address), block.record.on_unknown)
+        self._words = words
 
     def __call__(self, record: PendingRecord) -> Word:
         lane = record.key.lane
@@ -68,8 +75,10 @@ class Duty:
         self._lock = DispatchLock(settings.journal.url)
         self._log = structlog.get_logger("bridge")
         self._stopping = threading.Event()
+        self._wake = threading.Event()  # there is something to do before the time
+        self._outdated = False
         self._on_unknown = OnUnknown(settings)
-        #: Guards the hand-over of `_dispatcher` between the thread and `stop`.
+        #: Guards the settings and the hand-over of `_dispatcher` between the thread, `stop` and `reconfigure`.
         self._changing = threading.Lock()
         self._dispatcher: Dispatcher | None = None
         self._thread = threading.Thread(target=self._run, name="duty", daemon=True)
@@ -84,14 +93,27 @@ class Duty:
         if dispatcher is not None:
             dispatcher.notify()
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Go on with these settings; a dispatcher that has others is replaced, while intake goes on."""
+        with self._changing:
+            before, self._settings = self._settings, settings
+            self._on_unknown.read(settings)
+            self._outdated = self._outdated or (before.crm, before.retry) != (settings.crm, settings.retry)
+        self._wake.set()
+
     def stuck_s(self) -> float:
-        """For how long the dispatcher of this process has made no progress; 0 when another process delivers."""
+        """For how long the dispatcher of this process has made no progress; 0 when another process delivers, or
+        while one gives way to the next.
+        """
         dispatcher = self._dispatcher
+        if not self._stopping.is_set() and self._thread.ident is not None and not self._thread.is_alive():
+            return float("inf")  # nobody is left who would start a dispatcher
         return 0.0 if dispatcher is None else max(0.0, self._clock.monotonic() - dispatcher.last_progress)
 
     def stop(self, *, deadline: float) -> None:
         """Flush what fits until `deadline` (monotonic), then end; what is left stays due."""
         self._stopping.set()
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join(max(0.1, deadline - self._clock.monotonic()) + GRACE_S)
         with self._changing:
@@ -112,7 +134,9 @@ class Duty:
             except Exception as error:  # noqa: BLE001 (the outermost loop: whatever it is, delivery must go on)
                 self._log.exception("duty stumbled", error=type(error).__name__)
                 wait_s = UPKEEP_EVERY_S
-            self._stopping.wait(wait_s)
+            self._wake.wait(wait_s)
+            if not self._stopping.is_set():
+                self._wake.clear()
 
     def _step(self) -> float:
         """Take the lock or do what its holder does; returns the seconds until the next step."""
@@ -124,14 +148,23 @@ class Duty:
             with self._changing:
                 self._dispatcher = dispatcher
             self._log.info("this process delivers")
+        elif self._outdated:
+            self._log.info("delivery goes on with the new configuration")
+            self._replace(grace_s=REPLACE_GRACE_S)
+            return 0.0
         elif not self._dispatcher.is_running:
             self._log.error("the dispatcher ended; a new one takes over")
-            with self._changing:
-                self._dispatcher.stop(grace_s=0)
-                self._dispatcher = None
+            self._replace(grace_s=0)
             return 0.0
         self._upkeep(self._dispatcher)
         return UPKEEP_EVERY_S
+
+    def _replace(self, *, grace_s: float) -> None:
+        with self._changing:
+            assert self._dispatcher is not None  # noqa: S101 (only this thread sets it)
+            old, self._dispatcher = self._dispatcher, None
+            self._outdated = False
+        old.stop(grace_s=grace_s)
 
     def _upkeep(self, dispatcher: Dispatcher) -> None:
         limit = self._settings.crm.rate_limit
@@ -141,11 +174,16 @@ class Duty:
                 "in_flight": dispatcher.in_flight,
                 "limiter": {"calls": limit.calls, "per_s": limit.per_s, "used": used},
                 "daily_calls_left": dispatcher.daily_calls_left,
-            }
+            },
+            sources=self._settings.sources,
         )
         # Small steps, so that intake and delivery are never held up by more than one of them.
         deadline = self._clock.monotonic() + UPKEEP_EVERY_S / 2
-        while self._journal.prune() and self._clock.monotonic() < deadline and not self._stopping.is_set():
+        while (
+            (self._journal.merge_left() or self._journal.prune())
+            and self._clock.monotonic() < deadline
+            and not self._stopping.is_set()
+        ):
             self._stopping.wait(0.02)
 
     def _tokens(self) -> Callable[[], str] | Tokens:

@@ -6,18 +6,23 @@ take webhooks; the one that holds the dispatch lock also delivers, counts the fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import structlog
 from flask import Flask
 
 from bridge import __version__
 from bridge.duty import Duty
-from bridge.errors import JournalError
+from bridge.errors import BridgeError, JournalError
 from bridge.intake.mapping import CompiledSource, compile_source
+from bridge.intake.quotas import Quotas
 from bridge.intake.signatures import Verifier
 from bridge.intake.webhooks import Endpoint, Webhooks, register_problem_handlers
-from bridge.journal.group_commit import GroupCommit
+from bridge.journal.group_commit import GroupCommit, Signals
 from bridge.journal.kept import KeptEvent, Remap, Remapped
 from bridge.journal.schema import HEAD
 from bridge.journal.store import Journal
@@ -27,15 +32,14 @@ from bridge.operations.access import guard
 from bridge.operations.admin_api import api_blueprint
 from bridge.operations.api import admin_blueprint, health_blueprint
 from bridge.operations.desk import JournalDesk, pause_document
-from bridge.operations.health import OLD_PENDING_S, STUCK_AFTER_S, Verdict
+from bridge.operations.health import OLD_PENDING_S, STUCK_AFTER_S, BoundedCheck, Verdict
 from bridge.operations.metrics import Gauges, Metrics
 from bridge.operations.observing import Observing
+from bridge.operations.openapi import openapi_blueprint
 from bridge.settings import Settings
 
 #: What a clean stop keeps of `drain_timeout` for closing.
 CLOSING_S = 0.5
-
-WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def compile_sources(settings: Settings) -> dict[str, CompiledSource]:
@@ -61,30 +65,68 @@ def make_remap(settings: Settings) -> Remap:
 class Service:
     """One worker's service. `start` and `stop` are called once each, from the worker's main thread."""
 
-    def __init__(self, *, settings: Settings, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        clock: Clock | None = None,
+        signals: Signals[Any] | None = None,
+        pause: Callable[[], None] | None = None,
+    ) -> None:
+        """`signals` and `pause` tell how requests wait and let others go first; without them they are threads."""
         self._settings = settings
         self._clock = clock or SystemClock()
         self.metrics = Metrics()
         self._observing = Observing(self.metrics)
+        self._log = structlog.get_logger("bridge")
         self._drain_by: float | None = None
+        self._reload_succeeded = True
+        self._reloading = threading.Lock()
         self.journal = Journal(
             settings=settings.journal,
             clock=self._clock,
             retry_max_s=settings.retry.max_s,
             watcher=self._observing,
         )
+        self._journal_check = BoundedCheck(self._check_journal)
         self._duty = Duty(settings=settings, clock=self._clock, journal=self.journal, observing=self._observing)
-        self._commits = GroupCommit(journal=self.journal, committed=self._duty.notify)
-        self._endpoints = endpoints(settings)
+        self._commits = GroupCommit(journal=self.journal, committed=self._duty.notify, signals=signals)
+        self._pause = pause
+        self._quotas = Quotas(counters_folder())
+        self._endpoints = endpoints(settings, self._quotas)
         self.public = self._public_app()
         self.admin = self._admin_app()
-        self.wsgi = self._by_port(self.public, self.admin)
 
     # --- life ---
 
     def start(self) -> None:
         """Begin to deliver, or to wait for the dispatch lock."""
         self._duty.start()
+
+    def reload(self, load: Callable[[], Settings]) -> None:
+        """Go on with the configuration as it is now, while requests are answered and delivered. One with problems
+        is refused whole: then everything stays as it was, which the log and a metric tell.
+        """
+        with self._reloading:
+            self._reload(load)
+
+    def _reload(self, load: Callable[[], Settings]) -> None:
+        try:
+            settings, fixed = load().beside(self._settings)
+            new_endpoints = endpoints(settings, self._quotas)
+        except BridgeError as error:
+            self._reload_succeeded = False
+            self._log.error("the configuration was not reloaded", problems=str(error).splitlines())
+            return
+        if fixed:
+            self._log.warning("this takes effect at a restart", settings=fixed)
+        self._settings = settings
+        self._endpoints = new_endpoints
+        self.journal.reconfigure(settings.journal, retry_max_s=settings.retry.max_s)
+        self._duty.reconfigure(settings)
+        self.admin = self._admin_app()
+        self._reload_succeeded = True
+        self._log.info("the configuration was reloaded", sources=sorted(settings.sources))
 
     def begin_drain(self) -> None:
         """Not ready any more; called from a signal handler, hence only a note of the time."""
@@ -99,6 +141,10 @@ class Service:
         self._duty.stop(deadline=self._drain_by - CLOSING_S)
         self.journal.close()
 
+    def unreadable(self, code: int, error: str, address: str) -> None:
+        """The server refused what it could not read as a request."""
+        self._observing.unreadable(code, error, address)
+
     # --- vitals ---
 
     def alive(self) -> Verdict:
@@ -112,12 +158,11 @@ class Service:
         """Whether a webhook could be journalled now."""
         if self._drain_by is not None:
             return Verdict(ok=False, why="draining")
-        try:
-            self.journal.refuse_if_full()
-            self.journal.check_writable()
-        except JournalError as error:
-            return Verdict(ok=False, why=str(error))
-        return Verdict(ok=True)
+        return self._journal_check()
+
+    def _check_journal(self) -> None:
+        self.journal.refuse_if_full()
+        self.journal.check_writable()
 
     def gauges(self) -> Gauges:
         """The deployment's gauges, from the journal."""
@@ -133,20 +178,25 @@ class Service:
             daily_calls_left=figures.delivery.get("daily_calls_left"),
             journal_bytes=self.journal.size(),
             journal_limit=self._settings.journal.max_size,
+            reload_succeeded=self._reload_succeeded,
         )
 
     def _silent(self, figures: Figures) -> dict[str, bool]:
+        """Sources with `expect_every`; one that never had an event is silent so long after it was configured."""
         now = self._clock.now()
+        heard = figures.watched_since_us | figures.last_event_us
         return {
-            name: now - figures.last_event_us.get(name, 0) / 1e6 > source.expect_every_s
+            name: now - heard.get(name, now * 1e6) / 1e6 > source.expect_every_s
             for name, source in self._settings.sources.items()
             if source.expect_every_s is not None
         }
 
     def status(self) -> dict[str, Any]:
         """The document of `GET /status`."""
-        figures = self.journal.figures()
-        pauses = self.journal.load_pauses()
+        try:
+            figures, pauses = self.journal.figures(), self.journal.load_pauses()
+        except JournalError:  # why is told by `ready`
+            figures, pauses = Figures(), ()
         silent = self._silent(figures)
         ready = self.ready()
         age_s = None
@@ -191,12 +241,15 @@ class Service:
 
     def _public_app(self) -> Flask:
         app = Flask("bridge.public", static_folder=None)
+        app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+        app.url_map.merge_slashes = False  # no redirects: senders do not follow them
         webhooks = Webhooks(
             sources=lambda: self._endpoints,
             journal=self._commits,
             observer=self._observing,
             draining=lambda: self._drain_by is not None,
             clock=self._clock,
+            pause=self._pause,
         )
         app.register_blueprint(webhooks.blueprint())
         app.register_blueprint(health_blueprint(self, detail=False))
@@ -205,31 +258,32 @@ class Service:
 
     def _admin_app(self) -> Flask:
         app = Flask("bridge.admin", static_folder=None)
+        app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+        app.url_map.merge_slashes = False  # no redirects: senders do not follow them
         app.register_blueprint(health_blueprint(self, detail=True))
         app.register_blueprint(admin_blueprint(self, self.metrics))
         desk = JournalDesk(journal=self.journal, make_remap=lambda: make_remap(self._settings))
         app.register_blueprint(api_blueprint(desk))
+        app.register_blueprint(openapi_blueprint(lambda: self._settings))
         guard(app, host=self._settings.server.admin_bind[0], token=self._settings.server.admin_token)
         register_problem_handlers(app)
         return app
 
-    def _by_port(self, public: Flask, admin: Flask) -> WSGI:
-        """Which app answers is decided by the port of the socket, which no request can choose."""
-        admin_port = str(self._settings.server.admin_bind[1])
 
-        def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-            return (admin if environ["SERVER_PORT"] == admin_port else public)(environ, start_response)
-
-        return wsgi
+def counters_folder() -> Path | None:
+    """Where the processes of this service count together: the folder that the master has made for metrics."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return Path(folder) if folder else None
 
 
-def endpoints(settings: Settings) -> Mapping[str, Endpoint]:
-    """The webhook endpoints of all sources."""
+def endpoints(settings: Settings, quotas: Quotas | None = None) -> Mapping[str, Endpoint]:
+    """The webhook endpoints of all sources; without `quotas` no limit holds."""
     return {
         name: Endpoint(
             source=source,
             verifier=Verifier(source.source.verify, settings.server.public_url),
             max_body=source.source.max_body or settings.server.max_body,
+            quota=quotas.quota(name, source.source.limit) if quotas is not None else None,
         )
         for name, source in compile_sources(settings).items()
     }

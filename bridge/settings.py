@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,10 +30,10 @@ class Secret:
     """One or more secret texts from an environment variable or a file; never shown by `repr`.
 
     A file may hold several, one a line, and is read again when it changes, so that a rotation needs
-    no restart. Thread-safe: `_lock` guards the cached lines.
+    no restart. Thread-safe: `_lock` guards what was read last.
     """
 
-    __slots__ = ("_fresh_until", "_lock", "_seen", "_texts", "env", "file")
+    __slots__ = ("_empty_since", "_faults", "_fresh_until", "_lock", "_rule", "_seen", "_texts", "env", "file")
 
     def __init__(
         self,
@@ -42,43 +42,78 @@ class Secret:
         file: Path | None = None,
         default: str | None = None,
         environ: Mapping[str, str] | None = None,
+        rule: Callable[[str], str | None] | None = None,
     ) -> None:
+        """`rule` says what is wrong with a text, without showing it: such lines of a file do not count."""
         if (env is None) == (file is None):
             raise ValueError("a secret comes from either a variable or a file")
         self.env = env
         self.file = file
+        self._rule = rule
         self._lock = threading.Lock()
         self._seen: tuple[int, int, int] | None = None
         self._fresh_until = float("-inf")
+        self._empty_since: float | None = None
         self._texts: tuple[str, ...] = ()
+        self._faults: tuple[str, ...] = ()
         if env is not None:
             variables = os.environ if environ is None else environ
             text = variables.get(env, default or "").strip()
             self._texts = (text,) if text else ()
 
-    def texts(self) -> tuple[str, ...]:
-        """All secrets that this source holds now. Raises SecretUnavailableError when there is none."""
+    def checked(self, rule: Callable[[str], str | None]) -> Secret:
+        """The same secret, held to `rule` at each reading of its file; a variable never changes."""
+        return self if self.file is None else Secret(file=self.file, rule=rule)
+
+    def texts(self, *, look: bool = False) -> tuple[str, ...]:
+        """All secrets that this source holds now; `look`: as of this instant, not of half a second ago.
+
+        Raises SecretUnavailableError when there is none.
+        """
         if self.file is None:
             if not self._texts:
                 raise SecretUnavailableError(f"the environment variable {self.env} is not set or empty")
             return self._texts
         now = time.monotonic()
-        if now < self._fresh_until:
+        if now < self._fresh_until and not look:
             return self._texts
         with self._lock:
-            try:
-                status = self.file.stat()
-                seen = (status.st_mtime_ns, status.st_size, status.st_ino)
-                if seen != self._seen:
-                    lines = self.file.read_text(encoding="utf-8").splitlines()
-                    self._texts = tuple(line.strip() for line in lines if line.strip())
-                    self._seen = seen
-            except (OSError, UnicodeDecodeError) as error:
-                raise SecretUnavailableError(f"the secret file {self.file} cannot be read: {error}") from error
-            if not self._texts:
-                raise SecretUnavailableError(f"the secret file {self.file} is empty")
-            self._fresh_until = now + LOOK_AGAIN_S
+            self._read(self.file, now)
             return self._texts
+
+    def _read(self, file: Path, now: float) -> None:
+        try:
+            status = file.stat()
+            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if seen != self._seen:
+                lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+                lines = [line for line in lines if line]
+                # Whoever writes a file in place leaves it empty for a moment: until it stays so, the old ones count.
+                self._empty_since = None if lines else self._empty_since or now
+                if self._texts and self._empty_since is not None and now - self._empty_since < LOOK_AGAIN_S:
+                    return
+                self._take(lines)
+                self._seen = seen
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise SecretUnavailableError(f"the secret file {file} cannot be read: {why}") from None
+        if not self._texts:
+            raise SecretUnavailableError("; ".join(self._faults) or f"the secret file {file} is empty")
+        self._fresh_until = now + LOOK_AGAIN_S
+
+    def _take(self, lines: list[str]) -> None:
+        found = [(line, self._rule(line) if self._rule is not None else None) for line in lines]
+        self._texts = tuple(line for line, fault in found if fault is None)
+        self._faults = tuple(
+            f"the file {self.file}, secret {number}, {fault}"
+            for number, (_, fault) in enumerate(found, start=1)
+            if fault is not None
+        )
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong with lines of the file that do not count; none of them is shown."""
+        return self._faults
 
     def text(self) -> str:
         """The first of `texts()`."""
@@ -180,6 +215,12 @@ class Hmac:
     timestamp_header: str | None = None
     timestamp_unit: Literal["s", "ms", "iso"] = "s"
     id_header: str | None = None
+    #: Whether the header may hold several signatures, as senders do while they rotate their secret.
+    several: bool = True
+    #: "hash": the plain hash of the key and what is signed, one after the other; for presets only.
+    mac: Literal["hmac", "hash"] = "hmac"
+    #: The characters whose percent-escapes in {url} the sender decodes before it signs.
+    unescape: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,11 +318,17 @@ class RequestLimit:
 class Example:
     """One entry of `examples:`; exactly one of `expect`, `ignored` and `invalid` is set."""
 
-    payload: str  # the raw body
+    payload: str  # the raw body; a byte that is not UTF-8 stands as a surrogate, see `body`
     headers: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
     expect: tuple[Mapping[str, Any], ...] | None = None
     ignored: bool = False
     invalid: Mapping[str, str] | None = None
+
+    @property
+    def body(self) -> bytes:
+        """The raw body's bytes."""
+        return self.payload.encode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +351,10 @@ class Source:
     examples: tuple[Example, ...] = ()
 
 
+#: What of `server:` only a restart changes.
+FIXED = ("bind", "admin_bind", "workers", "threads", "drain_timeout_s")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The whole configuration; `file` is where it was read from, for messages."""
@@ -314,3 +365,12 @@ class Settings:
     retry: Retry = field(default_factory=Retry)
     server: Server = field(default_factory=Server)
     file: Path | None = None
+
+    def beside(self, running: Settings) -> tuple[Settings, list[str]]:
+        """These settings for a service that runs with others, and the names of those that only a restart changes."""
+        fixed = {name: getattr(running.server, name) for name in FIXED}
+        changed = [f"server.{name.removesuffix('_s')}" for name in FIXED if getattr(self.server, name) != fixed[name]]
+        if self.journal.url != running.journal.url:
+            changed.append("journal.url")
+        server, journal = replace(self.server, **fixed), replace(self.journal, url=running.journal.url)
+        return replace(self, server=server, journal=journal), changed

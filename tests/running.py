@@ -35,6 +35,7 @@ crm:
   flush_interval: {flush_interval}
   rate_limit: {{{rate_limit}}}
   timeout: {timeout}
+  batch_size: {batch_size}
 journal:
   url: sqlite:///{folder}/journal.db
   max_pending: {max_pending}
@@ -44,6 +45,7 @@ server:
   admin_bind: 127.0.0.1:{admin_port}
   workers: {workers}
   drain_timeout: {drain_timeout}
+  public_url: {public_url}
 sources:
 {sources}
 """
@@ -87,13 +89,16 @@ class Running:
     sources: str = ACME
     workers: int = 1
     calls: int = 100_000
+    batch_size: int = 100
     daily: int | None = None
     credential: str = "token: {file: crm.token}"
     max_pending: int = 1_000_000
     flush_interval: str = "50ms"
     timeout: str = "10s"
     drain_timeout: str = "10s"
+    public_url: str = "https://hooks.example.com"
     environ: Mapping[str, str] = field(default_factory=dict)
+    module: str = "bridge"
     port: int = field(default_factory=free_port)
     admin_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -116,10 +121,12 @@ class Running:
             workers=self.workers,
             rate_limit=f"calls: {self.calls}, per: 10s{daily}",
             credential=self.credential,
+            batch_size=self.batch_size,
             max_pending=self.max_pending,
             flush_interval=self.flush_interval,
             timeout=self.timeout,
             drain_timeout=self.drain_timeout,
+            public_url=self.public_url,
             sources=self.sources,
         )
         self.config.write_text(text, encoding="utf-8")
@@ -146,7 +153,7 @@ class Running:
         """Start it, and wait until it is ready."""
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "bridge", "serve", "--config", str(self.config)],
+                [sys.executable, "-m", self.module, "serve", "--config", str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -239,6 +246,10 @@ class Running:
     def entries(self) -> list[Entry]:
         with self.journal() as journal:
             return journal.entries(Filter())
+
+    def log_has(self, text: str, *, times: int = 1) -> bool:
+        """Whether the log says this so often."""
+        return self.log.read_text(encoding="utf-8").count(text) >= times
 
     def idle(self) -> bool:
         """Whether nothing is due any more."""

@@ -33,11 +33,15 @@ def serve(config: Path, sandbox: bool) -> int:
     for warning in loaded.warnings:
         click.echo(f"warning: {warning}", err=True)
     if not sandbox:
-        return server.run(loaded.settings)
+        return server.run(loaded.settings, load_settings=lambda: load(config).settings)
     with sandbox_process() as url:
         settings = towards(loaded.settings, url)
         click.echo(f"delivering to a sandbox CRM on {url}; what it holds: curl {url}/sandbox/state", err=True)
-        return server.run(settings, ready=lambda: _next(settings, config))
+        return server.run(
+            settings,
+            load_settings=lambda: towards(load(config, sandbox=True).settings, url),
+            ready=lambda: _next(settings, config),
+        )
 
 
 def _next(settings: Settings, config: Path) -> None:
