@@ -19,6 +19,7 @@ class Appended:
 
     receipts: list[Receipt]
     merged: Merged = field(default_factory=Merged)
+    staged: list[int] = field(default_factory=list)  # ids of what was kept for later, in order
 
 
 def append(connection: Connection, events: Sequence[Event], *, now_us: int) -> Appended:
@@ -62,13 +63,14 @@ def _log_events(connection: Connection, new: dict[tuple[str, str], Event], now_u
     """Insert these events; returns their numbers by (source, event id)."""
     if not new:
         return {}
-    roots: dict[str, tuple[str, str, int]] = {}
+    hashes: dict[str, str] = {}  # by root: the events of a request share theirs, which may be long
     rows = []
     for event in new.values():
         root = None
         if event.root is not None:
-            root = hashlib.blake2b(event.root.encode(), digest_size=16).hexdigest()
-            roots[root] = (root, event.root, now_us)
+            root = hashes.get(event.root)
+            if root is None:
+                root = hashes[event.root] = hashlib.blake2b(event.root.encode(), digest_size=16).hexdigest()
         rows.append(
             (
                 event.source,
@@ -84,13 +86,13 @@ def _log_events(connection: Connection, new: dict[tuple[str, str], Event], now_u
                 int(event.unmappable is not None),
             )
         )
-    if roots:
+    if hashes:
         run(
             connection,
             """INSERT INTO roots (hash, body, received_us)
                SELECT hash, body, received_us FROM {rows:hash text, body text, received_us int} WHERE true
                ON CONFLICT (hash) DO UPDATE SET received_us = excluded.received_us""",
-            rows=sorted(roots.values()),
+            rows=sorted((root, body, now_us) for body, root in hashes.items()),
         )
     inserted = run(
         connection,

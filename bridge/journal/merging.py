@@ -129,8 +129,13 @@ def merge(connection: Connection, asks: Sequence[Ask], *, now_us: int, replay: b
                     best[key] = (time_us, n, ask, ask.properties.get(name))
     _log_asks(connection, rows_asked)
     by_ref = {touched.ref: touched for touched in records.values()}
-    _upsert_desired(connection, best, by_ref, merged, now_us=now_us, replay=replay)
-    _make_due(connection, best, by_ref, now_us=now_us, at_once=replay)
+    rows = _rows(best, by_ref, now_us=now_us, at_once=replay)
+    merged.superseded += len(best)
+    _upsert_desired(connection, rows, merged, now_us=now_us, replay=replay)
+    _make_due(connection, rows, now_us=now_us, at_once=replay)
+    parked = sorted(touched.ref for touched in by_ref.values() if touched.parked)
+    if parked:
+        _unpark(connection, parked, now_us=now_us)
     return merged
 
 
@@ -195,30 +200,50 @@ def _log_asks(connection: Connection, rows: Sequence[tuple[int, int, int, int, s
     )
 
 
+#: The values by which asks win. An ask's properties stand in JSON objects, because every column of `rows` costs a
+#: search through a row's JSON text.
+_WON = f"""
+WITH asked AS MATERIALIZED (
+  SELECT ref, n, revision, source, time_us, event, skip, valid, invalid
+    FROM {{rows:ref int, n int, revision int, source text, lane int, due_us int, time_us int, event int, skip int,
+               valid text, invalid text}} given),
+won AS (
+  SELECT a.ref, a.n, a.time_us, a.revision, a.event, a.source, a.skip, p.key AS property, p.value AS value,
+         {int(State.PENDING)} AS state, cast(NULL AS text) AS category, cast(NULL AS text) AS message
+    FROM asked a CROSS JOIN {{pairs:a.valid}} p
+  UNION ALL
+  SELECT a.ref, a.n, a.time_us, a.revision, a.event, a.source, a.skip, p.key, NULL,
+         {int(State.REFUSED)}, '{Category.UNMAPPABLE}', p.value
+    FROM asked a CROSS JOIN {{pairs:a.invalid}} p)"""
+
+#: What this very merge has written of an ask: no older value has the record's newest revision.
+_WRITTEN = "d.record = a.ref AND d.n = a.n AND d.revision = a.revision"
+
+#: Equal to what was refused of late; a time ahead of now was noted while our clock was wrong.
+_STILL_REFUSED = """desired.state = 2 AND desired.value = excluded.value
+      AND desired.settled_us > :refused_after AND desired.settled_us <= :now"""
 #: The desired value's next state. `excluded.state` is what the mapping says: pending, or refused as invalid.
-_UPSERT = """
+_UPSERT = f"""
+{_WON}
 INSERT INTO desired (record, property, value, time_us, n, revision, event, source, state, skip, category,
                      message, settled_us)
-SELECT record, property, value, time_us, n, revision, event, source, state, skip, category, message, :now
-  FROM {rows:record int, property text, value text, time_us int, n int, revision int, event int, source text,
-             state int, skip int, category text, message text} WHERE true
+SELECT ref, property, value, time_us, n, revision, event, source, state, skip, category, message, :now
+  FROM won WHERE true
 ON CONFLICT (record, property) DO UPDATE SET
   value = excluded.value, time_us = excluded.time_us, n = excluded.n, revision = excluded.revision,
   event = excluded.event, source = excluded.source, skip = excluded.skip,
   displaced = CASE WHEN desired.state = 0 AND desired.event <> excluded.event THEN desired.event END,
   state = CASE
     WHEN excluded.state = 2 THEN 2
-    WHEN desired.state = 2 AND desired.value = excluded.value AND desired.settled_us > :refused_after THEN 2
+    WHEN {_STILL_REFUSED} THEN 2
     WHEN excluded.skip = 1 AND desired.state = 1 AND desired.value = excluded.value THEN 1
     ELSE 0 END,
   category = CASE
     WHEN excluded.state = 2 THEN excluded.category
-    WHEN desired.state = 2 AND desired.value = excluded.value AND desired.settled_us > :refused_after
-      THEN desired.category END,
+    WHEN {_STILL_REFUSED} THEN desired.category END,
   message = CASE
     WHEN excluded.state = 2 THEN excluded.message
-    WHEN desired.state = 2 AND desired.value = excluded.value AND desired.settled_us > :refused_after
-      THEN desired.message END,
+    WHEN {_STILL_REFUSED} THEN desired.message END,
   settled_us = CASE
     WHEN excluded.state = 2 THEN :now
     WHEN desired.state IN (1, 2) AND desired.value = excluded.value THEN desired.settled_us
@@ -226,36 +251,40 @@ ON CONFLICT (record, property) DO UPDATE SET
 WHERE (excluded.time_us, excluded.n) >= (desired.time_us, desired.n) OR desired.time_us > :believed"""
 
 
-def _upsert_desired(
-    connection: Connection,
+#: One ask with the values by which it wins: the columns of `_WON`.
+_Row = tuple[int, int, int, str, int, int, int, int, int, dict[str, str], dict[str, str]]
+
+
+def _rows(
     best: Mapping[tuple[int, str], tuple[int, int, Ask, str | None]],
     records: Mapping[int, _Record],
-    merged: Merged,
     *,
     now_us: int,
-    replay: bool,
-) -> None:
+    at_once: bool,
+) -> list[_Row]:
+    """The winning values by ask, in the order of records.
+
+    A record that waits out a failure of its own keeps waiting: events for a poisonous record must not make a
+    loop of it. What is due later for another reason (a value to be sent again after a doubt) is due now too.
+    """
+    rows: dict[tuple[int, int], _Row] = {}
+    for (ref, name), (time_us, n, ask, value) in best.items():
+        row = rows.get((ref, n))
+        if row is None:
+            touched = records[ref]
+            due_us = now_us if at_once or touched.retry_us is None else max(now_us, touched.retry_us)
+            revision, skip = touched.n + touched.given, int(ask.skip_unchanged)
+            row = (ref, n, revision, ask.source, touched.lane, due_us, time_us, ask.event, skip, {}, {})
+            rows[ref, n] = row
+        if value is None:
+            row[-1][name] = ask.invalid[name]
+        else:
+            row[-2][name] = value
+    return [rows[key] for key in sorted(rows)]
+
+
+def _upsert_desired(connection: Connection, rows: Sequence[_Row], merged: Merged, *, now_us: int, replay: bool) -> None:
     """Write the values that win, and count what became of all."""
-    rows = []
-    for (ref, name), (time_us, n, ask, value) in sorted(best.items(), key=lambda item: item[0]):
-        invalid = value is None
-        touched = records[ref]
-        rows.append(
-            (
-                ref,
-                name,
-                value,
-                time_us,
-                n,
-                touched.n + touched.given,
-                ask.event,
-                ask.source,
-                int(State.REFUSED if invalid else State.PENDING),
-                int(ask.skip_unchanged),
-                str(Category.UNMAPPABLE) if invalid else None,
-                ask.invalid.get(name) if invalid else None,
-            )
-        )
     run(
         connection,
         _UPSERT,
@@ -265,55 +294,33 @@ def _upsert_desired(
         # A replay is no new word of the partner's: it wins over nothing that is newer, whatever its date.
         believed=NEVER_US if replay else now_us + FUTURE_TOLERANCE_US,
     )
-    keys = [(ref, name, n) for (ref, name), (_, n, _, _) in best.items()]
     [(written, displaced, unchanged, refused)] = fetch(
         connection,
-        """SELECT count(*), count(d.displaced), count(*) FILTER (WHERE d.state = 1),
-                  count(*) FILTER (WHERE d.state = 2)
-             FROM {rows:ref int, property text, n int} r
-             JOIN desired d ON d.record = r.ref AND d.property = r.property AND d.n = r.n""",
-        rows=keys,
+        f"""SELECT count(*), count(d.displaced), count(*) FILTER (WHERE d.state = 1),
+                   count(*) FILTER (WHERE d.state = 2)
+              FROM {{rows:ref int, n int, revision int}} a CROSS JOIN desired d WHERE {_WRITTEN}""",
+        rows=[row[:3] for row in rows],
     )
-    merged.superseded += len(rows) - written + displaced
+    merged.superseded += displaced - written
     merged.unchanged += unchanged
     merged.refused += refused
 
 
-def _make_due(
-    connection: Connection,
-    best: Mapping[tuple[int, str], tuple[int, int, Ask, str | None]],
-    records: Mapping[int, _Record],
-    *,
-    now_us: int,
-    at_once: bool,
-) -> None:
-    """Make due what is pending of these values, and bring back what is parked.
-
-    A record that waits out a failure of its own keeps waiting: events for a poisonous record must not make a
-    loop of it. What is due later for another reason (a value to be sent again after a doubt) is due now too.
-    """
-    rows = []
-    for (ref, name), (_, n, ask, _) in best.items():
-        wait_us = records[ref].retry_us
-        at_us = now_us if at_once or wait_us is None else max(now_us, wait_us)
-        rows.append((ref, name, n, ask.source, records[ref].lane, at_us))
+def _make_due(connection: Connection, rows: Sequence[_Row], *, now_us: int, at_once: bool) -> None:
+    """Make due what is pending of these values."""
     keep = "excluded.due_us"
     if not at_once:
         keep = "CASE WHEN due.due_us < excluded.due_us THEN due.due_us ELSE excluded.due_us END"
     run(
         connection,
         f"""INSERT INTO due (record, source, lane, due_us, since_us)
-            SELECT DISTINCT r.ref, r.source, r.lane, r.at, :now
-              FROM {{rows:ref int, property text, n int, source text, lane int, at int}} r
-              JOIN desired d ON d.record = r.ref AND d.property = r.property AND d.n = r.n AND d.state = 0
-             WHERE true
+            SELECT DISTINCT a.ref, a.source, a.lane, a.due_us, :now
+              FROM {{rows:ref int, n int, revision int, source text, lane int, due_us int}} a
+             WHERE EXISTS (SELECT 1 FROM desired d WHERE {_WRITTEN} AND d.state = 0)
             ON CONFLICT (record, source) DO UPDATE SET due_us = {keep}""",
-        rows=sorted(rows),
+        rows=[row[:6] for row in rows],
         now=now_us,
     )
-    parked = sorted(ref for ref, touched in records.items() if touched.parked)
-    if parked:
-        _unpark(connection, parked, now_us=now_us)
 
 
 def _unpark(connection: Connection, refs: Sequence[int], *, now_us: int) -> None:

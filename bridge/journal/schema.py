@@ -10,6 +10,7 @@ Invariants:
   `due_us` is NULL while the record is parked.
 * `asks` tells which event asked which record, at which `n`. With `desired.event` it gives every
   event's fate without a write at delivery time.
+* `staged` holds the rest of large requests while they are taken in slices: on disk, but in no other table yet.
 * The schema only grows: version N-1 works on version N's journal.
 
 Times are microseconds since the epoch. State is kept as small integers (`State`).
@@ -177,6 +178,15 @@ calls = Table(
     Column("error", Text),
     Column("inputs", Text, nullable=False),  # JSON [[record, revision read, outcome], …]
     Index("calls_started", "started_us"),
+    sqlite_autoincrement=True,
+)
+
+staged = Table(
+    "staged",
+    metadata,
+    Column("id", Key, primary_key=True, autoincrement=True),
+    Column("received_us", BigInteger, nullable=False),
+    Column("events", Text, nullable=False),  # JSON: what of a large request is still to be merged
     sqlite_autoincrement=True,
 )
 

@@ -20,8 +20,10 @@ from bridge.journal.appending import Appended
 from bridge.journal.database import Database, fetch, run
 from bridge.journal.event_log import EventFilter, Logged
 from bridge.journal.kept import Remap
-from bridge.journal.remapping import Difference, Remapping
-from bridge.journal.retry_log import Entry, Filter, Replayed
+from bridge.journal.remapping import CHANGES, Difference, Remapping
+from bridge.journal.retry_log import Discarded, Entry, Filter, Replayed
+from bridge.journal.room import Room
+from bridge.journal.staging import SLICE_EVENTS, oldest_left, stage, unstage
 from bridge.journal.steering import Known, Resynced
 from bridge.journal.upkeep import DAY_US, VACUUM_PAGES, Figures, Retention
 from bridge.model import Call, Clock, Due, Event, Lane, Outcome, Pause, PendingRecord, to_us
@@ -40,6 +42,8 @@ class Watcher(Protocol):
 
     def settled(self, settled: delivering.Settled) -> None: ...
 
+    def troubled(self, kind: str) -> None: ...
+
 
 class Journal:
     """An open journal."""
@@ -52,7 +56,7 @@ class Journal:
         retry_max_s: float = DUE_HORIZON_S,
         watcher: Watcher | None = None,
     ) -> None:
-        self._database = Database(settings.url)
+        self._database = Database(settings.url, troubled=self._troubled)
         self._settings = settings
         self._clock = clock
         self._watcher = watcher
@@ -65,15 +69,47 @@ class Journal:
 
     # --- intake ---
 
-    def append(self, events: Sequence[Event]) -> Appended:
-        """Take these events in one transaction with fsync. Raises JournalFullError at the limits."""
-        self.refuse_if_full()
+    def append(
+        self,
+        events: Sequence[Event],
+        *,
+        staging: Sequence[Sequence[Event]] = (),
+        staged: Collection[int] = (),
+        admitted: bool = False,
+    ) -> Appended:
+        """Take these events in one transaction with fsync. Raises JournalFullError at the limits, unless `admitted`.
+
+        `staging` are events that are kept now and merged by later calls (see `bridge.journal.staging`), `staged`
+        what was kept and is merged with these.
+        """
+        if not admitted:
+            self.refuse_if_full()
         started = self._clock.monotonic()
         with self._database.write() as connection:
-            appended = appending.append(connection, events, now_us=self._now_us())
+            now_us = self._now_us()
+            appended = appending.append(connection, events, now_us=now_us)
+            appended.staged = [stage(connection, rest, now_us=now_us) for rest in staging]
+            if staged:
+                unstage(connection, staged)
         if self._watcher is not None:
             self._watcher.committed(self._clock.monotonic() - started, appended)
         return appended
+
+    def merge_left(self) -> bool:
+        """Merge what is left of a large request whose process ended; False when there is none."""
+        with self._database.read() as connection:
+            left = oldest_left(connection, now_us=self._now_us())
+        if left is None:
+            return False
+        for at in range(0, len(left.events), SLICE_EVENTS):
+            self.append(left.events[at : at + SLICE_EVENTS], admitted=True)
+        self.append((), staged=[left.id], admitted=True)
+        return True
+
+    def reconfigure(self, settings: JournalSettings, *, retry_max_s: float) -> None:
+        """Go on with other limits and times; the URL stays."""
+        self._settings = settings
+        self._horizon_us = to_us(max(retry_max_s, DUE_HORIZON_S))
 
     def refuse_if_full(self) -> None:
         """Raise JournalFullError while the journal is at one of its limits (with a second's lag)."""
@@ -138,6 +174,11 @@ class Journal:
                     self._lanes[found] = Lane(object_type, id_property)
             return self._lanes[number]
 
+    def clock_was_set(self, by_us: int) -> None:
+        """The wall clock was set by so much: doubts are as old as before, by the new time."""
+        with self._database.write(durable=False) as connection:
+            delivering.shift_doubts(connection, by_us)
+
     def save_pauses(self, pauses: Sequence[Pause]) -> None:
         """Keep these pauses, for a restart and for every worker's status; those of people stay as they are."""
         with self._database.write(durable=False) as connection:
@@ -173,26 +214,47 @@ class Journal:
     def replay(
         self, chosen: Sequence[Entry], remap: Remap, *, progress: Callable[[int], None] = lambda _: None
     ) -> Replayed:
-        """Map these entries' events again and make everything due now, in small transactions."""
-        done = Replayed()
+        """Map these entries' events again and make everything due now, in small transactions.
+
+        Raises JournalFullError before it begins when what is parked would fill the journal and so stop intake, and
+        between two steps when something else filled it meanwhile.
+        """
+        done, room = Replayed(), self._room()
+        if wanted := sum(entry.state == "parked" for entry in chosen):
+            room.check(wanted=wanted)
         for step in retry_log.steps(chosen):
+            parked = sum(entry.state == "parked" for entry in step)
+            if parked:  # what is retried is pending already, and may be hastened whenever
+                room.check(done=f" ({done.entries} of {len(chosen)} entries are replayed)")
             with self._database.write() as connection:
                 part = retry_log.replay(connection, step, remap, now_us=self._now_us())
             done.entries += part.entries
             done.events += part.events
             done.unmapped += part.unmapped
             done.merged.add(part.merged)
+            room.made_pending(parked)
             progress(len(step))
         return done
 
-    def discard(self, chosen: Sequence[Entry], *, progress: Callable[[int], None] = lambda _: None) -> int:
+    def discard(self, chosen: Sequence[Entry]) -> int:
         """Give these entries up for good; returns how many values and events that were."""
-        given_up = 0
-        for step in retry_log.steps(chosen):
+        return self._discard(chosen, Filter(), lambda _: None).values
+
+    def discard_all(self, chosen: Filter, *, progress: Callable[[int], None] = lambda _: None) -> Discarded:
+        """Give up what the filter means, in small transactions. Each applies it anew: a record that a newer event or
+        a delivery took out of the retry log meanwhile is left alone.
+        """
+        return self._discard(self.entries(chosen), chosen, progress)
+
+    def _discard(self, found: Sequence[Entry], still: Filter, progress: Callable[[int], None]) -> Discarded:
+        done = Discarded()
+        for step in retry_log.steps(found):
             with self._database.write() as connection:
-                given_up += retry_log.discard(connection, step, now_us=self._now_us())
+                part = retry_log.discard(connection, [entry.id for entry in step], still, now_us=self._now_us())
+            done.entries += part.entries
+            done.values += part.values
             progress(len(step))
-        return given_up
+        return done
 
     # --- event log and undo ---
 
@@ -231,18 +293,23 @@ class Journal:
     ) -> Replayed:
         """Map kept events again, in small transactions; values that they set are replaced or withdrawn, newer ones
         never. `differences` is told what changes, step by step.
+
+        Raises JournalFullError between two steps when the journal is full, lest it stop intake.
         """
         remapping = Remapping(remap, dry_run=dry_run)
-        done = Replayed()
+        done, room = Replayed(), self._room()
         for page in self._event_pages(chosen, looked_at=progress):
             with self._database.read() as connection:
                 mapped = remapping.read(connection, [event.seq for event in page])
+            if not dry_run:
+                room.check(done=f" ({done.events} events are replayed)")
             with self._database.read() if dry_run else self._database.write() as connection:
                 remade = remapping.step(connection, mapped, now_us=self._now_us())
             done.events += remade.events
             done.unmapped += remade.unmapped
             done.merged.add(remade.merged)
             differences(remade.differences)
+            room.made_pending(len({found.record for found in remade.differences if found.what in CHANGES}))
         return done
 
     def count_known(self, chosen: Known) -> Resynced:
@@ -253,23 +320,29 @@ class Journal:
     def resync(self, chosen: Known, *, progress: Callable[[int], None] = lambda _: None) -> Resynced:
         """Make delivered values pending again, in small transactions; `progress` is told of records.
 
-        Raises JournalFullError when that would fill the journal and so stop intake.
+        Raises JournalFullError before it begins when that would fill the journal and so stop intake, and between two
+        steps when something else filled it meanwhile.
         """
-        wanted, pending = self.count_known(chosen), self.figures().pending
-        if wanted.records + pending >= self._settings.max_pending:
-            raise JournalFullError(
-                f"{wanted.records} records to send once more and {pending} that wait are more than journal.max_pending "
-                f"({self._settings.max_pending}) lets in: narrow it down, or raise that"
-            )
+        room = self._room()
+        room.check(wanted=self.count_known(chosen).records)
         done, after = Resynced(), 0
         while True:
+            room.check(done=f" ({done.records} records are due)")
             with self._database.write() as connection:
                 part, after = steering.step(connection, chosen, after=after, now_us=self._now_us())
             done.records += part.records
             done.values += part.values
+            room.made_pending(part.records)
             progress(part.records)
             if not after:
                 return done
+
+    def _room(self) -> Room:
+        def count() -> int:
+            with self._database.read() as connection:
+                return upkeep.pending(connection)
+
+        return Room(count=count, max_pending=self._settings.max_pending, monotonic=self._clock.monotonic)
 
     def pause(self, object_type: str | None = None, *, detail: str = "") -> Pause:
         """Stop delivery, or that of one object type, until a person ends it; with fsync."""
@@ -300,10 +373,10 @@ class Journal:
         with self._database.read() as connection:
             return upkeep.read_figures(connection)
 
-    def refresh_figures(self, *, delivery: dict[str, Any] | None = None) -> Figures:
-        """Count the gauges anew and keep them for everyone."""
+    def refresh_figures(self, *, delivery: dict[str, Any] | None = None, sources: Collection[str] = ()) -> Figures:
+        """Count the gauges anew and keep them for everyone. `sources` are the configured ones."""
         with self._database.read() as connection:
-            figures = upkeep.count(connection, delivery=delivery or {}, now_us=self._now_us())
+            figures = upkeep.count(connection, delivery=delivery or {}, sources=sources, now_us=self._now_us())
         with self._database.write(durable=False) as connection:
             upkeep.save_figures(connection, figures)
         return figures
@@ -327,13 +400,18 @@ class Journal:
         return self._database.size()
 
     def check_writable(self) -> None:
-        """Raise a JournalError unless a transaction can be committed now."""
-        with self._database.write(durable=False) as connection:
+        """Raise a JournalError unless a transaction can be committed, with fsync, now."""
+        with self._database.write() as connection:
             run(connection, "UPDATE dispatcher SET id = 1 WHERE id = 1")
+        self._database.check_room()
 
     def close(self) -> None:
         """Close the database; the object cannot be used afterwards."""
         self._database.close()
+
+    def _troubled(self, kind: str) -> None:
+        if self._watcher is not None:
+            self._watcher.troubled(kind)
 
     def _now_us(self) -> int:
         return to_us(self._clock.now())

@@ -139,6 +139,14 @@ def upgrade() -> None:
         sa.UniqueConstraint("object_type", "id_property"),
     )
     op.create_table(
+        "staged",
+        sa.Column("id", key, autoincrement=True, nullable=False),
+        sa.Column("received_us", sa.BigInteger(), nullable=False),
+        sa.Column("events", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+        sqlite_autoincrement=True,
+    )
+    op.create_table(
         "meta",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("value", sa.Text(), nullable=False),

@@ -1,0 +1,79 @@
+"""Large requests: on disk at once, merged in slices.
+
+One transaction for thousands of events holds up every other sender for half a second. So the first slice's
+transaction also keeps the rest as one row, which makes the request durable as a whole, and the slices follow in
+transactions of their own, between those of others; the last one takes the row away. What a crash, or trouble with
+the disk, leaves there is merged later by whoever is on duty. Merging twice changes nothing, as for any event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+from sqlalchemy.engine import Connection
+
+from bridge.journal.database import fetch, run
+from bridge.journal.merging import FUTURE_TOLERANCE_US
+from bridge.model import Event, Lane, PropertyUpdate, RecordKey
+
+#: Events that one transaction merges of a large request: some 20 ms.
+SLICE_EVENTS = 250
+#: What is left of a request is merged by others after this long: by then nobody is at it any more.
+LEFT_AFTER_US = 30 * 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The rest of one request."""
+
+    id: int
+    events: Sequence[Event]
+
+
+def stage(connection: Connection, events: Sequence[Event], *, now_us: int) -> int:
+    """Keep these events until they are merged; returns the row's id."""
+    done = run(
+        connection,
+        "INSERT INTO staged (received_us, events) VALUES (:now, :events)",
+        now=now_us,
+        events=orjson.dumps(events).decode(),
+    )
+    return int(done.lastrowid)
+
+
+def unstage(connection: Connection, ids: Iterable[int]) -> None:
+    """These are merged to their end."""
+    run(connection, "DELETE FROM staged WHERE id IN {ids}", ids=list(ids))
+
+
+def oldest_left(connection: Connection, *, now_us: int) -> Left | None:
+    """The oldest request that nobody is at any more; None when there is none."""
+    found = fetch(
+        connection,
+        "SELECT id, received_us, events FROM staged WHERE received_us < :before ORDER BY id LIMIT 1",
+        before=now_us - LEFT_AFTER_US,
+    )
+    if not found:
+        return None
+    id_, received_us, text = found[0]
+    return Left(id_, [_arrived(_event(fields), received_us) for fields in orjson.loads(text)])
+
+
+def _arrived(event: Event, received_us: int) -> Event:
+    """The event as of its arrival: merged late, it must not pass for newer than what arrived since."""
+    occurred_us = event.occurred_at_us
+    if occurred_us is None or occurred_us > received_us + FUTURE_TOLERANCE_US:
+        return replace(event, occurred_at_us=received_us)
+    return event
+
+
+def _event(fields: dict[str, Any]) -> Event:
+    return Event(**{**fields, "updates": tuple(map(_update, fields["updates"]))})
+
+
+def _update(fields: dict[str, Any]) -> PropertyUpdate:
+    record = fields["record"]
+    return PropertyUpdate(**{**fields, "record": RecordKey(Lane(**record["lane"]), record["id"])})
