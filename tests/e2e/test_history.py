@@ -1,0 +1,50 @@
+"""Whole runs with kills at random instants and a CRM that fails, checked event by event (see `tests/history.py`)."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from bridge.sandbox import Crm, SandboxServer
+from tests.history import History, Sent, check, run_history
+from tests.running import Running
+
+#: Kills of each long run; HISTORY_KILLS=100 makes it 200 in all.
+KILLS = int(os.environ.get("HISTORY_KILLS", "25"))
+SEED = int(os.environ.get("HISTORY_SEED", "7"))
+
+
+def run(folder: Path, *, workers: int, seed: int, kills: int) -> tuple[History, Crm, Running]:
+    crm = Crm(open_properties=False)
+    crm.behaviour.latency_s = 0.02
+    with SandboxServer(crm) as sandbox:
+        history, service = run_history(folder, crm, sandbox.url, workers=workers, seed=seed, kills=kills)
+    breaches = check(history, crm, service)
+    print(f"seed {seed}, {workers} workers: {history.summary()}; {len(breaches)} breaches")  # noqa: T201 (the record)
+    assert breaches == []
+    assert len(history.of("acknowledged")) > 20 * kills
+    return history, crm, service
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_f01_f02_f03_f04_kill_9_of_any_part_breaks_no_promise(tmp_path: Path, workers: int) -> None:
+    history, crm, service = run(tmp_path, workers=workers, seed=SEED + workers, kills=4)
+
+    # And the checker would have seen it: each kind of breach, made by hand.
+    value = next(one for one in crm.ledger.applied() if one.property == "company_name")
+    event = history.sent[value.value.removeprefix("name ")]
+    ghost = Sent("ghost", event.record, time.time() + 60, {"company_name": "name ghost"})
+    history.sent["ghost"], history.answers["ghost"] = ghost, "acknowledged"
+    history.answers[event.id] = "refused"
+    found = check(history, crm, service)
+    assert {breach[:3] for breach in found} >= {"(a)", "(b)", "(c)"}
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_f04_kill_9_many_times_breaks_no_promise(tmp_path: Path, workers: int) -> None:
+    run(tmp_path, workers=workers, seed=SEED + 100 + workers, kills=KILLS)
