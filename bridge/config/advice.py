@@ -25,6 +25,11 @@ def advice(settings: Settings, document: Document) -> Iterator[Problem]:
         if source.event_id is None and not gives_identity(source.verify):
             message = "no event has an id here, so a repeated delivery counts as a new event; set `event_id`"
             yield document.problem(keys, message)
+        if (challenge := source.challenge) is not None and challenge.method == "POST" and challenge.when is None:
+            message = (
+                "a POST in which `reply` finds something counts as a handshake, even if it is an event; set `when`"
+            )
+            yield document.problem((*keys, "challenge"), message)
     if (token := settings.server.admin_token) is not None and _is_short(token):
         message = f"is shorter than {SHORT_ADMIN_TOKEN} characters; `openssl rand -hex 24` makes a better one"
         yield document.problem(("server", "admin_token"), message)
@@ -54,6 +59,12 @@ def _secrets(settings: Settings) -> Iterator[tuple[Keys, Secret]]:
 
 
 def _secret_advice(document: Document, keys: Keys, secret: Secret) -> Iterator[Problem]:
+    """What to mend about a secret that is sound by itself.
+
+    A file that everybody can read is warned of, not refused: Kubernetes mounts secrets with mode 0644 unless told
+    otherwise, Docker and Podman with 0444, in a container where nobody else is, and on file systems where
+    `chmod` cannot work. A refusal would keep sound deployments from starting.
+    """
     written: Any = document.data
     for key in keys:
         inside = (isinstance(written, Mapping) and key in written) or (

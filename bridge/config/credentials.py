@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from marshmallow import ValidationError
 
 from bridge.config.scalars import Worded, is_reference, kind, reference
 from bridge.config.surroundings import surroundings
-from bridge.settings import Secret, SecretUnavailableError
+from bridge.intake.schemes import PRESETS, key_of
+from bridge.settings import Hmac, Secret, SecretUnavailableError
 
 #: NIST SP 800-107 wants keys of at least the security strength; Standard Webhooks asks for 24 bytes
 SHORTEST_HMAC_BYTES = 24
@@ -21,8 +20,11 @@ SHORTEST_BEARER = 16
 SHORTEST_PASSWORD = 8
 
 PLACEHOLDERS = re.compile(
-    r"x+|\*+|\.+|…+|<.*>|\$\{.*\}|\{\{.*\}\}|(my|your|the)?[-_ ]?(secret|password|token|key)([-_ ]?here)?"
-    r"|(your|my)[-_ ].*|change[-_ ]?(me|it|this).*|replace[-_ ]?(me|this|with).*|placeholder|todo|tbd|dummy",
+    r"(.)\1*|[!-/:-@\[-`{-~…]+|<.*>|\[.*\]|%.*%|\$(?-i:[A-Z][A-Z0-9_]*)|\$[({].*[)}]|\{\{.*\}\}"
+    r"|(my|your|the|a|some|test|example|webhook|signing|client)?[-_ ]?(secret|password|token|key)([-_ ]?here)?"
+    r"|(your|my)[-_ ].*|(insert|enter|put|paste|fill)[-_ ].*(secret|password|token|key|here).*"
+    r"|change[-_ ]?(me|it|this).*|replace[-_ ]?(me|this|with).*"
+    r"|example|sample|dummy|placeholder|redacted|fixme|to[-_ ]?do|tbd|none|null|undefined|test",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -59,10 +61,15 @@ def faults(secret: Secret, rule: Rule | None = None) -> Iterator[str]:
     for number, text in enumerate(texts, start=1):
         origin = f"the variable {secret.env}" if secret.env else f"the file {secret.file}"
         where = origin if len(texts) == 1 else f"{origin}, secret {number},"
-        if is_placeholder(text):
-            yield f"{where} holds a placeholder, not a secret"
-        elif rule is not None and (fault := rule(text)) is not None:
+        if (fault := text_fault(text, rule)) is not None:
             yield f"{where} {fault}"
+
+
+def text_fault(text: str, rule: Rule | None = None) -> str | None:
+    """What is wrong with one secret's text, without showing it."""
+    if is_placeholder(text):
+        return "holds a placeholder, not a secret"
+    return rule(text) if rule is not None else None
 
 
 def is_placeholder(text: str) -> bool:
@@ -77,7 +84,7 @@ def token_rule(text: str) -> str | None:
     return None
 
 
-def rule_for(scheme: str, key: str = "raw") -> Rule:
+def rule_for(scheme: str, key: Literal["raw", "base64", "hex"] = "raw") -> Rule:
     """What the secrets of a verification scheme must be; `key` is how scheme hmac reads them."""
     match scheme:
         case "standard-webhooks":
@@ -91,11 +98,12 @@ def rule_for(scheme: str, key: str = "raw") -> Rule:
 
 
 def _standard(text: str) -> str | None:
-    key = _base64(text.removeprefix("whsec_"))
-    if key is None:
+    try:
+        length = len(key_of(PRESETS["standard-webhooks"][0], text))
+    except ValueError:
         return "is not whsec_ and base64, as standard-webhooks needs"
-    if not SHORTEST_HMAC_BYTES <= len(key) <= LONGEST_STANDARD_BYTES:
-        return f"holds {len(key)} bytes after base64; standard-webhooks needs 24 to 64"
+    if not SHORTEST_HMAC_BYTES <= length <= LONGEST_STANDARD_BYTES:
+        return f"holds {length} bytes after base64; standard-webhooks needs 24 to 64"
     return None
 
 
@@ -116,22 +124,11 @@ def _basic(text: str) -> str | None:
     return None
 
 
-def _hmac(text: str, key: str) -> str | None:
-    if key == "raw":
-        raw: bytes | None = text.encode()
-    elif key == "base64":
-        raw = _base64(text)
-    else:
-        raw = bytes.fromhex(text) if re.fullmatch(r"([0-9A-Fa-f]{2})+", text, re.ASCII) else None
-    if raw is None:
-        return f"is not {key}, as `key` says"
-    if len(raw) < SHORTEST_HMAC_BYTES:
-        return f"is too short: a signing secret needs at least {SHORTEST_HMAC_BYTES} bytes, not {len(raw)}"
-    return None
-
-
-def _base64(text: str) -> bytes | None:
+def _hmac(text: str, key: Literal["raw", "base64", "hex"]) -> str | None:
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        return None
+        length = len(key_of(Hmac(header="", key=key), text))
+    except ValueError:
+        return f"is not {key}, as `key` says"
+    if length < SHORTEST_HMAC_BYTES:
+        return f"is too short: a signing secret needs at least {SHORTEST_HMAC_BYTES} bytes, not {length}"
+    return None

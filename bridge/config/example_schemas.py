@@ -14,11 +14,8 @@ from bridge.config.mapping_schemas import PROPERTY_NAME, PROPERTY_RULE, property
 from bridge.config.scalars import Constant, Flag, Text, reason
 from bridge.config.service_schemas import about
 from bridge.config.surroundings import surroundings
+from bridge.intake.capture import SavedRequest, read_saved
 from bridge.settings import Example
-
-#: keys of a file that `listen --save` writes; it is told from a bare payload by having these two
-SAVED = frozenset({"headers", "body"})
-SAVED_MORE = SAVED | {"method", "path", "query", "received_at", "source", "verdict"}
 
 
 class ExpectedSchema(Block):
@@ -62,15 +59,15 @@ class ExampleSchema(Block):
             yield (), "needs exactly one of `expect`, `ignored: true` and `invalid`"
 
     def build(self, data: dict[str, Any]) -> Example:
-        headers: dict[str, str] = {}
         if "file" in data:
-            payload, headers = _saved(data["file"])
+            request = _request(data["file"])
         else:
-            payload = _body(data.get("payload"))
+            request = SavedRequest(_body(data.get("payload")).encode("utf-8", "surrogatepass"), {})
         expect = data.get("expect")
         return Example(
-            payload=payload,
-            headers=headers | data.get("headers", {}),
+            payload=request.body.decode("utf-8", "surrogateescape"),
+            headers={**request.headers, **data.get("headers", {})},
+            query=request.parameters,
             expect=None if expect is None else tuple(expect),
             ignored=data.get("ignored", False),
             invalid=data.get("invalid"),
@@ -100,19 +97,11 @@ def _json(value: Any) -> str:
         raise ValidationError({"payload": ["holds a number that JSON cannot carry"]}) from error
 
 
-def _saved(name: str) -> tuple[str, dict[str, str]]:
-    """A body and its headers from a file, either bare or as `listen --save` writes it."""
+def _request(name: str) -> SavedRequest:
+    """What a file holds: a bare body, or a request as `listen --save` writes it."""
     path = surroundings.get().folder / name
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise ValidationError({"file": [f"{path} cannot be read: {reason(error)}"]}) from error
-    try:
-        saved = json.loads(text)
-    except ValueError:
-        return text, {}
-    if isinstance(saved, dict) and SAVED <= set(saved) <= SAVED_MORE:
-        body, headers = saved["body"], saved["headers"]
-        if isinstance(body, str) and isinstance(headers, dict):
-            return body, {str(key): str(value) for key, value in headers.items()}
-    return text, {}
+    return read_saved(content) or SavedRequest(content, {})

@@ -15,7 +15,6 @@ from bridge.config.formats import Duration, Size, Zone
 from bridge.config.mapping_schemas import MappingSchema, MeaningSchema
 from bridge.config.scalars import Choice, Expression, Flag, Text, Whole, kind
 from bridge.config.service_schemas import (
-    AT_LEAST_1,
     CrmSchema,
     JournalSchema,
     RetrySchema,
@@ -24,6 +23,7 @@ from bridge.config.service_schemas import (
     between,
 )
 from bridge.config.verify_schemas import VerifySchema
+from bridge.intake.quotas import MAX_REQUESTS
 from bridge.settings import Challenge, MappingBlock, Reply, RequestLimit, Settings, Source
 
 SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
@@ -42,7 +42,7 @@ class RequestLimitSchema(Block):
     """How many requests this source may send."""
 
     makes = RequestLimit
-    requests = Whole(required=True, validate=AT_LEAST_1, metadata=about("Requests in every `per`."))
+    requests = Whole(required=True, validate=between(1, MAX_REQUESTS), metadata=about("Requests in every `per`."))
     per_s = Duration(data_key="per", required=True, metadata=about("The window's length."))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, get_args
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, get_args
 from marshmallow import ValidationError
 
 from bridge.config.blocks import Block, Complaints, Items, Nested
-from bridge.config.credentials import Credential, faults, rule_for
+from bridge.config.credentials import Credential, faults, rule_for, text_fault
 from bridge.config.formats import Duration
 from bridge.config.scalars import Affix, Choice, Text
 from bridge.config.service_schemas import about
@@ -26,6 +27,7 @@ ONLY_FOR = {
     "header": ("hmac", "bearer"),
     "prefix": ("hmac", "bearer"),
 }
+AUTHORIZATION = "authorization"
 PARTS = ("body", "timestamp", "id", "method", "url")
 
 
@@ -115,6 +117,8 @@ class VerifySchema(Block):
         for part in ("timestamp", "id"):
             if f"{{{part}}}" in signed and part not in given:
                 yield ("signed",), f"names {{{part}}}; write `{part}: {{header: …}}` beside it"
+        if signed and "timestamp" in given and "{timestamp}" not in signed:
+            yield ("timestamp",), "is not part of `signed`, so that anybody could change it: name {timestamp} there"
 
     def build(self, data: dict[str, Any]) -> Verify:
         given: dict[str, Any] = {key: data[key] for key in ("scheme", "tolerance_s") if key in data}
@@ -122,12 +126,18 @@ class VerifySchema(Block):
         if data["scheme"] == "hmac":
             names = ("header", "algorithm", "encoding", "prefix", "key", "signed")
             timestamp, id_ = data.get("timestamp", {}), data.get("id", {})
+            usual = {"header": "", **({"signed": "{timestamp}.{body}"} if timestamp else {})}
             hmac = Hmac(
-                **{"header": "", **{name: data[name] for name in names if name in data}},
+                **{**usual, **{name: data[name] for name in names if name in data}},
                 timestamp_header=timestamp.get("header"),
                 timestamp_unit=timestamp.get("unit", "s"),
                 id_header=id_.get("header"),
+                several=bool(data.get("prefix")),  # without one, nothing tells a signature from what is no signature
             )
         else:
             given |= {key: data[key] for key in ("header", "prefix") if key in data}
-        return Verify(**given, secrets=tuple(data.get("secrets", ())), hmac=hmac)
+            if given.get("header", AUTHORIZATION).lower() != AUTHORIZATION:
+                given.setdefault("prefix", "")  # `X-Token: …` is the token alone
+        rule = functools.partial(text_fault, rule=rule_for(data["scheme"], data.get("key", "raw")))
+        secrets = tuple(secret.checked(rule) for secret in data.get("secrets", ()))
+        return Verify(**given, secrets=secrets, hmac=hmac)

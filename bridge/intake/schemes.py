@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import functools
+import hashlib
 import hmac
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from bridge.errors import MappingError
 from bridge.settings import Hmac, SecretUnavailableError, Verify
 
-#: The schemes that are the generic one with fixed options, each in its variants: the one whose
-#: signature header is there counts. A timestamp header that is the signature header itself means
+#: The schemes that are the generic one with fixed options, each in its variants: those whose
+#: signature header is there are tried. A timestamp header that is the signature header itself means
 #: its `t=` entry (`t=1700000000,v1=…`).
 PRESETS: Mapping[str, tuple[Hmac, ...]] = {
     "standard-webhooks": tuple(
@@ -29,7 +29,7 @@ PRESETS: Mapping[str, tuple[Hmac, ...]] = {
         )
         for name in ("webhook", "svix")
     ),
-    "github": (Hmac(header="X-Hub-Signature-256", prefix="sha256=", id_header="X-GitHub-Delivery"),),
+    "github": (Hmac(header="X-Hub-Signature-256", prefix="sha256=", id_header="X-GitHub-Delivery", several=False),),
     "stripe": (
         Hmac(
             header="Stripe-Signature",
@@ -38,24 +38,33 @@ PRESETS: Mapping[str, tuple[Hmac, ...]] = {
             timestamp_header="Stripe-Signature",
         ),
     ),
-    "shopify": (Hmac(header="X-Shopify-Hmac-SHA256", encoding="base64", id_header="X-Shopify-Webhook-Id"),),
+    "shopify": (
+        Hmac(header="X-Shopify-Hmac-SHA256", encoding="base64", id_header="X-Shopify-Webhook-Id", several=False),
+    ),
     "slack": (
         Hmac(
             header="X-Slack-Signature",
             prefix="v0=",
             signed="v0:{timestamp}:{body}",
             timestamp_header="X-Slack-Request-Timestamp",
+            several=False,
         ),
     ),
-    "hubspot-v3": (
+    # HubSpot's description decodes these twelve escapes of the URL first, its own libraries do not.
+    "hubspot-v3": tuple(
         Hmac(
             header="X-HubSpot-Signature-v3",
             encoding="base64",
             signed="{method}{url}{body}{timestamp}",
             timestamp_header="X-HubSpot-Request-Timestamp",
             timestamp_unit="ms",
-        ),
+            several=False,
+            unescape=unescape,
+        )
+        for unescape in (":/?@!$'()*,;", "")
     ),
+    "hubspot-v2": (Hmac(header="X-HubSpot-Signature", signed="{method}{url}{body}", several=False, mac="hash"),),
+    "hubspot-v1": (Hmac(header="X-HubSpot-Signature", several=False, mac="hash"),),
     "zendesk": (
         Hmac(
             header="X-Zendesk-Webhook-Signature",
@@ -63,9 +72,10 @@ PRESETS: Mapping[str, tuple[Hmac, ...]] = {
             signed="{timestamp}{body}",
             timestamp_header="X-Zendesk-Webhook-Signature-Timestamp",
             timestamp_unit="iso",
+            several=False,
         ),
     ),
-    "typeform": (Hmac(header="Typeform-Signature", encoding="base64", prefix="sha256="),),
+    "typeform": (Hmac(header="Typeform-Signature", encoding="base64", prefix="sha256=", several=False),),
     "calendly": (
         Hmac(
             header="Calendly-Webhook-Signature",
@@ -79,6 +89,8 @@ PRESETS: Mapping[str, tuple[Hmac, ...]] = {
 _ALGORITHMS = ("sha256", "sha384", "sha512", "sha1")
 _FIELD = re.compile(r"\{([a-z]*)\}")
 _EPOCH_TEXT = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?")
+_HEX = re.compile(r"([0-9A-Fa-f]{2})+")
+_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 
 
 def layouts_of(verify: Verify) -> tuple[Hmac, ...]:
@@ -104,10 +116,9 @@ def verify_problems(verify: Verify, public_url: str | None = None) -> list[Mappi
         return found
     layouts = layouts_of(verify)
     if not layouts:
-        missing = "needs its options" if verify.scheme == "hmac" else "is not supported yet"
-        return [*found, MappingError((*path, "scheme"), f"{verify.scheme} {missing}")]
-    for layout in layouts:
-        found += [MappingError((*path, option), text) for option, text in _misfits(layout, public_url)]
+        return [*found, MappingError((*path, "scheme"), f"{verify.scheme} needs its options")]
+    for option, text in _misfits(layouts[0], public_url):
+        found.append(MappingError((*path, option if verify.scheme == "hmac" else "scheme"), text))
     for position, secret in enumerate(verify.secrets):
         try:
             for text in secret.texts():
@@ -145,15 +156,23 @@ def octets(text: str) -> bytes:
 
 
 def entries_of(layout: Hmac, value: str) -> list[str]:
-    """The entries of a signature header: separated by spaces, by commas too unless the prefix has one."""
-    separators = r"\s+" if "," in layout.prefix else r"[\s,]+"
-    return [entry for entry in re.split(separators, value) if entry]
+    """The entries of a signature header: separated by spaces, by commas too unless the prefix has one.
+
+    A header that is sent twice arrives joined by a comma: where that can be seen, it has no entries that count.
+    """
+    if not layout.several:
+        return [value.strip()]
+    if "," in layout.prefix:
+        return [] if re.search(r",\s", value) else value.split()
+    return [entry for entry in re.split(r"[\s,]+", value) if entry]
 
 
 def timestamp_of(layout: Hmac, entries: Sequence[str], headers: Mapping[str, str]) -> str | None:
+    """The text of the time of signing; several that differ come joined, which is no time."""
     name = (layout.timestamp_header or "").lower()
     if name == layout.header.lower():
-        return next((entry[2:] for entry in entries if entry.startswith("t=")), None)
+        stamps = dict.fromkeys(entry[2:] for entry in entries if entry.startswith("t="))
+        return ",".join(stamps) if stamps else None
     return headers.get(name)
 
 
@@ -179,6 +198,16 @@ def stamp_of(layout: Hmac, now: float) -> str:
             return str(int(now))
 
 
+def url_octets(layout: Hmac, url: str) -> bytes:
+    """The URL as the sender signs it."""
+
+    def decoded(escape: re.Match[str]) -> str:
+        character = chr(int(escape[1], 16))
+        return character if character in layout.unescape else escape[0]
+
+    return octets(_ESCAPE.sub(decoded, url) if layout.unescape else url)
+
+
 @functools.cache
 def _pieces(template: str) -> tuple[str, ...]:
     """Text, field, text, field, … of a template of the configuration."""
@@ -190,16 +219,23 @@ def signed_bytes(layout: Hmac, parts: Mapping[str, bytes]) -> bytes:
     return b"".join(parts.get(piece, b"") if position % 2 else piece.encode() for position, piece in enumerate(pieces))
 
 
+def secret_octets(text: str) -> bytes:
+    """The bytes of a secret; those of a variable that are not UTF-8 come back as they were."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def key_of(layout: Hmac, secret: str) -> bytes:
-    """The key that a secret's text stands for. Raises ValueError."""
+    """The key that a secret's text stands for. Raises ValueError, whose message does not show it."""
     if layout.key == "raw":
-        return secret.encode()
+        return secret_octets(secret)
     if layout.key == "hex":
+        if not _HEX.fullmatch(secret):
+            raise ValueError("characters that do not belong there, or some are missing")
         return bytes.fromhex(secret)
     text = secret.removeprefix("whsec_").rstrip("=")  # no base64 text begins so: `_` is not in it
     try:
         key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise ValueError("characters that do not belong there, or some are missing") from error
     if not key:
         raise ValueError("nothing in it")
@@ -207,12 +243,16 @@ def key_of(layout: Hmac, secret: str) -> bytes:
 
 
 def signature_of(layout: Hmac, key: bytes, signed: bytes) -> bytes:
-    digest = hmac.digest(key, signed, layout.algorithm)
+    if layout.mac == "hash":
+        digest = hashlib.new(layout.algorithm, key + signed).digest()
+    else:
+        digest = hmac.digest(key, signed, layout.algorithm)
     return digest.hex().encode() if layout.encoding == "hex" else base64.b64encode(digest)
 
 
 def comparable(layout: Hmac, candidate: str) -> bytes:
-    """A given signature in the form that `_encode` makes: hex in lower case, base64 padded."""
+    """A given signature in the form that `signature_of` makes: hex in lower case, base64 padded."""
     if layout.encoding == "hex":
         return octets(candidate).lower()
-    return octets(candidate.rstrip("=") + "=" * (-len(candidate.rstrip("=")) % 4))
+    bare = candidate.rstrip("=")
+    return octets(bare + "=" * (-len(bare) % 4) if len(candidate) - len(bare) < 3 else candidate)

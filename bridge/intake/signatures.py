@@ -22,10 +22,12 @@ from bridge.intake.schemes import (
     layouts_of,
     octets,
     seconds_of,
+    secret_octets,
     signature_of,
     signed_bytes,
     stamp_of,
     timestamp_of,
+    url_octets,
 )
 from bridge.settings import Hmac, SecretUnavailableError, Verify
 
@@ -81,16 +83,21 @@ Verdict = Accepted | Refused
 
 
 class Verifier:
-    """Judges the requests of one source. Immutable, hence thread-safe."""
+    """Judges the requests of one source. Thread-safe: it keeps no state but the secrets', which are."""
 
     def __init__(self, verify: Verify, public_url: str | None = None) -> None:
         self._verify = verify
         self._public_url = (public_url or "").rstrip("/")
         self._layouts = layouts_of(verify)
-        wanted = {verify.header, "Authorization"}
-        for layout in self._layouts:
-            wanted |= {layout.header, layout.timestamp_header or "", layout.id_header or ""}
-        self._wanted = frozenset(name.lower() for name in wanted if name)
+        self._wanted = frozenset(name.lower() for name in _headers_of(verify))
+
+    @property
+    def challenge(self) -> Mapping[str, str]:
+        """The header of a 401 that makes HTTP clients send their credentials: the same for every failure."""
+        if self._verify.scheme == "basic":
+            return {"WWW-Authenticate": 'Basic realm="partner-bridge", charset="UTF-8"'}
+        bearer = self._verify.scheme == "bearer" and self._wanted == {"authorization"}
+        return {"WWW-Authenticate": 'Bearer realm="partner-bridge"'} if bearer else {}
 
     def verify(self, request: SignedRequest, now: float) -> Verdict:
         """The verdict on a request that arrived at `now` (seconds since the epoch). Never raises."""
@@ -103,95 +110,89 @@ class Verifier:
                 if len(value) > MAX_HEADER:
                     return Refused("malformed", f"the header {key} is longer than {MAX_HEADER} characters")
                 found[key] = value
-        match self._verify.scheme:
-            case "none":
-                return Accepted(None)
-            case "bearer":
-                return self._bearer(found)
-            case "basic":
-                return self._basic(found)
-            case _:
-                return self._signature(request, found, now)
+        if self._verify.scheme == "none":
+            return Accepted(None)
+        texts, faults = self._secrets()
+        verdict = self._judge(request, found, now, texts)
+        if isinstance(verdict, Refused) and verdict.reason == "mismatch":
+            latest, faults = self._secrets(look=True)
+            if latest != texts:  # a secret that came a moment ago counts at once
+                verdict = self._judge(request, found, now, latest)
+        if isinstance(verdict, Refused) and verdict.reason == "mismatch" and faults:
+            return Refused("no_secret", "; ".join(faults))
+        return verdict
 
-    def _bearer(self, headers: Mapping[str, str]) -> Verdict:
+    def _secrets(self, *, look: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """All secrets' texts, and what is wrong with those that cannot count."""
+        texts: list[str] = []
+        faults: list[str] = []
+        for secret in self._verify.secrets:
+            try:
+                texts += secret.texts(look=look)
+                faults += secret.faults
+            except SecretUnavailableError as error:
+                faults.append(str(error))
+        return tuple(texts), tuple(faults)
+
+    def _judge(self, request: SignedRequest, headers: Mapping[str, str], now: float, texts: Sequence[str]) -> Verdict:
+        match self._verify.scheme:
+            case "bearer":
+                return self._bearer(headers, texts)
+            case "basic":
+                return _basic(headers, texts)
+        layouts = [one for one in self._layouts if headers.get(one.header.lower())]
+        if not layouts:
+            names = " or ".join(dict.fromkeys(one.header.lower() for one in self._layouts))
+            return Refused("missing_header", f"the header {names} is missing")
+        verdict: Verdict = Refused("mismatch", "")
+        for layout in layouts:
+            verdict = self._signature(layout, request, headers, now, texts)
+            if isinstance(verdict, Accepted):
+                break
+        return verdict
+
+    def _bearer(self, headers: Mapping[str, str], texts: Sequence[str]) -> Verdict:
         name, prefix = self._verify.header.lower(), self._verify.prefix
         value = headers.get(name)
         if not value:
             return Refused("missing_header", f"the header {name} is missing")
         if not value.lower().startswith(prefix.lower()):
             return Refused("malformed", f"the header {name} does not begin with {prefix!r}")
-        return self._compare(octets(value[len(prefix) :].strip()))
+        return _compare(octets(value[len(prefix) :].strip()), texts)
 
-    def _basic(self, headers: Mapping[str, str]) -> Verdict:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        if not scheme:
-            return Refused("missing_header", "the header authorization is missing")
-        try:
-            given = base64.b64decode(token.strip(), validate=True) if scheme.lower() == "basic" else b""
-        except ValueError:
-            given = b""
-        if not given:
-            return Refused("malformed", "the header authorization does not hold Basic credentials")
-        return self._compare(given)
-
-    def _compare(self, given: bytes) -> Verdict:
-        unreadable: list[str] = []
-        for position, text in enumerate(self._texts(unreadable)):
-            if hmac.compare_digest(text.encode(), given):
-                return Accepted(position)
-        return _no_match(unreadable, "the token is none of the secrets")
-
-    def _signature(self, request: SignedRequest, headers: Mapping[str, str], now: float) -> Verdict:
-        layout = next((one for one in self._layouts if headers.get(one.header.lower())), None)
-        if layout is None:
-            names = " or ".join(one.header.lower() for one in self._layouts)
-            return Refused("missing_header", f"the header {names} is missing")
+    def _signature(
+        self, layout: Hmac, request: SignedRequest, headers: Mapping[str, str], now: float, texts: Sequence[str]
+    ) -> Verdict:
         entries = entries_of(layout, headers[layout.header.lower()])
         candidates = [entry[len(layout.prefix) :] for entry in entries if entry.startswith(layout.prefix)]
         if not candidates:
             return Refused("malformed", f"the header {layout.header} holds no signature of the scheme")
         parts = {"body": request.body, "method": request.method.upper().encode()}
-        parts["url"] = octets(self._public_url + request.url)
+        parts["url"] = url_octets(layout, self._public_url + request.url)
         if layout.timestamp_header is not None:
-            text = timestamp_of(layout, entries, headers)
-            if not text:
+            stamp = timestamp_of(layout, entries, headers)
+            if not stamp:
                 return Refused("missing_header", "the timestamp is missing")
-            refused = self._check_time(layout, text, now)
+            refused = self._check_time(layout, stamp, now)
             if refused is not None:
                 return refused
-            parts["timestamp"] = octets(text)
+            parts["timestamp"] = octets(stamp)
         delivery_id = headers.get(layout.id_header.lower()) if layout.id_header is not None else None
-        if "{id}" in layout.signed:
-            if not delivery_id:
-                return Refused("missing_header", f"the header {layout.id_header} is missing")
-            if "{id}." in layout.signed and "." in delivery_id:
-                return Refused("malformed", f"the header {layout.id_header} holds a dot")
-            parts["id"] = octets(delivery_id)
-        if delivery_id is not None and len(delivery_id) > MAX_DELIVERY_ID:
-            return Refused("malformed", f"the header {layout.id_header} is too long")
+        refused = _check_id(layout, delivery_id) or _check_body(layout, request.body)
+        if refused is not None:
+            return refused
+        parts["id"] = octets(delivery_id or "")
         signed = signed_bytes(layout, parts)
-        unreadable: list[str] = []
-        for position, text in enumerate(self._texts(unreadable)):
-            try:
-                expected = signature_of(layout, key_of(layout, text), signed)
-            except ValueError as error:
-                unreadable.append(f"secret {position} is not {layout.key}: {error}")
-                continue
-            for candidate in candidates[:MAX_SIGNATURES]:
-                if hmac.compare_digest(expected, comparable(layout, candidate)):
-                    signed_time = "{timestamp}" in layout.signed
-                    needs_hash = signed_time and not delivery_id
-                    return Accepted(
-                        position,
-                        delivery_id or None,
-                        signed_time,
-                        hashlib.sha256(signed).hexdigest() if needs_hash else None,
-                    )
-        return _no_match(unreadable, "no signature matches any secret")
+        position = _match(layout, signed, candidates[:MAX_SIGNATURES], texts)
+        if isinstance(position, Refused):
+            return position
+        signed_time = "{timestamp}" in layout.signed
+        signed_hash = hashlib.sha256(signed).hexdigest() if signed_time and not delivery_id else None
+        return Accepted(position, delivery_id or None, signed_time, signed_hash)
 
     def _check_time(self, layout: Hmac, text: str, now: float) -> Refused | None:
         sent = seconds_of(layout, text)
-        if sent is None:
+        if sent is None or ("{timestamp}." in layout.signed and layout.timestamp_unit != "iso" and "." in text):
             return Refused("malformed", f"the timestamp is not one in {layout.timestamp_unit}")
         age, tolerance = now - sent, self._verify.tolerance_s
         if age > tolerance:
@@ -200,12 +201,78 @@ class Verifier:
             return Refused("future", f"the timestamp is {-age:.0f} s ahead; {tolerance:.0f} s are tolerated")
         return None
 
-    def _texts(self, unreadable: list[str]) -> Iterator[str]:
-        for secret in self._verify.secrets:
-            try:
-                yield from secret.texts()
-            except SecretUnavailableError as error:
-                unreadable.append(str(error))
+
+def _headers_of(verify: Verify) -> Iterator[str]:
+    """The headers that the scheme reads."""
+    if verify.scheme == "bearer":
+        yield verify.header
+    elif verify.scheme == "basic":
+        yield "Authorization"
+    for layout in layouts_of(verify):
+        yield from filter(None, (layout.header, layout.timestamp_header, layout.id_header))
+
+
+def _basic(headers: Mapping[str, str], texts: Sequence[str]) -> Verdict:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if not scheme:
+        return Refused("missing_header", "the header authorization is missing")
+    try:
+        given = base64.b64decode(token.strip(), validate=True) if scheme.lower() == "basic" else b""
+    except ValueError:
+        given = b""
+    if not given:
+        return Refused("malformed", "the header authorization does not hold Basic credentials")
+    return _compare(given, texts)
+
+
+def _compare(given: bytes, texts: Sequence[str]) -> Verdict:
+    for position, text in enumerate(texts):
+        if hmac.compare_digest(secret_octets(text), given):
+            return Accepted(position)
+    return Refused("mismatch", "the token is none of the secrets")
+
+
+def _match(layout: Hmac, signed: bytes, candidates: Sequence[str], texts: Sequence[str]) -> int | Refused:
+    """The position of the secret by which one of the candidates was made."""
+    faults = []
+    for position, text in enumerate(texts):
+        try:
+            expected = signature_of(layout, key_of(layout, text), signed)
+        except ValueError:
+            faults.append(f"secret {position} is not {layout.key}")
+            continue
+        matching = [one for one in candidates if hmac.compare_digest(expected, comparable(layout, one))]
+        if len(matching) > 1:  # a header that is sent twice arrives joined; no sender lists one signature twice
+            return Refused("malformed", f"the header {layout.header} holds the same signature twice")
+        if matching:
+            return position
+    if faults:
+        return Refused("no_secret", "; ".join(faults))
+    return Refused("mismatch", "no signature matches any secret")
+
+
+def _check_id(layout: Hmac, delivery_id: str | None) -> Refused | None:
+    if "{id}" in layout.signed and not delivery_id:
+        return Refused("missing_header", f"the header {layout.id_header} is missing")
+    if not delivery_id:
+        return None
+    if "{id}." in layout.signed and "." in delivery_id:
+        return Refused("malformed", f"the header {layout.id_header} holds a dot")
+    if "{id}" not in layout.signed and "," in delivery_id:  # what is joined by a comma was sent twice
+        return Refused("malformed", f"the header {layout.id_header} holds a comma")
+    if len(delivery_id) > MAX_DELIVERY_ID:
+        return Refused("malformed", f"the header {layout.id_header} is too long")
+    return None
+
+
+def _check_body(layout: Hmac, body: bytes) -> Refused | None:
+    """Anybody can extend what a plain hash has signed, but only by bytes that are never UTF-8."""
+    if layout.mac == "hash":
+        try:
+            body.decode()
+        except UnicodeDecodeError:
+            return Refused("malformed", "the body is not UTF-8")
+    return None
 
 
 def sign(
@@ -224,13 +291,13 @@ def sign(
     if verify.scheme == "bearer":
         return {verify.header: f"{verify.prefix}{secret}"}
     if verify.scheme == "basic":
-        return {"Authorization": "Basic " + base64.b64encode(secret.encode()).decode()}
+        return {"Authorization": "Basic " + base64.b64encode(secret_octets(secret)).decode()}
     layout = layouts_of(verify)[0]
     stamp = stamp_of(layout, now)
     parts = {
         "body": body,
         "method": method.upper().encode(),
-        "url": octets(url),
+        "url": url_octets(layout, url),
         "timestamp": stamp.encode(),
         "id": octets(delivery_id),
     }
@@ -244,7 +311,3 @@ def sign(
     if layout.id_header is not None:
         headers[layout.id_header] = delivery_id
     return headers
-
-
-def _no_match(unreadable: Sequence[str], detail: str) -> Refused:
-    return Refused("no_secret", "; ".join(unreadable)) if unreadable else Refused("mismatch", detail)

@@ -131,6 +131,7 @@ def configure(environ: Mapping[str, str]) -> dict[str, Any]:
         logger_factory=Lines(sys.stdout),
         cache_logger_on_first_use=True,
     )
+    quieter = max(level, "info", key=LEVELS.index)
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -148,7 +149,8 @@ def configure(environ: Mapping[str, str]) -> dict[str, Any]:
         "handlers": {"stdout": {"class": "logging.StreamHandler", "stream": sys.stdout, "formatter": "ours"}},
         "root": {"level": "WARNING", "handlers": ["stdout"]},
         "loggers": {
-            "gunicorn.error": {"level": level.upper(), "handlers": ["stdout"], "propagate": False},
+            # its debug lines show every path that is asked for, and some senders put their token there
+            "gunicorn.error": {"level": quieter.upper(), "handlers": ["stdout"], "propagate": False},
             "gunicorn.access": {"level": "WARNING", "handlers": [], "propagate": False},
         },
     }

@@ -5,6 +5,7 @@ Each row puts something in place of a part of a sound file; `#!` marks the line 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ ENVIRON = {
     "LAZY_LOGIN": "partner:password",
     "NUMBER": "seven",
     "WEAK": "whsec_c2hvcnQ=",
+    "ODD": os.fsdecode(b"\xff\xfe\xfd"),
 }
 
 VERIFY = """\
@@ -223,6 +225,30 @@ MISTAKES = [
         "sources.acme.verify.scheme",
         "write `public_url: https://…` under `server`",
     ),
+    (
+        VERIFY,
+        HMAC + "      signed: '{id}{body}'\n      id: {header: X-Id}\n      timestamp: {header: X-T}  #!\n",
+        "sources.acme.verify.timestamp",
+        "name {timestamp} there",
+    ),
+    (
+        VERIFY,
+        "      scheme: hmac\n      header: X-S\n      secrets: [{env: ODD}]  #!\n",
+        "sources.acme.verify.secrets[0]",
+        "is too short: a signing secret needs at least 24 bytes, not 3",
+    ),
+    (
+        VERIFY,
+        "      scheme: hubspot-v2\n      secrets: [{env: SIGNING}]\n",
+        "sources.acme.verify.scheme",
+        "hubspot-v2 signs the URL; write `public_url: https://…` under `server`",
+    ),
+    (
+        VERIFY,
+        "      scheme: hubspot-v1\n      secrets: [{env: PLACEHOLDER}]  #!\n",
+        "sources.acme.verify.secrets[0]",
+        "the variable PLACEHOLDER holds a placeholder, not a secret",
+    ),
     (VERIFY, VERIFY + "      encoding: hex  #!\n", "sources.acme.verify.encoding", "belongs to scheme hmac"),
     # sources
     ("  acme:\n", "  Acme Inc:  #!\n", "sources.Acme Inc", "is not a source's name: lower-case letters"),
@@ -233,6 +259,30 @@ MISTAKES = [
     ("    event_id: id\n", "    timezone: Europe/Madird  #!\n", "sources.acme.timezone", "did you mean Europe/Madrid?"),
     ("    event_id: id\n", "    payload_field: data  #!\n", "sources.acme.payload_field", "with `body: form`"),
     ("    event_id: id\n", "    limit: {requests: 5}  #!\n", "sources.acme.limit.per", "is missing"),
+    (
+        "    event_id: id\n",
+        "    limit: {requests: 1000001, per: 1d}  #!\n",
+        "sources.acme.limit.requests",
+        "between 1 and 1000000",
+    ),
+    (
+        "    event_id: id\n",
+        "    challenge: {reply: '_query.'}  #!\n",
+        "sources.acme.challenge.reply",
+        "is not JMESPath",
+    ),
+    (
+        "    event_id: id\n",
+        "    challenge: {reply: a, when: 'nosuch(a)'}  #!\n",
+        "sources.acme.challenge.when",
+        "calls nosuch(), which does not exist",
+    ),
+    (
+        "    event_id: id\n",
+        "    challenge: {reply: _headers.authorization}  #!\n",
+        "sources.acme.challenge",
+        "holds a credential",
+    ),
     ("    event_id: id\n", "    reply: {status: 404}  #!\n", "sources.acme.reply.status", "between 200 and 299"),
     ("    event_id: id\n", "    mappings: []  #!\n", "sources.acme.mappings", "must name at least one"),
     ("    event_id: id\n", "    when: 'type =='  #!\n", "sources.acme.when", ""),

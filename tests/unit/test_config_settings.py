@@ -392,11 +392,60 @@ def test_a_secret_file_may_hold_several(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["changeme", "CHANGE-ME", "your-secret", "your_secret_here", "xxx", "secret", "…", "...", "<token>", "TODO"]
-)
+    "text",
+    [
+        "changeme", "CHANGE-ME", "your-secret", "your_secret_here", "xxx", "secret", "…", "...", "<token>", "TODO",
+        "change-this-to-something-long-and-random", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "-----", "[secret]", "%SECRET%",
+        "$ACME_SECRET", "${ACME_SECRET}", "$(cat secret)", "{{ .Values.secret }}", "insert-your-secret-here", "null",
+        "redacted", "webhook-secret", "whsec_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx", "<paste the signing secret here>",
+    ],
+)  # fmt: skip
 def test_a_placeholder_is_no_secret(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match="holds a placeholder"):
         load(write(tmp_path, SOUND), environ=ENVIRON | {"TOKEN": text})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["pat-eu1-0b8f4c1e", "$2b$12$KIXQ", "tested-and-true-7Qw", "secretary9", "xy" * 16, "test-Zr8Gq1", "none7f3a"],
+)
+def test_a_secret_that_resembles_a_placeholder_is_one(tmp_path: Path, text: str) -> None:
+    """A sound secret is never refused for how it begins."""
+    assert load_settings(write(tmp_path, SOUND), environ=ENVIRON | {"TOKEN": text}).crm.token is not None
+
+
+@pytest.mark.parametrize("header, prefix", [("", "Bearer "), ("header: authorization", "Bearer "), ("header: X-T", "")])
+def test_a_token_in_a_header_of_its_own_stands_there_alone(tmp_path: Path, header: str, prefix: str) -> None:
+    """`Bearer` belongs to Authorization, unless `prefix` says otherwise."""
+    block = f"verify: {{scheme: bearer, secrets: [{{env: SIGNING}}], {header}}}\nrecord: {{id: id}}\n"
+    source = load_source(tmp_path, block + "properties: {name: name}\n")
+    assert source.verify.prefix == prefix
+
+
+@pytest.mark.parametrize(
+    "options, signed",
+    [("", "{body}"), ("timestamp: {header: X-T}", "{timestamp}.{body}"), ("id: {header: I}", "{body}")],
+)
+def test_a_time_is_signed_unless_told_otherwise(tmp_path: Path, options: str, signed: str) -> None:
+    """A time that anybody could change would stop no replay."""
+    block = f"verify: {{scheme: hmac, header: X-S, secrets: [{{env: SIGNING}}], {options}}}\nrecord: {{id: id}}\n"
+    source = load_source(tmp_path, block + "properties: {name: name}\n")
+    assert source.verify.hmac is not None
+    assert source.verify.hmac.signed == signed
+
+
+def test_a_secrets_file_is_held_to_the_rules_of_its_scheme_for_good(tmp_path: Path) -> None:
+    """Not only at start: what is written later and would have been refused does not count."""
+    secret = write(tmp_path, STANDARD_SECRET, "acme.secret")
+    text = SOUND.replace("{env: ACME_SECRET}", "{file: acme.secret}")
+    (given,) = load_settings(write(tmp_path, text), environ=ENVIRON).sources["acme"].verify.secrets
+    secret.write_text(f"xxx\n{STANDARD_SECRET}\nwhsec_c2hvcnQ=\n", encoding="utf-8")
+
+    assert given.texts(look=True) == (STANDARD_SECRET,)
+    assert [fault.partition(", ")[2] for fault in given.faults] == [
+        "secret 1, holds a placeholder, not a secret",
+        "secret 3, holds 5 bytes after base64; standard-webhooks needs 24 to 64",
+    ]
 
 
 def test_an_open_source_is_warned_of(tmp_path: Path) -> None:
@@ -415,6 +464,14 @@ def test_events_without_identity_are_warned_of(tmp_path: Path) -> None:
     assert warnings(tmp_path, text) == []
     (warning,) = warnings(tmp_path, text.replace("    event_id: id\n", ""))
     assert warning.startswith("4 sources.acme: no event has an id here")
+
+
+def test_posts_that_may_be_taken_for_handshakes_are_warned_of(tmp_path: Path) -> None:
+    text = SOUND.replace("    event_id: id\n", "    event_id: id\n    challenge: {method: POST, reply: challenge}\n")
+
+    (warning,) = warnings(tmp_path, text)
+    assert "sources.acme.challenge: a POST in which `reply` finds something counts as a handshake" in warning
+    assert warnings(tmp_path, text.replace("reply: challenge", "reply: challenge, when: 'a'")) == []
 
 
 def test_a_secret_that_others_can_read_is_warned_of(tmp_path: Path) -> None:

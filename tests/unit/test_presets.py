@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from bridge.intake.schemes import PRESETS
+from bridge.intake.schemes import PRESETS, url_octets
 from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verifier, sign
 from bridge.settings import Scheme, Secret, Verify
 
@@ -45,6 +47,14 @@ BY_HAND: dict[Scheme, dict[str, str]] = {
         "X-HubSpot-Request-Timestamp": f"{NOW}000",
         "X-HubSpot-Signature-v3": b64(mac(b"POST" + URL.encode() + BODY + b"%d000" % NOW)),
     },
+    "hubspot-v2": {
+        "X-HubSpot-Signature-Version": "v2",
+        "X-HubSpot-Signature": hashlib.sha256(SECRET.encode() + b"POST" + URL.encode() + BODY).hexdigest(),
+    },
+    "hubspot-v1": {
+        "X-HubSpot-Signature-Version": "v1",
+        "X-HubSpot-Signature": hashlib.sha256(SECRET.encode() + BODY).hexdigest(),
+    },
     "zendesk": {
         "X-Zendesk-Webhook-Signature-Timestamp": "2023-11-14T22:13:20Z",
         "X-Zendesk-Webhook-Signature": b64(mac(b"2023-11-14T22:13:20Z" + BODY)),
@@ -77,7 +87,7 @@ def test_a_signature_made_by_hand_is_accepted(scheme: Scheme, secret: Secret) ->
 @pytest.mark.parametrize("scheme", BY_HAND)
 def test_a_changed_body_or_a_missing_header_is_refused(scheme: Scheme, secret: Secret) -> None:
     assert isinstance(judge(scheme, secret, BY_HAND[scheme], BODY + b" "), Refused)
-    needed = [name for name in BY_HAND[scheme] if not name.endswith(("Delivery", "Webhook-Id"))]
+    needed = [name for name in BY_HAND[scheme] if not name.endswith(("Delivery", "Webhook-Id", "Version"))]
     for name in needed:
         rest = {other: value for other, value in BY_HAND[scheme].items() if other != name}
         assert isinstance(judge(scheme, secret, rest), Refused), name
@@ -89,8 +99,101 @@ def test_what_send_signs_is_accepted(scheme: Scheme, secret: Secret) -> None:
     assert isinstance(judge(scheme, secret, headers), Accepted)
 
 
-def test_githubs_documented_example_holds(tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("It's a Secret to Everybody", encoding="utf-8")
-    headers = {"X-Hub-Signature-256": "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"}
-    verdict = judge("github", Secret(file=tmp_path / "secret"), headers, b"Hello, World!")
-    assert isinstance(verdict, Accepted)
+@dataclass(frozen=True)
+class Example:
+    """One request of a vendor's documentation, with what it says the signature is."""
+
+    scheme: Scheme
+    secret: str
+    body: str
+    headers: Mapping[str, str]
+    at: float = 0.0
+    method: str = "POST"
+
+
+HUBSPOT_SECRET = "yyyyyyyy-yyyy-yyyy-yyyy-yyyyyyyyyyyy"
+EXAMPLES = {
+    "github": Example(
+        "github",
+        "It's a Secret to Everybody",
+        "Hello, World!",
+        {"X-Hub-Signature-256": "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"},
+    ),
+    "standard-webhooks": Example(
+        "standard-webhooks",
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        '{"test": 2432232314}',
+        {
+            "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
+            "webhook-timestamp": "1614265330",
+            "webhook-signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+        },
+        at=1614265330,
+    ),
+    "slack": Example(
+        "slack",
+        "8f742231b10e8888abcd99yyyzzz85a5",
+        "token=xyzz0WbapA4vBCDEFasx0q6G&team_id=T1DC2JH3J&team_domain=testteamnow&channel_id=G8PSS9T3V"
+        "&channel_name=foobar&user_id=U2CERLKJA&user_name=roadrunner&command=%2Fwebhook-collect&text="
+        "&response_url=https%3A%2F%2Fhooks.slack.com%2Fcommands%2FT1DC2JH3J%2F397700885554"
+        "%2F96rGlfmibIGlgcZRskXaIFfN&trigger_id=398738663015.47445629121.803a0bc887a14d10d2c447fce8b6703c",
+        {
+            "X-Slack-Request-Timestamp": "1531420618",
+            "X-Slack-Signature": "v0=a2114d57b48eac39b9ad189dd8316235a7b4a8d21a10bd27519666489c69b503",
+        },
+        at=1531420618,
+    ),
+    "hubspot-v1": Example(
+        "hubspot-v1",
+        HUBSPOT_SECRET,
+        '[{"eventId":1,"subscriptionId":12345,"portalId":62515,"occurredAt":1564113600000,'
+        '"subscriptionType":"contact.creation","attemptNumber":0,"objectId":123,"changeSource":"CRM",'
+        '"changeFlag":"NEW","appId":54321}]',
+        {"X-HubSpot-Signature": "232db2615f3d666fe21a8ec971ac7b5402d33b9a925784df3ca654d05f4817de"},
+    ),
+    "hubspot-v2, with a body": Example(
+        "hubspot-v2",
+        HUBSPOT_SECRET,
+        '{"example_field":"example_value"}',
+        {"X-HubSpot-Signature": "9569219f8ba981ffa6f6f16aa0f48637d35d728c7e4d93d0d52efaa512af7900"},
+    ),
+    "hubspot-v2, without": Example(
+        "hubspot-v2",
+        HUBSPOT_SECRET,
+        "",
+        {"X-HubSpot-Signature": "eee2dddcc73c94d699f5e395f4b9d454a069a6855fbfa152e91e88823087200e"},
+        method="GET",
+    ),
+    "hubspot-v3": Example(
+        "hubspot-v3",
+        HUBSPOT_SECRET,
+        "{'example_field':'example_value'}",
+        {
+            "X-HubSpot-Request-Timestamp": "1693657560000",
+            "X-HubSpot-Signature-v3": "K36dawei4A+QBNolUOqo7s91KQDWQ5MXZ/QufNYuk/Y=",
+        },
+        at=1693657560,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_documented_examples_hold(name: str) -> None:
+    """What vendors print in their descriptions or keep as test data of their libraries."""
+    example = EXAMPLES[name]
+    verify = Verify(example.scheme, (Secret(env="UNSET_IN_TESTS", default=example.secret),))
+    verifier = Verifier(verify, "https://www.example.com/")
+    headers = list(example.headers.items())
+    request = SignedRequest(example.method, "/webhook_uri", headers, example.body.encode())
+
+    assert isinstance(verifier.verify(request, example.at), Accepted)
+    assert isinstance(verifier.verify(replace(request, body=request.body + b" "), example.at), Refused)
+
+
+def test_hubspot_v3_decodes_twelve_escapes_once() -> None:
+    """In either case; no other, and nothing that decoding brings about."""
+    layout = PRESETS["hubspot-v3"][0]
+
+    assert url_octets(layout, "/a%3a%2F%3F%40%21%24%27%28%29%2A%2C%3b") == b"/a:/?@!$'()*,;"
+    assert url_octets(layout, "/a%20%26%3D%25%C3%A9%253A%2") == b"/a%20%26%3D%25%C3%A9%253A%2"
+    assert url_octets(PRESETS["hubspot-v2"][0], "/a%2C") == b"/a%2C"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
+import hmac
 import json
+import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook
 
-from bridge.intake.schemes import gives_identity, verify_problems
+from bridge.config.credentials import rule_for, text_fault
+from bridge.intake.schemes import gives_identity, key_of, verify_problems
 from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verdict, Verifier, sign
-from bridge.settings import LOOK_AGAIN_S, Hmac, Secret, Verify
+from bridge.settings import LOOK_AGAIN_S, Hmac, Secret, SecretUnavailableError, Verify
 
 NOW = 1_800_000_000.0
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
@@ -232,7 +236,15 @@ def test_tokens_and_passwords() -> None:
     assert isinstance(judge(static, sign(static, body=b"", now=NOW, delivery_id="")), Accepted)
     basic = Verify("basic", (secret("user:päss"),))
     assert isinstance(judge(basic, sign(basic, body=b"", now=NOW, delivery_id="")), Accepted)
-    for value, expected in (("Basic !!", "malformed"), ("Bearer x", "malformed"), ("Basic dTpw", "mismatch")):
+    good = base64.b64encode("user:päss".encode()).decode()
+    assert isinstance(judge(basic, {"Authorization": f"bAsIc  {good}"}), Accepted)
+    for value, expected in (
+        ("Basic !!", "malformed"),
+        ("Basic", "malformed"),
+        (f"Bearer {good}", "malformed"),
+        (good, "malformed"),
+        ("Basic dTpw", "mismatch"),
+    ):
         assert reason(judge(basic, {"Authorization": value})) == expected
 
 
@@ -252,3 +264,107 @@ def test_everything_wrong_with_a_scheme_is_found_at_once() -> None:
     assert not verify_problems(standard())
     assert gives_identity(standard())
     assert not gives_identity(Verify("hmac", (secret("k"),), hmac=LAYOUTS["bare"]))
+
+
+def test_only_the_schemes_own_headers_are_looked_at() -> None:
+    """What others say twice or at length, a proxy's token for one, refuses nobody."""
+    noise = [("Authorization", "Bearer " + "x" * 9000), ("Authorization", "y"), ("X-Other", "z" * 9000)]
+    assert isinstance(judge(standard(), [*partner_headers().items(), *noise]), Accepted)
+    assert isinstance(judge(Verify("none"), noise), Accepted)
+
+
+def test_a_time_with_a_dot_is_no_time_where_a_dot_ends_it() -> None:
+    """Else `1.` and `5.{...}` could be read as `1.5.` and `{...}`."""
+    verify = Verify("hmac", (secret("k" * 24),), hmac=STRIPE_LIKE)
+    for stamp in (f"{int(NOW)}.0", f"{int(NOW)}.5"):
+        signed = hmac.new(b"k" * 24, f"{stamp}.".encode() + BODY, "sha256").hexdigest()
+        assert reason(judge(verify, {"Billing-Signature": f"t={stamp},v1={signed}"})) == "malformed"
+
+
+def test_two_times_in_one_header_are_no_time() -> None:
+    """Whichever of them was signed."""
+    verify = Verify("hmac", (secret("k"),), hmac=STRIPE_LIKE)
+    header = sign(verify, body=BODY, now=NOW, delivery_id="")["Billing-Signature"]
+    for other in (f"t=1,{header}", f"{header},t={int(NOW) + 1}"):
+        assert reason(judge(verify, {"Billing-Signature": other})) == "malformed"
+
+
+def test_one_unreadable_secret_does_not_hide_another() -> None:
+    """And the log tells which one it is, if none matches."""
+    verify = standard("whsec_%%%", SECRET)
+    assert judge(verify, partner_headers()) == Accepted(1, "msg_1", signed_time=True)
+    verdict = judge(verify, partner_headers(key=OTHER))
+    assert verdict == Refused("no_secret", "secret 0 is not base64")
+
+
+def test_a_secret_that_came_a_moment_ago_counts_at_once(tmp_path: Path) -> None:
+    """A partner may sign by it as soon as it stands in the file, not half a second later."""
+    file = tmp_path / "secrets"
+    request = SignedRequest("POST", "/", list(partner_headers().items()), BODY)
+    for _ in range(20):
+        file.write_text(f"{OTHER}\n")
+        verifier = Verifier(Verify("standard-webhooks", (Secret(file=file),)))
+        assert isinstance(verifier.verify(request, NOW), Refused)
+        file.write_text(f"{OTHER}\n{SECRET}\n")
+        assert verifier.verify(request, NOW) == Accepted(1, "msg_1", signed_time=True)
+
+
+def test_a_file_that_is_being_written_keeps_its_secrets(tmp_path: Path) -> None:
+    """Written in place it is empty for a moment; one that stays empty holds no secret."""
+    file = tmp_path / "secrets"
+    file.write_text(f"\ufeff{SECRET}\r\n")
+    given = Secret(file=file)
+    assert given.texts() == (SECRET,)
+    file.write_text("")
+    assert given.texts(look=True) == (SECRET,)
+    time.sleep(LOOK_AGAIN_S)
+    with pytest.raises(SecretUnavailableError, match="is empty"):
+        given.texts()
+    file.write_text(OTHER)
+    assert given.texts() == (OTHER,)
+
+
+def test_a_line_that_would_be_refused_at_start_does_not_count_later(tmp_path: Path) -> None:
+    """A rotation that leaves a placeholder behind opens no door, and is told without showing it."""
+    file = tmp_path / "secrets"
+    file.write_text(SECRET)
+    rule = functools.partial(text_fault, rule=rule_for("standard-webhooks"))
+    checked = Secret(file=file).checked(rule)
+    verify = Verify("standard-webhooks", (checked,))
+    assert isinstance(judge(verify, partner_headers()), Accepted)
+    file.write_text(f"changeme\n{SECRET}\nwhsec_c2hvcnQ=\n")
+    assert checked.texts(look=True) == (SECRET,)
+    assert judge(verify, partner_headers()) == Accepted(0, "msg_1", signed_time=True)
+    verdict = judge(verify, partner_headers(key=OTHER))
+    assert reason(verdict) == "no_secret"
+    assert "secret 1, holds a placeholder" in str(verdict)
+    assert "secret 3, holds 5 bytes" in str(verdict)
+    assert "changeme" not in str(verdict)
+    assert "c2hvcnQ" not in str(verdict)
+    file.write_text("changeme")
+    with pytest.raises(SecretUnavailableError, match="holds a placeholder"):
+        checked.texts(look=True)
+
+
+def test_no_secret_is_shown_by_anything(tmp_path: Path) -> None:
+    """Neither by `repr` of what holds it, nor by what is said of one that cannot be read."""
+    file = tmp_path / "secrets"
+    file.write_bytes(b"hunter2hunter2\xff")
+    with pytest.raises(SecretUnavailableError, match="it is not UTF-8") as caught:
+        Secret(file=file).texts()
+    verify = standard()
+    shown = [repr(verify), repr(Verifier(verify)), str(caught.value), repr(caught.value), str(caught.value.__cause__)]
+    assert all(text not in "".join(shown) for text in (SECRET, "hunter2", "0xff"))
+    layout = Hmac(header="X", key="hex")
+    with pytest.raises(ValueError) as wrong:
+        key_of(layout, "hunter2")
+    assert "hunter2" not in str(wrong.value)
+
+
+def test_a_variable_that_is_not_utf8_stands_for_its_bytes() -> None:
+    """As the environment held them."""
+    given = Secret(env="ODD", environ={"ODD": os.fsdecode(b"\xff" * 24)})
+    layout = Hmac(header="X-Sig")
+    signature = hmac.new(b"\xff" * 24, BODY, "sha256").hexdigest()
+    assert isinstance(judge(Verify("hmac", (given,), hmac=layout), {"X-Sig": signature}), Accepted)
+    assert isinstance(judge(Verify("bearer", (given,)), {"Authorization": "Bearer " + "\xff" * 24}), Accepted)
