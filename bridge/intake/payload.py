@@ -3,12 +3,16 @@ r"""Request bodies to JSON values and back: strict at the door, so that nothing 
 A body is UTF-8 (a byte order mark is skipped), one JSON text as RFC 8259 has it: no NaN, no Infinity,
 no key twice, no lone surrogate. Numbers stay exact: `int` up to 18 digits, else `Decimal`, never
 binary floating point. `\u0000` passes here and makes invalid only the value that contains it.
+
+A refusal names the place, as a JSON pointer or by line and column. The decoder's hooks do not know where they
+are, hence a body with a flaw is decoded once more, with the flaw kept in its place.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -20,17 +24,33 @@ from bridge.errors import PayloadError
 MAX_DEPTH = 64
 #: Keys of one object. The number of values in all is bounded by `max_body`.
 MAX_KEYS = 10_000
-#: Digits of a number, and how far its exponent may move the point.
+#: Digits of a number, and how far its first one may stand from the point.
 MAX_DIGITS = 400
+
+#: Bodies longer than this, in bytes, are parsed with a breath after so many objects.
+_LONG = 32_768
+_SLICE = 50
 
 _ALL_BUT_BRACKETS = bytes(sorted(set(range(256)) - set(b'[]{}"')))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _STRING = re.compile(rb'"[^"]*"')
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
+#: How much of a pointer and of a key a message quotes.
+_SHOWN_POINTER = 200
+_SHOWN_KEY = 60
 
-def parse_json(body: bytes) -> Any:
-    """The JSON value of a body. Raises PayloadError, and nothing else."""
+
+class _Flaw(Exception):  # noqa: N818 (also stands in the place of what it is about)
+    """What cannot be taken: its `args` say what it is and what is wrong with it."""
+
+
+def parse_json(body: bytes, *, line: int = 1, pause: Callable[[], None] | None = None) -> Any:
+    """The JSON value of a body. Raises PayloadError, and nothing else.
+
+    `line` is the number of its first line, for messages. `pause` is called now and then while a long body is
+    parsed, so that it leaves room for other requests.
+    """
     if body.startswith(b"\xef\xbb\xbf"):
         body = body[3:]
     try:
@@ -41,27 +61,26 @@ def parse_json(body: bytes) -> Any:
         raise PayloadError("the body is empty")
     _refuse_depth(body)
     try:
-        value = _DECODER.decode(text)
+        value = _sound_value(text, _DECODER if pause is None or len(body) < _LONG else _breathing(pause))
     except json.JSONDecodeError as error:
-        raise PayloadError(f"the body is not JSON: {error.msg} (line {error.lineno}, column {error.colno})") from error
+        at = f"line {line + error.lineno - 1}, column {error.colno}"
+        raise PayloadError(f"the body is not JSON: {error.msg} ({at})") from error
     except RecursionError as error:
         raise PayloadError(f"the body is nested deeper than {MAX_DEPTH} levels") from error
-    if "\\u" in text and ("\\ud" in text or "\\uD" in text):
-        _refuse_surrogates(value)
     return value
 
 
-def parse_json_text(text: str) -> Any:
+def parse_json_text(text: str, *, pause: Callable[[], None] | None = None) -> Any:
     """The same for JSON that stands inside a text. Raises PayloadError, and nothing else."""
     try:
-        return parse_json(text.encode())
+        return parse_json(text.encode(), pause=pause)
     except UnicodeEncodeError as error:
         raise PayloadError("the text holds a lone surrogate") from error
 
 
-def to_json(value: Any) -> str:
+def to_json(value: Any, *, indented: bool = False) -> str:
     """The JSON text of a parsed value, numbers exact, keys in their order."""
-    return orjson.dumps(value, default=_exact).decode()
+    return orjson.dumps(value, default=_exact, option=orjson.OPT_INDENT_2 if indented else None).decode()
 
 
 def to_canonical_json(value: Any) -> bytes:
@@ -79,38 +98,61 @@ def _integer(text: str) -> int | Decimal:
     # orjson writes 64-bit integers only; Decimal keeps the longer ones to the digit
     if len(text) < 19:
         return int(text)
-    if len(text) > MAX_DIGITS:
-        raise PayloadError(f"the body holds a number of more than {MAX_DIGITS} digits")
+    if len(text) - text.startswith("-") > MAX_DIGITS:
+        raise _Flaw("the number", f"has more than {MAX_DIGITS} digits")
     return Decimal(text)
 
 
 def _decimal(text: str) -> Decimal:
+    # judged by its value, not by how it is written: what is taken is kept as `str` writes it, and read again
     mantissa, _, exponent = text.lower().partition("e")
-    if len(mantissa) > MAX_DIGITS or len(exponent) > 9 or abs(int(exponent or 0)) > MAX_DIGITS:
-        raise PayloadError(f"the body holds a number of more than {MAX_DIGITS} digits")
-    return Decimal(text)
+    if len(mantissa) <= 2 * MAX_DIGITS and len(exponent) <= 9:
+        number = Decimal(text)
+        short = len(mantissa) <= MAX_DIGITS or len(number.as_tuple().digits) <= MAX_DIGITS
+        if short and abs(number.adjusted()) <= MAX_DIGITS:
+            return number or number.copy_abs()  # no -0: what is kept of -0e0 would be read again as 0
+    raise _Flaw("the number", f"has more than {MAX_DIGITS} digits")
 
 
-def _constant(text: str) -> None:
-    raise PayloadError(f"the body is not JSON: {text} is not a number")
+def _constant(text: str) -> Any:
+    raise _Flaw("the value", f"is {text}, which is not JSON")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(pairs) > MAX_KEYS:
-        raise PayloadError(f"the body holds an object of more than {MAX_KEYS} keys")
+        raise _Flaw("the object", f"has more than {MAX_KEYS} keys")
     if len(result) != len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise PayloadError(f"the body holds the key {key[:60]!r} twice in one object")
+                raise _Flaw("the object", f"has the key {key[:_SHOWN_KEY]!r} twice")
             seen.add(key)
     return result
 
 
-_DECODER = json.JSONDecoder(
-    parse_int=_integer, parse_float=_decimal, parse_constant=_constant, object_pairs_hook=_object
-)
+def _decoder(make_object: Callable[[list[tuple[str, Any]]], dict[str, Any]]) -> json.JSONDecoder:
+    return json.JSONDecoder(
+        parse_int=_integer, parse_float=_decimal, parse_constant=_constant, object_pairs_hook=make_object
+    )
+
+
+_DECODER = _decoder(_object)
+
+
+def _breathing(pause: Callable[[], None]) -> json.JSONDecoder:
+    """A decoder that pauses after every `_SLICE` objects."""
+    left = _SLICE
+
+    def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal left
+        left -= 1
+        if not left:
+            left = _SLICE
+            pause()
+        return _object(pairs)
+
+    return _decoder(make_object)
 
 
 def _refuse_depth(body: bytes) -> None:
@@ -131,15 +173,62 @@ def _refuse_depth(body: bytes) -> None:
         raise PayloadError(f"the body is nested deeper than {MAX_DEPTH} levels, or not balanced")
 
 
-def _refuse_surrogates(value: Any, path: str = "") -> None:
+def _sound_value(text: str, decoder: json.JSONDecoder) -> Any:
+    """The value of a text. Raises PayloadError for a flaw, JSONDecodeError, RecursionError."""
+    try:
+        value = decoder.decode(text)
+    except _Flaw:
+        value = _keeping_flaws(text)
+    else:
+        if "\\u" not in text or ("\\ud" not in text and "\\uD" not in text):
+            return value
+    found = _first_flaw(value)
+    if found is None:
+        return value
+    (what, wrong), way = found[0].args, reversed(found[1])
+    pointer = "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in way) or "/"
+    raise PayloadError(f"{what} at {pointer[:_SHOWN_POINTER]} {wrong}")
+
+
+def _keeping_flaws(text: str) -> Any:
+    """The value of a text with every flaw in its place."""
+
+    def keeping(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def keep(given: Any) -> Any:
+            try:
+                return hook(given)
+            except _Flaw as flaw:
+                return flaw
+
+        return keep
+
+    return json.JSONDecoder(
+        parse_int=keeping(_integer),
+        parse_float=keeping(_decimal),
+        parse_constant=keeping(_constant),
+        object_pairs_hook=keeping(_object),
+    ).decode(text)
+
+
+def _first_flaw(value: Any) -> tuple[_Flaw, list[str | int]] | None:
+    """What is wrong with a value or within it, and the way there, innermost step first.
+
+    The way is put together only where there is something to tell: the keys on it may be long.
+    """
+    if isinstance(value, _Flaw):
+        return value, []
     if isinstance(value, str):
-        if _SURROGATE.search(value):
-            raise PayloadError(f"the text at {path or '/'} holds a lone surrogate")
-    elif isinstance(value, dict):
+        return (_Flaw("the text", "holds a lone surrogate"), []) if _SURROGATE.search(value) else None
+    if isinstance(value, dict):
         for key, item in value.items():
             if _SURROGATE.search(key):
-                raise PayloadError(f"a key at {path or '/'} holds a lone surrogate")
-            _refuse_surrogates(item, f"{path}/{key.replace('~', '~0').replace('/', '~1')}")
+                return _Flaw("a key of the object", "holds a lone surrogate"), []
+            if (found := _first_flaw(item)) is not None:
+                found[1].append(key)
+                return found
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            _refuse_surrogates(item, f"{path}/{index}")
+            if (found := _first_flaw(item)) is not None:
+                found[1].append(index)
+                return found
+    return None

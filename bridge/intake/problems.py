@@ -20,12 +20,17 @@ _KINDS: Mapping[int, tuple[str, str]] = {
     403: ("forbidden", "This is not allowed here"),
     404: ("not-found", "There is nothing here"),
     405: ("method-not-allowed", "The method is not allowed"),
+    408: ("timeout", "The request took too long"),
     409: ("conflict", "That is not possible just now"),
     413: ("too-large", "The body is too large"),
+    414: ("uri-too-long", "The request line is too long"),
     415: ("unsupported-media-type", "The media type is not supported"),
+    417: ("expectation-failed", "The expectation cannot be met"),
     422: ("invalid", "The payload is invalid"),
     429: ("too-many-requests", "Too many requests"),
+    431: ("headers-too-large", "The headers are too large"),
     500: ("internal", "Something went wrong here"),
+    501: ("not-implemented", "That is not supported here"),
     503: ("unavailable", "Not available just now"),
 }
 
@@ -59,18 +64,22 @@ def problem(
     extra: Mapping[str, Any] | None = None,
 ) -> Response:
     """The error answer; `instance` is the path that was asked for."""
+    body = {**document(status, detail, slug=slug, instance=request.path), **(extra or {})}
+    response = Response(json.dumps(body), status=status, mimetype="application/problem+json")
+    response.headers.extend(dict(headers or {}))
+    return response
+
+
+def document(status: int, detail: str, *, slug: str | None = None, instance: str = "/") -> dict[str, Any]:
+    """The members of a problem; `instance` is the path that was asked for, as far as it is known."""
     known, title = _KINDS.get(status, ("error", "The request cannot be answered"))
-    body = {
+    return {
         "type": f"urn:partner-bridge:problem:{slug or known}",
         "title": title,
         "status": status,
         "detail": detail,
-        "instance": quote(request.path[:200]),
-        **(extra or {}),
+        "instance": quote(instance[:200]),
     }
-    response = Response(json.dumps(body), status=status, mimetype="application/problem+json")
-    response.headers.extend(dict(headers or {}))
-    return response
 
 
 def where(error: BaseException) -> list[str]:
@@ -98,6 +107,11 @@ def register_problem_handlers(app: Flask) -> None:
         log.error("request failed", path=request.path[:200], error=type(error).__name__, trace=where(error))
         return problem(500, "The request was not taken; trying again may help.")
 
+    def refuse_doubled_slash() -> None:
+        if request.environ.get("PATH_INFO", "").startswith("//"):  # Werkzeug would take it for one
+            raise Refusal(404, "No such path.")
+
+    app.before_request(refuse_doubled_slash)
     app.register_error_handler(Refusal, refused)
     app.register_error_handler(HTTPException, http)
     app.register_error_handler(Exception, accident)

@@ -3,7 +3,7 @@
 GET  /api/retries            the filters of `retries list`, limit, offset → [entry, …]
 GET  /api/retries/{id}       one entry with the stories of its events
 POST /api/retries/replay     filters, or all: true → what was done
-POST /api/retries/discard    likewise
+POST /api/retries/discard    likewise; seen: when they were counted, so that what came since is spared
 GET  /api/events             the filters of `events list`, limit, after → [event, …]
 POST /api/events/replay      filters, or all: true; dry_run, limit → differences and what was done
 GET  /api/trace/{id}         the stories of an event or a record
@@ -25,6 +25,7 @@ from flask import Blueprint, Response, g, request
 from marshmallow import Schema, ValidationError
 
 from bridge.errors import JournalError, JournalFullError
+from bridge.intake.bodies import read_body
 from bridge.intake.problems import Refusal, problem
 from bridge.operations import queries
 from bridge.operations.desk import DIFFERENCES, Desk
@@ -43,6 +44,8 @@ def api_blueprint(desk: Desk) -> Blueprint:
 
     @routes.errorhandler(JournalError)
     def journal_trouble(error: JournalError) -> Response:
+        if isinstance(error, JournalFullError):  # maybe half-way: what was done stays done
+            _log.warning("operator's act ended", path=request.path, who=g.get("who", "?"), error=str(error))
         return problem(409 if isinstance(error, JournalFullError) else 503, str(error))
 
     @routes.get("/retries")
@@ -135,10 +138,8 @@ def _act(
 def _body() -> Any:
     if request.mimetype != "application/json":
         raise Refusal(415, "Send the body as application/json.")
-    if (request.content_length or 0) > MAX_BODY:
-        raise Refusal(413, f"The body is longer than {MAX_BODY} bytes.")
     try:
-        return orjson.loads(request.get_data() or b"{}")
+        return orjson.loads(read_body(request.environ, MAX_BODY) or b"{}")
     except orjson.JSONDecodeError as error:
         raise Refusal(400, f"The body is not JSON: {error}.") from error
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import orjson
 from flask import Blueprint, Response
 
-from bridge.operations.health import Verdict, Vitals
+from bridge.operations.health import Probed, Verdict, Vitals
 from bridge.operations.metrics import Metrics
 
 TEXT = "text/plain; charset=utf-8"
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def health_blueprint(vitals: Vitals, *, detail: bool) -> Blueprint:
+def health_blueprint(vitals: Probed, *, detail: bool) -> Blueprint:
     """`/livez` and `/readyz`; without `detail` the reason is not told (public port)."""
     routes = Blueprint("health", __name__)
 

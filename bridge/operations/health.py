@@ -6,15 +6,23 @@ could be journalled now; a CRM outage changes neither.
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from bridge.errors import JournalError
 from bridge.operations.metrics import Gauges
 
 #: A dispatcher that has not finished a step for this long is stuck: its longest wait is a second.
 STUCK_AFTER_S = 60.0
 #: `status` calls the service degraded when the oldest change has waited longer than this.
 OLD_PENDING_S = 300.0
+#: How long a probe waits for the journal: Kubernetes gives a probe one second unless told otherwise.
+PROBE_PATIENCE_S = 0.5
+#: How long its answer counts for those who ask next: a check is a write transaction.
+PROBE_FRESH_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +33,67 @@ class Verdict:
     why: str = ""
 
 
-class Vitals(Protocol):
-    """What the service tells about itself."""
+class Probed(Protocol):
+    """What answers `/livez` and `/readyz`."""
 
     def alive(self) -> Verdict: ...
 
     def ready(self) -> Verdict: ...
 
+
+class Vitals(Probed, Protocol):
+    """What the service tells about itself."""
+
     def gauges(self) -> Gauges: ...
 
     def status(self) -> dict[str, Any]: ...
+
+
+class BoundedCheck:
+    """A check that may hang, answered in time whatever it does. Thread-safe.
+
+    It runs in a thread of its own, at most one at a time, and its verdict counts for `fresh_s`: a disk that hangs
+    costs one thread, and anybody who can reach the public port may ask as often as they like.
+    """
+
+    def __init__(
+        self, check: Callable[[], None], *, patience_s: float = PROBE_PATIENCE_S, fresh_s: float = PROBE_FRESH_S
+    ) -> None:
+        """`check` raises JournalError when something is wrong."""
+        self._check = check
+        self._patience_s = patience_s
+        self._fresh_s = fresh_s
+        #: Guards `_latest`.
+        self._mutex = threading.Lock()
+        self._latest: _Run | None = None
+
+    def __call__(self) -> Verdict:
+        with self._mutex:
+            now = time.monotonic()
+            latest = self._latest
+            if latest is None or (latest.ended.is_set() and now - latest.began >= self._fresh_s):
+                self._latest = latest = _Run(now)
+                threading.Thread(target=self._run, args=(latest,), name="readiness", daemon=True).start()
+        if not latest.ended.wait(latest.began + self._patience_s - now):
+            return Verdict(ok=False, why="the journal does not answer")
+        return latest.verdict
+
+    def _run(self, run: _Run) -> None:
+        try:
+            self._check()
+            run.verdict = Verdict(ok=True)
+        except JournalError as error:
+            run.verdict = Verdict(ok=False, why=str(error))
+        except Exception as error:  # noqa: BLE001 (a probe must answer, whatever happened)
+            run.verdict = Verdict(ok=False, why=f"the journal cannot be checked ({type(error).__name__})")
+        finally:
+            run.ended.set()
+
+
+class _Run:
+    """One run of a check, begun at a monotonic time; `verdict` counts once `ended` is set."""
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.ended = threading.Event()
+        self.verdict = Verdict(ok=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from decimal import Decimal
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from bridge.errors import PayloadError
 from bridge.intake.payload import MAX_DEPTH, MAX_KEYS, parse_json, to_canonical_json, to_json
+from bridge.intake.texts import text_of
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False),
@@ -65,6 +67,37 @@ def test_the_refusal_says_where_a_surrogate_stands() -> None:
 
 
 @pytest.mark.parametrize(
+    "body, place",
+    [
+        (b"[1e999]", "the number at /0 has more than 400 digits"),
+        (b'{"a": {"b": [0, ' + b"7" * 5_000 + b"]}}", "the number at /a/b/1 has more than 400 digits"),
+        (b'{"a": [{}, {"b": NaN}]}', "the value at /a/1/b is NaN, which is not JSON"),
+        (b"-Infinity", "the value at / is -Infinity, which is not JSON"),
+        (b'{"x": [{"k": 1, "k": 2}]}', "the object at /x/0 has the key 'k' twice"),
+        (b'{"' + b"k" * 500 + b'": NaN}', "the value at /" + "k" * 199 + " is NaN, which is not JSON"),
+        (b'{"a": {"\\udc00": 1}}', "a key of the object at /a holds a lone surrogate"),
+        (b'["\\ud800\\ud800"]', "the text at /0 holds a lone surrogate"),
+        (b'{"a": NaN, ', "line 1, column 12"),  # what is not JSON at all is said first
+        (b'{"a":\n 1,}', "line 2, column 4"),
+        (b'{"a": "\xff"}', "byte 7"),
+    ],
+)
+def test_f41_the_refusal_says_where(body: bytes, place: str) -> None:
+    """As a JSON pointer, cut where it is long, or by line and column."""
+    with pytest.raises(PayloadError) as caught:
+        parse_json(body)
+    assert place in str(caught.value)
+
+
+def test_f41_a_long_key_above_many_texts_takes_no_time() -> None:
+    """The way to a value is put together only where there is something to tell."""
+    body = b'{"%s": ["\\ud83d\\ude00"%s]}' % (b"k" * 500_000, b",1" * 200_000)
+    began = time.monotonic()
+    assert len(parse_json(body)["k" * 500_000]) == 200_001
+    assert time.monotonic() - began < 1.0
+
+
+@pytest.mark.parametrize(
     "body, value",
     [
         (b"\xef\xbb\xbf{}", {}),  # a byte order mark is skipped
@@ -114,3 +147,22 @@ def test_canonical_text_ignores_the_order_of_keys() -> None:
     """Two texts of one value compare equal."""
     one, other = parse_json(b'{"a": 1.50, "b": [2]}'), parse_json(b'{"b":[2],"a":1.50}')
     assert to_canonical_json(one) == to_canonical_json(other) == b'{"a":1.50,"b":[2]}'
+
+
+@pytest.mark.parametrize("sign", ["", "-"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        "71e399", "71e400", "71e-401", "0.01e-398", "1" * 400, "1" * 399 + "e1", "1" * 400 + "e0", "1" * 400 + "e1",
+        "1." + "1" * 399, "1." + "0" * 398 + "e400", "12e-5", "0e0", "0e400", "0.0e-399", "0." + "0" * 398 + "1",
+    ],
+)  # fmt: skip
+def test_a_number_that_is_taken_can_be_read_again_from_what_is_kept(sign: str, number: str) -> None:
+    """A replay reads it as it was: found by fuzzing, where 71e400 was kept as 7.1E+401."""
+    try:
+        value = parse_json(f"[{sign}{number}]".encode())
+    except PayloadError:
+        return
+    again = parse_json(to_json(value).encode())
+    assert (again, to_json(again)) == (value, to_json(value))
+    assert text_of(again[0]) == text_of(value[0])
