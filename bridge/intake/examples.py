@@ -8,7 +8,6 @@ from typing import Any
 from bridge.errors import PayloadError
 from bridge.intake.inputs import inputs_of
 from bridge.intake.mapping import CompiledSource, Mapped
-from bridge.intake.payload import parse_json
 from bridge.model import Intake
 from bridge.settings import Example
 
@@ -16,8 +15,8 @@ from bridge.settings import Example
 def run_example(compiled: CompiledSource, example: Example) -> list[str]:
     """The differences between what an example expects and what the mapping gives; none is success."""
     try:
-        body = parse_json(example.payload.encode())
-        mapped = compiled.map_body(body, headers=example.headers, delivery_id="example")
+        body = compiled.decode(example.body)
+        mapped = compiled.map_body(body, headers=example.headers, query=example.query, delivery_id="example")
     except (PayloadError, UnicodeEncodeError) as error:
         return [f"the payload is refused: {error}"]
     if example.ignored:

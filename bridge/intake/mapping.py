@@ -20,6 +20,8 @@ import orjson
 
 from bridge.errors import PayloadError
 from bridge.intake.blocks import CompiledBlock, Problems
+from bridge.intake.challenges import CompiledChallenge
+from bridge.intake.decoding import decode
 from bridge.intake.expressions import ABSENT, CREDENTIALS, Expression, ExpressionError, Needs, Scope
 from bridge.intake.payload import parse_json_text, to_canonical_json, to_json
 from bridge.intake.schemes import verify_problems
@@ -30,6 +32,8 @@ from bridge.settings import Source
 
 #: Longer event ids are hashed; so are those that no database takes.
 MAX_EVENT_ID = 200
+#: Events of one request: a megabyte of `{},` would otherwise become most of a gigabyte.
+MAX_EVENTS = 10_000
 #: Events between two breaths: a long array must not keep other requests waiting.
 _SLICE = 50
 
@@ -67,11 +71,6 @@ def compile_source(source: Source, public_url: str | None = None) -> CompiledSou
     problems = Problems()
     compiled = CompiledSource(source, problems)
     problems.found.extend(verify_problems(source.verify, public_url))
-    if source.body != "json":
-        problems.add(("body",), f"{source.body} bodies are not supported yet")
-    for option, value in (("challenge", source.challenge), ("limit", source.limit)):
-        if value is not None:
-            problems.add((option,), "is not supported yet")
     if problems.found:
         raise ExceptionGroup(f"source {source.name}", problems.found)
     return compiled
@@ -103,6 +102,15 @@ class CompiledSource:
         )
         for name in sorted(self._hidden & (self._seen.headers or frozenset())):
             problems.add((), f"_headers.{name} holds a credential, which no expression may read")
+        self.challenge = (
+            CompiledChallenge(source.challenge, problems, hidden=frozenset(self._hidden))
+            if source.challenge is not None
+            else None
+        )
+
+    def decode(self, body: bytes, *, pause: Callable[[], None] | None = None) -> Any:
+        """The value of a body in the form that the source sends. Raises PayloadError, and nothing else."""
+        return decode(self.source.body, body, payload_field=self.source.payload_field, pause=pause)
 
     def identity_paths(self) -> dict[str, tuple[str | int, ...]]:
         """Where an event's id and time stand, for those that are plain paths of a body that is the event."""
@@ -169,15 +177,15 @@ class CompiledSource:
 
     def remap(self, payload: str, context: str = "{}", root: str | None = None) -> Reading:
         """What a kept event (`Event.payload`, `.context`, `.root`) asks for by today's mapping."""
-        event = parse_json_text(payload)
-        around = orjson.loads(context)
-        scope = Scope(
-            root=event if root is None else parse_json_text(root),
-            index=around.get("index", 0),
-            query=around.get("query"),
-            headers=around.get("headers"),
-        )
-        return self._read(event, scope)
+        return self._read(*_kept_scope(payload, context, root))
+
+    def why_ignored(self, event: Event) -> str:
+        """Which condition does not hold for an event that is ignored, for people."""
+        kept, scope = _kept_scope(event.payload, event.context, event.root)
+        if self._when is not None and not self._when.matches(kept, scope):
+            return f"`when` does not hold: {self._when.text}"
+        conditions = [block.when.text for block in self._blocks if block.when is not None]
+        return f"no mapping's `when` holds: {'; '.join(conditions)}"
 
     def _find_events(self, body: Any, scope: Scope) -> tuple[list[dict[str, Any]], bool]:
         """The events, and whether they stand in a list."""
@@ -190,6 +198,8 @@ class CompiledSource:
         if type(found) is not list:
             what = "nothing" if found is ABSENT or found is None else "a single value"
             raise PayloadError(f"events: found {what} where an object or a list of objects is expected")
+        if len(found) > MAX_EVENTS:
+            raise PayloadError(f"events: found {len(found)}; at most {MAX_EVENTS} are taken at once")
         for index, event in enumerate(found):
             if type(event) is not dict:
                 raise PayloadError(f"events: element {index} is not an object")
@@ -248,6 +258,19 @@ class CompiledSource:
             return microseconds(value, self._zone), None
         except ValueError as error:
             return None, f"is {show(value)}, which {error}"
+
+
+def _kept_scope(payload: str, context: str, root: str | None) -> tuple[dict[str, Any], Scope]:
+    """A kept event, and what else expressions see."""
+    event = parse_json_text(payload)
+    around = orjson.loads(context)
+    scope = Scope(
+        root=event if root is None else parse_json_text(root),
+        index=around.get("index", 0),
+        query=around.get("query"),
+        headers=around.get("headers"),
+    )
+    return event, scope
 
 
 def _with_index(context: str, index: int) -> str:

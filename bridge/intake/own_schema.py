@@ -34,7 +34,7 @@ class OwnSchema:
         self._zone = zone
         self._schema = Schema()
         try:
-            self._schema = _import(name)
+            self._schema = import_schema(name)
         except Exception as error:  # noqa: BLE001 (a module of the user's may raise anything)
             problems.append(MappingError(path, f"{name!r} cannot be used: {error}"))
         self._names = {
@@ -72,7 +72,8 @@ class OwnSchema:
         return Reading(valid, invalid)
 
 
-def _import(name: str) -> Schema:
+def import_schema(name: str) -> Schema:
+    """An instance of the class that `module.path:ClassName` names. Raises whatever its module raises."""
     module, _, attribute = name.partition(":")
     found = getattr(importlib.import_module(module), attribute)
     if not (isinstance(found, type) and issubclass(found, Schema)):

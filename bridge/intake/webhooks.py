@@ -1,11 +1,13 @@
 """`POST /webhooks/<source>`: bytes in, 202 out once everything they brought is on disk.
 
-The order is that of cost and trust: an unknown source, size and encoding, the signature over the raw
-bytes as sent, then parsing, mapping, and one append for all events of the request.
+The order is that of cost and trust: an unknown source, its limit, size and encoding, the signature over the
+raw bytes as sent, then parsing, mapping, and one append for all events of the request. What a source calls a
+handshake is answered without any of its events being taken.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +17,17 @@ from typing import Any, Protocol
 import orjson
 import structlog
 from flask import Blueprint, Response, request
+from flask.blueprints import BlueprintSetupState
+from werkzeug.routing import Rule
 
 from bridge.errors import JournalError, JournalFullError, PayloadError
-from bridge.intake.bodies import check_media_type, coding_of, inflate, read_body, sent_headers
+from bridge.intake.bodies import coding_of, inflate, read_body, sent_headers
+from bridge.intake.challenges import MAX_UNSIGNED_BODY
+from bridge.intake.decoding import check_media_type
 from bridge.intake.mapping import CompiledSource, Mapped
-from bridge.intake.payload import parse_json
 from bridge.intake.problems import Refusal, problem, register_problem_handlers, where
-from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verifier
+from bridge.intake.quotas import Quota
+from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verdict, Verifier
 from bridge.model import Clock, Event, Intake, Receipt, SystemClock
 
 __all__ = ["Appender", "Counts", "Endpoint", "Observer", "Webhooks", "register_problem_handlers"]
@@ -34,15 +40,18 @@ UNKNOWN_SOURCE = "unknown"
 #: Seconds until a sender should try again, from and to: jittered, so that they do not come all at once.
 _FULL_RETRY_S = (15, 45)
 _SOON_RETRY_S = (2, 10)
+#: Statuses that HTTP gives no body.
+_WITHOUT_BODY = frozenset({204, 205})
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One source as it answers: `max_body` counts bytes, both as sent and inflated."""
+    """One source as it answers: `max_body` counts bytes, both as sent and inflated; `quota` is its `limit`."""
 
     source: CompiledSource
     verifier: Verifier
     max_body: int
+    quota: Quota | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +116,13 @@ class Webhooks:
     def blueprint(self) -> Blueprint:
         """The routes, to be registered with an app that has the problem handlers."""
         blueprint = Blueprint("webhooks", __name__)
-        blueprint.add_url_rule(
-            "/webhooks/<source>", view_func=self.receive, methods=["POST"], provide_automatic_options=False
-        )
+
+        def any_method(state: BlueprintSetupState) -> None:
+            # Which methods are allowed depends on the source, so that Werkzeug must not decide it.
+            state.app.url_map.add(Rule("/webhooks/<source>", endpoint="webhooks.receive"))
+            state.app.view_functions["webhooks.receive"] = self.receive
+
+        blueprint.record(any_method)
         return blueprint
 
     def receive(self, source: str) -> Response:
@@ -141,37 +154,99 @@ class Webhooks:
             raise _busy("draining", "The service is shutting down.", _SOON_RETRY_S)
         environ = request.environ
         headers = sent_headers(environ)
+        if request.method != "POST":
+            return self._shake_hands(endpoint, headers), Counts()
+        if endpoint.quota is not None:
+            _hold(endpoint.quota.wait_s(self._clock.monotonic()))
+        if _is_empty(environ) and (welcome := self._welcome(endpoint, {}, headers)) is not None:
+            return welcome, Counts()
         coding = coding_of(environ.get("HTTP_CONTENT_ENCODING", ""))
-        check_media_type(environ.get("CONTENT_TYPE", ""))
+        check_media_type(endpoint.source.source.body, environ.get("CONTENT_TYPE", ""))
         raw = read_body(environ, endpoint.max_body)
-        verdict = self._verify(endpoint, raw, headers)
-        body = inflate(raw, endpoint.max_body) if coding else raw
-        mapped = self._map(endpoint, body, headers, verdict)
+        verdict = self._judge(endpoint, raw, headers)
+        if isinstance(verdict, Refused):
+            if (welcome := self._welcome_unsigned(endpoint, raw, coding, headers)) is not None:
+                return welcome, Counts()
+            raise self._refusal(endpoint, verdict)
+        self._observer.verification(endpoint.source.name, "accepted", verdict.secret)
+        if endpoint.quota is not None:
+            _hold(endpoint.quota.take(self._clock.monotonic()))
+        value = self._decode(endpoint, inflate(raw, endpoint.max_body) if coding else raw)
+        if (welcome := self._welcome(endpoint, value, headers, verified=True)) is not None:
+            return welcome, Counts()
+        mapped = self._map(endpoint, value, headers, verdict)
         if mapped.reject:
             errors = _listed(mapped)
             raise Refusal(422, "Nothing of the request was taken.", extra={"errors": errors})
         receipts = self._append(mapped.events)
         return self._answer(endpoint, mapped, receipts)
 
-    def _verify(self, endpoint: Endpoint, raw: bytes, headers: Mapping[str, str]) -> Accepted:
-        name = endpoint.source.name
+    # --- whether it is the partner ---
+
+    def _judge(self, endpoint: Endpoint, raw: bytes, headers: Mapping[str, str]) -> Verdict:
         path, query = request.path, request.environ.get("QUERY_STRING", "")
         url = f"{path}?{query}" if query else path
-        signed = SignedRequest("POST", url, tuple(headers.items()), raw)
-        verdict = endpoint.verifier.verify(signed, self._clock.now())
-        if isinstance(verdict, Refused):
-            self._observer.verification(name, verdict.reason, None)
-            self._log.warning("webhook refused", source=name, reason=verdict.reason, detail=verdict.detail)
-            raise Refusal(401, "The request could not be verified.")
-        self._observer.verification(name, "accepted", verdict.secret)
-        return verdict
+        signed = SignedRequest(request.method, url, tuple(headers.items()), raw)
+        return endpoint.verifier.verify(signed, self._clock.now())
 
-    def _map(self, endpoint: Endpoint, body: bytes, headers: Mapping[str, str], verdict: Accepted) -> Mapped:
+    def _refusal(self, endpoint: Endpoint, verdict: Refused) -> Refusal:
+        name = endpoint.source.name
+        self._observer.verification(name, verdict.reason, None)
+        self._log.warning("webhook refused", source=name, reason=verdict.reason, detail=verdict.detail)
+        return Refusal(401, "The request could not be verified.", headers=endpoint.verifier.challenge)
+
+    # --- handshakes ---
+
+    def _shake_hands(self, endpoint: Endpoint, headers: Mapping[str, str]) -> Response:
+        """The answer to anything but a POST."""
+        challenge = endpoint.source.challenge
+        if challenge is None or challenge.method != request.method:
+            allowed = "GET, POST" if challenge is not None and challenge.method == "GET" else "POST"
+            raise Refusal(405, "The path does not take this method.", headers={"Allow": allowed})
+        if challenge.signed:
+            verdict = self._judge(endpoint, b"", headers)
+            if isinstance(verdict, Refused):
+                raise self._refusal(endpoint, verdict)
+        welcome = self._welcome(endpoint, {}, headers, verified=challenge.signed)
+        if welcome is None:
+            raise Refusal(400, "This is not the handshake of the source.")
+        return welcome
+
+    def _welcome(
+        self, endpoint: Endpoint, value: Any, headers: Mapping[str, str], *, verified: bool = False
+    ) -> Response | None:
+        """The answer if this request is a handshake, and one that this source answers to whoever sent it."""
+        challenge = endpoint.source.challenge
+        if challenge is None or challenge.method != request.method or (challenge.signed and not verified):
+            return None
+        return challenge.answer(value, headers=headers, query=_query())
+
+    def _welcome_unsigned(
+        self, endpoint: Endpoint, raw: bytes, coding: str, headers: Mapping[str, str]
+    ) -> Response | None:
+        """The same for a body that nobody signed: one that is long, packed or cannot be read is no handshake."""
+        challenge = endpoint.source.challenge
+        if challenge is None or challenge.signed or coding or len(raw) > MAX_UNSIGNED_BODY:
+            return None
+        try:
+            return self._welcome(endpoint, endpoint.source.decode(raw), headers)
+        except PayloadError:
+            return None
+
+    # --- its events ---
+
+    def _decode(self, endpoint: Endpoint, body: bytes) -> Any:
+        try:
+            return endpoint.source.decode(body, pause=self._pause)
+        except PayloadError as error:
+            raise Refusal(400, f"{error}.") from error
+
+    def _map(self, endpoint: Endpoint, value: Any, headers: Mapping[str, str], verdict: Accepted) -> Mapped:
         try:
             return endpoint.source.map_body(
-                parse_json(body),
+                value,
                 headers=headers,
-                query=request.args.to_dict() if request.environ.get("QUERY_STRING") else {},
+                query=_query(),
                 delivery_id=verdict.delivery_id,
                 signed_hash=verdict.signed_hash,
                 pause=self._pause,
@@ -200,7 +275,7 @@ class Webhooks:
                 events=conflicts[:MAX_LISTED],
             )
         reply = endpoint.source.source.reply
-        if reply.body == "none":
+        if reply.body == "none" or reply.status in _WITHOUT_BODY:
             return Response(status=reply.status), counts
         body = {
             "accepted": counts.accepted,
@@ -229,6 +304,23 @@ def count(receipts: Sequence[Receipt], mapped: Mapped) -> Counts:
         conflicts=conflicts,
         unlisted=mapped.unlisted,
     )
+
+
+def _query() -> Mapping[str, str]:
+    """The request's query; of a parameter that is there twice the first."""
+    return request.args.to_dict() if request.environ.get("QUERY_STRING") else {}
+
+
+def _is_empty(environ: Mapping[str, Any]) -> bool:
+    """Whether the request says that it has no body."""
+    return environ.get("CONTENT_LENGTH", "") in {"", "0"} and not environ.get("HTTP_TRANSFER_ENCODING")
+
+
+def _hold(wait_s: float) -> None:
+    """Raise Refusal (429) if the source has to wait."""
+    if wait_s > 0:
+        after = str(max(1, math.ceil(wait_s)))
+        raise Refusal(429, "The source is over its limit.", headers={"Retry-After": after})
 
 
 def _listed(mapped: Mapped) -> list[dict[str, Any]]:

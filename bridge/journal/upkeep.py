@@ -7,7 +7,7 @@ transaction and goes on where the last one stopped, so that a long retry log is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class Figures:
     oldest_pending_us: int | None = None
     entries: tuple[tuple[str, str, int], ...] = ()  # retry log: (state, category, number)
     last_event_us: dict[str, int] = field(default_factory=dict)  # source → arrival of its newest event
+    watched_since_us: dict[str, int] = field(default_factory=dict)  # configured source → when it was first seen
     rates: dict[str, float] = field(default_factory=dict)  # source → events per second, of late
     delivery: dict[str, Any] = field(default_factory=dict)  # what the dispatcher adds: in flight, limiter, …
     at_us: int | None = None
@@ -50,47 +51,54 @@ class Figures:
         return sum(number for state, _, number in self.entries if state == "parked")
 
 
-def count(connection: Connection, *, delivery: dict[str, Any], now_us: int) -> Figures:
-    """Count anew."""
+def count(connection: Connection, *, delivery: dict[str, Any], sources: Collection[str] = (), now_us: int) -> Figures:
+    """Count anew. `sources` are the configured ones: from when they are first seen here, silence is counted."""
     pending = fetch(connection, "SELECT count(DISTINCT record), min(since_us) FROM due WHERE due_us IS NOT NULL")[0]
+    before = read_figures(connection)
+    # What was not yet committed at the last count is looked at too.
+    arrivals = _arrivals(connection, min(now_us, before.at_us or 0) - RATE_US, now_us)
+    # A time ahead of now was given while our clock was wrong: silence would be told that much too late.
+    last = {source: min(at_us, now_us) for source, at_us in before.last_event_us.items()}
+    watched = {source: min(before.watched_since_us.get(source, now_us), now_us) for source in sources}
     return Figures(
         pending=int(pending[0]),
         oldest_pending_us=pending[1],
         entries=tuple(retry_log.count(connection)),
-        last_event_us=_last_events(connection),
-        rates=_rates(connection, now_us),
+        last_event_us=last | {source: max(last.get(source, 0), at_us) for source, at_us, _ in arrivals},
+        watched_since_us=watched or before.watched_since_us,
+        rates={source: number / (RATE_US / 1_000_000) for source, _, number in arrivals if number},
         delivery=delivery,
         at_us=now_us,
     )
 
 
-def _last_events(connection: Connection) -> dict[str, int]:
-    """Arrival of each source's newest event, from the newest events only."""
-    rows = fetch(
-        connection,
-        """SELECT source, max(received_us) FROM
-             (SELECT source, received_us FROM events ORDER BY seq DESC LIMIT 2000) AS newest GROUP BY source""",
-    )
-    return {source: int(received_us) for source, received_us in rows}
+def pending(connection: Connection) -> int:
+    """How many records have something to deliver and are not parked: counted now, in about a second a million."""
+    return int(fetch(connection, "SELECT count(DISTINCT record) FROM due WHERE due_us IS NOT NULL")[0][0])
 
 
-def _rates(connection: Connection, now_us: int) -> dict[str, float]:
+def _arrivals(connection: Connection, since_us: int, now_us: int) -> list[tuple[str, int, int]]:
+    """(source, arrival of its newest event, events of late) of what came since the last count, and of late.
+
+    All of it is looked at, however much came: the single event of one source among thousands of another's.
+    """
     rows = fetch(
         connection,
-        "SELECT source, count(*) FROM events WHERE received_us > :since GROUP BY source",
-        since=now_us - RATE_US,
+        """SELECT source, max(received_us), count(*) FILTER (WHERE received_us > :late) FROM events
+            WHERE received_us > :since AND received_us <= :now GROUP BY source""",
+        since=since_us,
+        late=now_us - RATE_US,
+        now=now_us,
     )
-    return {source: number / (RATE_US / 1_000_000) for source, number in rows}
+    return [(source, int(received_us), int(number)) for source, received_us, number in rows]
 
 
 def save_figures(connection: Connection, figures: Figures) -> None:
     """Keep them where every worker and replica reads them."""
-    known = read_figures(connection).last_event_us
-    document = asdict(figures) | {"last_event_us": known | figures.last_event_us}
     run(
         connection,
         "UPDATE dispatcher SET figures = :figures, figures_us = :now WHERE id = 1",
-        figures=orjson.dumps(document).decode(),
+        figures=orjson.dumps(asdict(figures)).decode(),
         now=figures.at_us,
     )
 

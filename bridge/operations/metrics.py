@@ -17,6 +17,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from bridge import __version__
+from bridge.errors import JournalError
 from bridge.model import Intake, Pause
 
 WEBHOOK_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -150,6 +151,14 @@ class Metrics:
             buckets=COMMIT_BUCKETS,
             registry=registry,
         )
+        self.journal_errors = Counter(
+            "bridge_journal_errors_total",
+            "Reads and writes that the journal's file failed, by kind: full, io, read-only, damaged, gone.",
+            ["kind"],
+            registry=registry,
+        )
+        for kind in ("full", "io", "read-only", "damaged", "gone"):
+            self.journal_errors.labels(kind)
         for outcome in ("delivered", "superseded", "unchanged", "refused", "unknown", "discarded"):
             self.values_settled.labels(outcome)
 
@@ -171,6 +180,10 @@ class Metrics:
             counted = generate_latest(registry)
         else:
             counted = generate_latest(self._registry)
+        try:
+            read = gauges()
+        except JournalError:  # counted above; what is known without the journal is told all the same
+            return counted
         now = CollectorRegistry()
-        now.register(_GaugeCollector(gauges))
+        now.register(_GaugeCollector(lambda: read))
         return counted + generate_latest(now)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import structlog
 
 from bridge.delivery.ports import Settled as CallSettled
-from bridge.intake.webhooks import Counts
+from bridge.intake.webhooks import UNKNOWN_SOURCE, Counts
 from bridge.journal.appending import Appended
 from bridge.journal.delivering import Settled
 from bridge.model import Intake, Pause
 from bridge.operations.metrics import Metrics
+
+#: A disk in trouble fails every write; one line in this time is enough.
+TROUBLE_EVERY_S = 10.0
 
 
 class Observing:
@@ -20,6 +24,7 @@ class Observing:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._log = structlog.get_logger("bridge")
+        self._trouble_told: dict[str, float] = {}  # kind → monotonic
 
     # --- intake ---
 
@@ -33,6 +38,7 @@ class Observing:
         metrics.event(source, Intake.IGNORED, counts.ignored)
         metrics.event(source, Intake.PARKED, counts.parked)
         metrics.event(source, "invalid", counts.invalid)
+        metrics.event(source, "conflict", counts.conflicts)
         self._log.info(
             "webhook",
             source=source,
@@ -43,11 +49,18 @@ class Observing:
             ignored=counts.ignored,
             parked=counts.parked,
             invalid=counts.invalid,
+            conflicts=counts.conflicts,
+            unlisted=counts.unlisted,
         )
 
     def verification(self, source: str, result: str, secret: int | None) -> None:
         """The verdict on one signature."""
         self._metrics.verifications.labels(source, result, "" if secret is None else str(secret)).inc()
+
+    def unreadable(self, code: int, error: str, address: str) -> None:
+        """A request that the HTTP parser refused, on either port: its content is not logged."""
+        self._metrics.webhooks.labels(UNKNOWN_SOURCE, str(code)).inc()
+        self._log.warning("request unreadable", code=code, error=error, address=address)
 
     # --- journal ---
 
@@ -67,6 +80,14 @@ class Observing:
         self._metrics.settled("unknown", settled.unknown)
         for source, delay_s in settled.delays:
             self._metrics.delivery_delay.labels(source).observe(delay_s)
+
+    def troubled(self, kind: str) -> None:
+        """The journal's file made trouble: told at once, then every `TROUBLE_EVERY_S`."""
+        self._metrics.journal_errors.labels(kind).inc()
+        now = time.monotonic()
+        if now - self._trouble_told.get(kind, float("-inf")) >= TROUBLE_EVERY_S:
+            self._trouble_told[kind] = now
+            self._log.error("journal in trouble", kind=kind)
 
     # --- delivery ---
 

@@ -18,6 +18,7 @@ from bridge.intake.mapping import CompiledSource, Mapped, compile_source
 from bridge.intake.payload import parse_json
 from bridge.model import Event, Intake, Lane, PropertyUpdate, RecordKey
 from bridge.settings import (
+    Challenge,
     Example,
     Hmac,
     MappingBlock,
@@ -25,7 +26,6 @@ from bridge.settings import (
     Property,
     Record,
     Reply,
-    RequestLimit,
     Secret,
     Source,
     Verify,
@@ -426,8 +426,7 @@ def test_everything_wrong_with_a_source_is_found_at_once() -> None:
         event_id="'",
         occurred_at="}",
         timezone="Mars",
-        body="ndjson",
-        limit=RequestLimit(1, 1.0),
+        challenge=Challenge("(", when="nosuch(a)"),
     )
     broken = replace(broken, verify=Verify("hmac", (), hmac=Hmac("X", algorithm="md5")))
     with pytest.raises(ExceptionGroup) as caught:
@@ -438,8 +437,8 @@ def test_everything_wrong_with_a_source_is_found_at_once() -> None:
         ("event_id",),
         ("occurred_at",),
         ("timezone",),
-        ("body",),
-        ("limit",),
+        ("challenge", "reply"),
+        ("challenge", "when"),
         ("verify", "secrets"),
         ("verify", "algorithm"),
         ("mappings", 0, "when"),

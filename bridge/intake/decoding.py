@@ -1,0 +1,119 @@
+"""A body's bytes to the value that expressions see: `body: json`, `ndjson` or `form`.
+
+Every JSON text is parsed with the same strictness and limits, be it a body, a line or a form's field.
+`ndjson` becomes the list of its lines' values, blank lines left out. `form` becomes an object of texts in
+which a field that is there several times is a list, or with `payload_field` the JSON value in that field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+from urllib.parse import parse_qsl
+
+from bridge.errors import PayloadError
+from bridge.intake.payload import MAX_KEYS, parse_json, parse_json_text
+from bridge.intake.problems import Refusal
+
+Form = Literal["json", "ndjson", "form"]
+Pause = Callable[[], None]
+
+#: What each form is sent as, and what else says the same. `+json` types count as JSON too; some senders of
+#: lines (log streams) call them plain JSON.
+_MEDIA_TYPES: Mapping[Form, tuple[str, ...]] = {
+    "json": ("application/json",),
+    "ndjson": (
+        "application/x-ndjson",
+        "application/ndjson",
+        "application/jsonl",
+        "application/jsonlines",
+        "application/x-jsonlines",
+        "application/json",
+    ),
+    "form": ("application/x-www-form-urlencoded",),
+}
+#: Lines between two breaths.
+_SLICE = 50
+
+
+def media_type(form: Form) -> str:
+    """The media type to send such a body with."""
+    return _MEDIA_TYPES[form][0]
+
+
+def check_media_type(form: Form, content_type: str) -> None:
+    """Raise Refusal (415) for anything but the form's media types in UTF-8."""
+    given, *parameters = (part.strip().lower() for part in content_type.split(";"))
+    known = given in _MEDIA_TYPES[form]
+    if form == "json":
+        known = known or (given.startswith("application/") and given.endswith("+json"))
+    charsets = [value.strip("\"' ") for key, _, value in (p.partition("=") for p in parameters) if key == "charset"]
+    if not known or any(charset not in {"utf-8", "utf8"} for charset in charsets):
+        more = " (or +json)" if form == "json" else ""
+        raise Refusal(415, f"The body must be {media_type(form)}{more} in UTF-8.")
+
+
+def decode(form: Form, body: bytes, *, payload_field: str | None = None, pause: Pause | None = None) -> Any:
+    """The value of a body. Raises PayloadError, and nothing else.
+
+    `pause` is called now and then, so that a long body leaves room for other requests.
+    """
+    match form:
+        case "json":
+            return parse_json(body, pause=pause)
+        case "ndjson":
+            return _lines(body, pause)
+        case "form":
+            fields = _fields(body)
+            return fields if payload_field is None else _payload(fields, payload_field, pause)
+
+
+def _lines(body: bytes, pause: Pause | None) -> list[Any]:
+    values = []
+    for number, line in enumerate(body.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if pause is not None and number % _SLICE == 0:
+            pause()
+        if not line.strip():
+            continue
+        try:
+            values.append(parse_json(line, line=number))
+        except PayloadError as error:
+            raise PayloadError(f"line {number}: {error}") from error
+    return values
+
+
+def _fields(body: bytes) -> dict[str, str | list[str]]:
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise PayloadError(f"the body is not UTF-8 (byte {error.start})") from error
+    if not text or text.isspace():
+        raise PayloadError("the body is empty")
+    if text.count("&") >= MAX_KEYS:
+        raise PayloadError(f"the form has more than {MAX_KEYS} fields")
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError as error:
+        raise PayloadError("a field of the form is not UTF-8") from error
+    fields: dict[str, str | list[str]] = {}
+    for name, value in pairs:
+        held = fields.get(name)
+        if held is None:
+            fields[name] = value
+        elif isinstance(held, list):
+            held.append(value)
+        else:
+            fields[name] = [held, value]
+    return fields
+
+
+def _payload(fields: Mapping[str, str | list[str]], name: str, pause: Pause | None) -> Any:
+    value = fields.get(name)
+    if value is None:
+        raise PayloadError(f"the form has no field {name}")
+    if isinstance(value, list):
+        raise PayloadError(f"the form has the field {name} {len(value)} times")
+    try:
+        return parse_json_text(value, pause=pause)
+    except PayloadError as error:
+        raise PayloadError(f"the field {name}: {error}") from error

@@ -1,0 +1,91 @@
+"""`limit:` of a source: at most so many requests in every rolling window, for all processes of the pod.
+
+Only requests that are proved genuine use the allowance up: junk that anybody may send must not silence the
+partner. Junk costs what it costs without a limit, a body of at most `max_body` and one signature check. A
+source at its limit is answered 429 before its body is read, whoever asks.
+
+The window is a ring of the times of the last `requests` requests, in memory that the processes share: a
+request may come once the oldest of them is `per` ago. Times are of the monotonic clock, which all processes of
+a machine have in common. Processes do not lock each other out: two that take at the very same instant may
+count as one. Each pod has a window of its own.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import threading
+from pathlib import Path
+
+from bridge.settings import RequestLimit
+
+#: The most requests of a limit: their times take 8 MB.
+MAX_REQUESTS = 1_000_000
+
+_COUNT = struct.Struct("=Q")
+_TIME = struct.Struct("=d")
+
+
+class Quota:
+    """One source's allowance. Thread-safe; shared with every process that opens the same `file`."""
+
+    def __init__(self, limit: RequestLimit, file: Path | None = None) -> None:
+        """Without `file` the window is this process's own."""
+        self._requests = limit.requests
+        self._per_s = limit.per_s
+        size = _COUNT.size + limit.requests * _TIME.size
+        self._memory = _shared(file, size) if file is not None else mmap.mmap(-1, size)
+        #: Guards the memory against the other threads of this process.
+        self._lock = threading.Lock()
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until a request may come, 0.0 if one may now. `now` is monotonic."""
+        with self._lock:
+            return self._wait_s(now)
+
+    def take(self, now: float) -> float:
+        """Count a request, if one may come now; else the seconds until then, and nothing is counted."""
+        with self._lock:
+            wait_s = self._wait_s(now)
+            if not wait_s:
+                (taken,) = _COUNT.unpack_from(self._memory)
+                _TIME.pack_into(self._memory, self._at(taken), now)
+                _COUNT.pack_into(self._memory, 0, taken + 1)
+            return wait_s
+
+    def _wait_s(self, now: float) -> float:
+        (taken,) = _COUNT.unpack_from(self._memory)
+        if taken < self._requests:
+            return 0.0
+        (oldest,) = _TIME.unpack_from(self._memory, self._at(taken))
+        return max(0.0, float(oldest) + self._per_s - now)
+
+    def _at(self, number: int) -> int:
+        return _COUNT.size + number % self._requests * _TIME.size
+
+
+class Quotas:
+    """The allowances of all sources, kept as long as their limits stay the same. For one thread."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """`folder` is in memory and the same for all processes; without one each process counts for itself."""
+        self._folder = folder
+        self._made: dict[tuple[str, RequestLimit], Quota] = {}
+
+    def quota(self, source: str, limit: RequestLimit | None) -> Quota | None:
+        """The source's allowance; None when it has no limit."""
+        if limit is None:
+            return None
+        if (source, limit) not in self._made:
+            name = f"quota-{source}-{limit.requests}-{limit.per_s:g}"
+            self._made[source, limit] = Quota(limit, None if self._folder is None else self._folder / name)
+        return self._made[source, limit]
+
+
+def _shared(file: Path, size: int) -> mmap.mmap:
+    """The file's memory, zeroed where nobody has written."""
+    with file.open("a+b") as opened:
+        # Room is taken now: where none is left, this is an error here, and not a dead process at some request.
+        os.posix_fallocate(opened.fileno(), 0, size)
+        return mmap.mmap(opened.fileno(), size)
