@@ -1,0 +1,153 @@
+"""The JSON values that one property, record id or time takes, as JSON Schema.
+
+Every schema admits at least what `bridge.intake.fields` takes; a test holds them to that. What a schema
+cannot say briefly (a length after trimming, say) stands in its description.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from bridge.intake.blocks import MAX_ID
+from bridge.intake.payload import parse_json_text
+from bridge.intake.texts import MAX_TEXT
+from bridge.settings import Property
+
+#: A schema; True fits everything, False nothing.
+JsonSchema = Mapping[str, Any] | bool
+
+#: What Python's `strip` takes for a blank, in ECMA's patterns and in Python's.
+_BLANK = r"[\s\x1c-\x1f\x85]"
+_NUMBER_TEXT = rf"^{_BLANK}*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{{1,4}})?{_BLANK}*$"
+_BOOL_WORDS = "|".join("".join(f"[{c.upper()}{c}]" for c in word) for word in ("true", "false", "yes", "no"))
+_SAMPLE = datetime(2026, 12, 31, 23, 58, 57, tzinfo=UTC)
+_NUMBER_KEY = re.compile(r"-?(0|[1-9][0-9]{0,399})(\.[0-9]{1,399})?")
+_SCALARS = ["string", "number", "boolean"]
+
+#: The reusable schemas that the ones here refer to, by name.
+SHARED: Mapping[str, JsonSchema] = {
+    "Nothing": {
+        "description": "No value: null, blank text or an empty list. An absent key changes nothing either.",
+        "anyOf": [
+            {"type": "null"},
+            {"type": "string", "pattern": f"^{_BLANK}*$"},
+            {"type": "array", "maxItems": 0},
+        ],
+    },
+    "Time": {
+        "description": "A point in time.",
+        "anyOf": [
+            {"type": "string", "format": "date-time"},
+            {"type": "number", "description": "Seconds since 1970, or milliseconds from 10^11 on."},
+            {"type": "string", "description": "Any other form of ISO 8601, or such a number as text."},
+        ],
+    },
+    "Day": {
+        "description": "A day, or a point in time whose day is meant.",
+        "anyOf": [
+            {"type": "string", "format": "date"},
+            {"type": "string", "format": "date-time"},
+            {"type": "number", "description": "Seconds since 1970, or milliseconds from 10^11 on."},
+            {"type": "string", "description": "Any other form of ISO 8601, or such a number as text."},
+        ],
+    },
+}
+_NOTHING = {"$ref": "#/components/schemas/Nothing"}
+OCCURRED_AT: JsonSchema = {
+    "description": "When it happened. An older event never overwrites a newer value. Absent: the time of arrival.",
+    "anyOf": [{"$ref": "#/components/schemas/Time"}, _NOTHING],
+}
+#: Anything at all is taken: what is no text and no number counts as missing.
+EVENT_ID: JsonSchema = {
+    "description": "The event's id, a text or a number: a second delivery of the same id changes nothing.",
+}
+
+
+def record_id_shape(*, digits: bool) -> JsonSchema:
+    """What a record's id may be."""
+    about = f"Which record is meant: a text or a whole number, at most {MAX_ID} characters."
+    text: dict[str, Any] = {"type": "string", "minLength": 1}
+    if digits:
+        about += " It consists of digits."
+        text["pattern"] = f"^{_BLANK}*[0-9]+{_BLANK}*$"
+    return {"description": about, "anyOf": [text, {"type": "integer"}]}
+
+
+def property_shape(name: str, how: Property) -> JsonSchema:
+    """What the value for the property `name` may be, null and the like included unless it is required."""
+    one = _scalar(how) if how.values is None else _listed(how.values)
+    several: list[JsonSchema] = []
+    if how.multiple:
+        several.append({"type": "array", "items": {"anyOf": [*one, _NOTHING]}})
+    if how.separator is not None:
+        about = f"Several values as one text, separated by {how.separator!r}."
+        several.append({"type": "string", "description": about})
+    alternatives = [*one, *several]
+    if not how.required or how.on_null == "clear":
+        alternatives.append(_NOTHING)
+    described = {"description": _about(name, how)}
+    only = alternatives[0]
+    if len(alternatives) == 1 and isinstance(only, Mapping) and "description" not in only:
+        return {**described, **only}
+    return {**described, "anyOf": alternatives}
+
+
+def _about(name: str, how: Property) -> str:
+    parts = [f"Becomes `{name}`."]
+    if how.type == "string" and how.values is None and how.format is None:
+        parts.append(f"At most {MAX_TEXT} characters.")
+    if how.required:
+        parts.append("Required.")
+    if how.on_null == "clear":
+        parts.append("Null, blank text or an empty list clears it.")
+    return " ".join(parts)
+
+
+def _scalar(how: Property) -> Sequence[JsonSchema]:
+    """The alternatives of a value that is neither translated nor nothing."""
+    match how.type:
+        case "number":
+            return [
+                {"type": "number"},
+                {"type": "string", "pattern": _NUMBER_TEXT, "description": "The same as text, with a decimal point."},
+            ]
+        case "bool":
+            return [
+                {"type": "boolean"},
+                {"enum": [0, 1]},
+                {"type": "string", "pattern": f"^{_BLANK}*({_BOOL_WORDS}|0|1){_BLANK}*$"},
+            ]
+        case "date" | "datetime":
+            if how.format is not None:
+                sample = _SAMPLE.strftime(how.format)
+                return [{"type": ["string", "number"], "description": f"As {how.format}.", "examples": [sample]}]
+            return [{"$ref": f"#/components/schemas/{'Day' if how.type == 'date' else 'Time'}"}]
+        case "phone_number":
+            return [{"type": ["string", "number"], "description": "A phone number: at least one digit."}]
+        case "string" if how.format == "email":
+            return [{"type": "string", "format": "email"}]
+        case _:
+            return [{"type": _SCALARS}]
+
+
+def _listed(values: Mapping[str, str]) -> Sequence[JsonSchema]:
+    """The alternatives where `values:` translates; numbers and booleans count by their text."""
+    texts = [text for text in values if text != "*"]
+    others = [parse_json_text(text) for text in texts if text in {"true", "false"} or _NUMBER_KEY.fullmatch(text)]
+    padded = rf"^{_BLANK}*({'|'.join(map(escaped, texts))}){_BLANK}*$"
+    found: list[JsonSchema] = []
+    if texts:
+        found.append({"enum": [*texts, *others]})
+    if "*" in values:
+        found.append({"type": _SCALARS, "description": "Any other value is taken too."})
+    elif texts:
+        found.append({"type": "string", "pattern": padded, "description": "The same with blanks around it."})
+    return found or [False]
+
+
+def escaped(text: str) -> str:
+    """A pattern for this very text, to ECMA, Python and Rust alike (`re.escape` escapes more than they take)."""
+    return re.sub(r"[\\^$.*+?()\[\]{}|/]", r"\\\g<0>", text)
