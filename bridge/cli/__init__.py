@@ -19,7 +19,8 @@ COMMANDS = {
     "init": "bridge.cli.configuration:init",
     "check": "bridge.cli.configuration:check",
     "map": "bridge.cli.payloads:map_",
-    "send": "bridge.cli.payloads:send",
+    "listen": "bridge.cli.listening:listen",
+    "send": "bridge.cli.sending:send",
     "retries": "bridge.cli.retries:retries",
     "events": "bridge.cli.events:events",
     "trace": "bridge.cli.tracing:trace",
@@ -27,6 +28,7 @@ COMMANDS = {
     "pause": "bridge.cli.steering:pause",
     "resume": "bridge.cli.steering:resume",
     "status": "bridge.cli.tracing:status",
+    "journal": "bridge.cli.journaling:journal",
     "schema": "bridge.cli.configuration:schema",
     "sandbox": "bridge.cli.sandbox:sandbox",
 }

@@ -98,6 +98,12 @@ def prepare(folder: Path, crm_url: str) -> Place:
     return Place(folder, f"http://127.0.0.1:{port}/webhooks/acme", f"http://127.0.0.1:{admin_port}")
 
 
+def own_environment() -> dict[str, str]:
+    """The environment without what would lead the demo to somebody's journal or ports."""
+    rest = {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")}
+    return rest | {"BRIDGE_LOG_FORMAT": "json"}
+
+
 @contextmanager
 def service(place: Place) -> Iterator[None]:
     """The service in a process of its own; its log goes to a file."""
@@ -108,7 +114,7 @@ def service(place: Place) -> Iterator[None]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"BRIDGE_LOG_FORMAT": "json"},
+            env=own_environment(),
             start_new_session=True,  # Ctrl-C is for the demo, which then ends the service
         )
         try:

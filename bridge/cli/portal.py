@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -20,8 +21,9 @@ from bridge.delivery.kept_token import TokenStore
 from bridge.delivery.oauth import OAuthTokens
 from bridge.delivery.properties import NotTold, Portal
 from bridge.delivery.tokens import Tokens
-from bridge.errors import BridgeError, CrmUnreachableError, JournalError
-from bridge.journal.database import sqlite_path
+from bridge.errors import BridgeError, CrmUnreachableError, JournalError, JournalUnavailableError
+from bridge.journal import versions
+from bridge.journal.place import sqlite_path
 from bridge.model import SystemClock
 from bridge.settings import Crm, Secret, SecretUnavailableError, Settings
 
@@ -63,7 +65,8 @@ def listed(base_url: str | None) -> str:
 @contextmanager
 def _token(settings: Settings) -> Iterator[Callable[[], str] | Tokens]:
     """The configured token. By OAuth the journal is opened too, if there is one: a refresh token that
-    HubSpot gave in place of the configured one is kept there, and another may come now.
+    HubSpot gave in place of the configured one is kept there, and another may come now. So nothing is asked
+    before it is sure that there is a place for it.
     """
     crm = settings.crm
     if crm.oauth is None:
@@ -76,7 +79,7 @@ def _token(settings: Settings) -> Iterator[Callable[[], str] | Tokens]:
     )
     try:
         with _store(settings) as store:
-            yield OAuthTokens(
+            tokens = OAuthTokens(
                 settings=crm.oauth,
                 base_url=crm.base_url,
                 timeout_s=crm.timeout_s,
@@ -85,27 +88,43 @@ def _token(settings: Settings) -> Iterator[Callable[[], str] | Tokens]:
                 proxy=crm.proxy,
                 ca_file=crm.ca_file,
             )
+            yield tokens
+            _kept(tokens)
     except JournalError as error:
         raise CrmUnreachableError(f"could not check the portal, as crm.oauth needs the journal: {error}") from error
+
+
+def _kept(tokens: OAuthTokens) -> None:
+    if not tokens.keep():
+        raise JournalError("HubSpot gave another refresh token, which cannot be kept: install the app anew")
 
 
 @contextmanager
 def _store(settings: Settings) -> Iterator[TokenStore]:
     url = settings.journal.url
-    if url.startswith("sqlite:///") and not sqlite_path(url).exists():
-        yield _NoJournal()
+    if url.startswith("sqlite:///") and not (path := sqlite_path(url)).exists():
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise JournalUnavailableError(f"{path.parent} is no folder that one can be made in")
+        yield _NoJournal(settings)
         return
     with opened(settings) as journal:
+        journal.check_writable()
         yield journal
 
 
 class _NoJournal:
-    """Before the first start nothing is kept, and looking at the portal is no reason to make a journal."""
+    """Before the first start nothing is kept. Looking at the portal is no reason to make a journal, another refresh
+    token is: the configured one may be no good any more.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
 
     def load_secret(self, name: str) -> str | None:
         del name
         return None
 
     def save_secret(self, name: str, value: str) -> None:
-        del name, value
-        raise JournalError("there is no journal yet")
+        versions.prepare(self._settings.journal.url)
+        with opened(self._settings) as journal:
+            journal.save_secret(name, value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -144,12 +146,17 @@ def replay(place: Place, all_: bool, json_: bool, **options: Any) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "json_", is_flag=True, help="What was done, as an object.")
 def discard(place: Place, all_: bool, yes: bool, json_: bool, **options: Any) -> int:
-    """Give entries up for good; what was delivered stays, older values stay unsent."""
+    """Give entries up for good; what was delivered stays, older values stay unsent.
+
+    What changed since it was counted is left alone: a newer event for a record is never discarded with it.
+    """
     with at_desk(place) as desk:
+        seen_us = round(time.time() * 1_000_000)
         wanted, entries = _count(desk, options, all_)
         if not entries:
             click.echo(NOTHING, err=True)
             return 1
+        wanted = replace(wanted, seen_us=seen_us)  # what comes while a person makes up their mind is not meant
         if not yes:
             click.confirm(f"give up {entries} entries for good?", abort=True, err=True)
         with progress("discarding", entries) as bar:
@@ -158,4 +165,6 @@ def discard(place: Place, all_: bool, yes: bool, json_: bool, **options: Any) ->
         print_json(done)
     else:
         click.echo(f"{done['entries']} entries discarded ({done['given_up']} values and events)")
+    if changed := entries - done["entries"]:
+        click.echo(f"{changed} of the {entries} changed meanwhile and are left alone", err=True)
     return 0

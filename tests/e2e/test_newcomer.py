@@ -13,6 +13,7 @@ from pathlib import Path
 
 import requests
 
+from tests.listening import listening
 from tests.running import eventually, free_port
 
 BRIDGE = [sys.executable, "-m", "bridge"]
@@ -71,9 +72,13 @@ def test_from_an_empty_folder_to_an_own_webhook_each_command_prints_the_next(tmp
         assert fourth.returncode == 0, fourth.stdout + fourth.stderr
         trace = next_command(fourth.stdout + fourth.stderr)
         assert eventually(lambda: "delivered" in bridge(*trace, cwd=tmp_path, environ=environ).stdout)
-        status = bridge("status", "--json", cwd=tmp_path, environ=environ)
-        assert status.returncode == 0
-        assert json.loads(status.stdout)["pending"] == 0
+
+        def pending() -> int:  # counted once a second
+            status = bridge("status", "--json", cwd=tmp_path, environ=environ)
+            assert status.returncode == 0
+            return int(json.loads(status.stdout)["pending"])
+
+        assert eventually(lambda: pending() == 0)
         metrics = requests.get(f"http://127.0.0.1:{admin_port}/metrics", timeout=5).text
         assert 'bridge_events_total{outcome="accepted",source="acme"} 1.0' in metrics
         assert requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).status_code == 404
@@ -85,3 +90,48 @@ def test_from_an_empty_folder_to_an_own_webhook_each_command_prints_the_next(tmp
         child.send_signal(signal.SIGTERM)
         assert child.wait(40) == 0
     assert "Traceback" not in log.read_text(encoding="utf-8")
+
+
+def test_a_new_partner_is_set_up_before_anything_is_served(tmp_path: Path) -> None:
+    """init → listen → send → check → serve: the partner's own request becomes the example that `check` holds."""
+    port, admin_port = free_port(), free_port()
+    environ = {"BRIDGE_BIND": f"127.0.0.1:{port}", "BRIDGE_ADMIN_BIND": f"127.0.0.1:{admin_port}"}
+    assert bridge("init", "--from", "github", cwd=tmp_path, environ=environ).returncode == 0
+    with listening(tmp_path, "github", "--save", "kept", environ=environ, port=str(port)) as listener:
+        send = next_command(listener.notes)
+        sent = bridge(*send, cwd=tmp_path, environ=environ)
+        assert sent.returncode == 0, sent.stdout + sent.stderr
+        assert "next: " not in sent.stderr, "there is nothing to trace"
+        assert listener.stop() == 0
+    assert "signature  accepted: signed as github does, with its secret (github.secret)" in listener.text
+    mapped = bridge(*next_command(listener.notes), cwd=tmp_path, environ=environ)
+    assert mapped.returncode == 0, mapped.stderr
+    (one,) = json.loads(mapped.stdout)["inputs"]
+    assert one["properties"] == {"company_name": "globex", "active": "true"}
+    (kept,) = (tmp_path / "kept").iterdir()
+    config = tmp_path / "bridge.yaml"
+    example = (
+        f"      - file: kept/{kept.name}\n        expect: [{{id: '7', properties: {json.dumps(one['properties'])}}}]\n"
+    )
+    config.write_text(config.read_text() + example)
+    checked = bridge("check", "--sandbox", cwd=tmp_path, environ=environ)
+    assert checked.returncode == 0, checked.stderr
+    assert "2 examples" in checked.stdout
+    log = tmp_path / "serve.log"
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [*BRIDGE, *next_command(checked.stdout)],
+            cwd=tmp_path,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environ,
+        )
+    try:
+        assert eventually(lambda: "next: " in log.read_text(encoding="utf-8")), log.read_text(encoding="utf-8")
+        again = bridge("send", "github", f"kept/{kept.name}", cwd=tmp_path, environ=environ)
+        assert again.returncode == 0, again.stdout + again.stderr
+        trace = next_command(again.stderr)
+        assert eventually(lambda: "delivered" in bridge(*trace, cwd=tmp_path, environ=environ).stdout)
+    finally:
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(40) == 0

@@ -116,7 +116,9 @@ def test_map_tells_what_would_be_ignored_or_refused(
 ) -> None:
     """Ignoring is fine, refusing is not."""
     assert run(["map", "--config", str(config), "acme", str(payload)]) == 0
-    assert json.loads(capsys.readouterr().out)["ignored"] == ["e7"]
+    told = json.loads(capsys.readouterr().out)
+    assert told["ignored"] == ["e7"]
+    assert told["ignored_because"] == {"e7": "`when` does not hold: _headers.x_topic == 'clients'"}
     assert run(["map", "--config", str(config), "bare", str(payload)]) == 1
     assert json.loads(capsys.readouterr().out)["refused"]["status"] == 422
     broken = tmp_path / "broken.json"

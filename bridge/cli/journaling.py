@@ -1,0 +1,181 @@
+"""`partner-bridge journal`: look at the journal, check it, copy it while serving, put a copy in its place."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bridge.cli.common import config_option, load_for_journal, typed
+from bridge.cli.printing import iso, print_json, print_table, progress
+from bridge.errors import BridgeError, JournalDamagedError
+
+if TYPE_CHECKING:
+    from bridge.journal.backup import Progress
+    from bridge.settings import Journal
+
+
+@click.group()
+def journal() -> None:
+    """The journal's file: look at it, check it, back it up while serving, restore it."""
+
+
+def settings_of(config: Path) -> Journal:
+    """The journal's settings. Raises BridgeError unless it is a file that these commands can handle."""
+    settings = load_for_journal(config).journal
+    if not settings.url.startswith("sqlite:"):
+        raise BridgeError(
+            "the journal is in PostgreSQL, whose own tools look after it: back it up with pg_dump, restore it with "
+            "pg_restore while no service runs, and `partner-bridge pause` before you start one"
+        )
+    return settings
+
+
+@journal.command()
+@config_option
+@click.option("--json", "json_", is_flag=True, help="One object.")
+def info(config: Path, json_: bool) -> int:
+    """Show what the journal holds, and who uses it."""
+    from bridge.journal.information import information
+
+    settings = settings_of(config)
+    found = information(settings.url)
+    document = {
+        name.removesuffix("_us") + "_at" if name.endswith("_us") else name: value
+        for name, value in asdict(found).items()
+    }
+    document |= {
+        "path": str(found.path),
+        "oldest_event_at": iso(found.oldest_event_us),
+        "newest_event_at": iso(found.newest_event_us),
+        "oldest_pending_at": iso(found.oldest_pending_us),
+        "retention_s": settings.retention_s,
+        "remember_s": settings.remember_s,
+        "max_pending": settings.max_pending,
+        "max_size": settings.max_size,
+    }
+    if json_:
+        print_json(document)
+        return 0
+    document |= {"serving": _who(found.serving), "delivering": _who(found.delivering)}
+    print_table(["what", "value"], [[name, "-" if value is None else str(value)] for name, value in document.items()])
+    return 0
+
+
+def _who(pid: int | None) -> str:
+    return "nobody" if pid is None else f"process {pid}" if pid else "a process elsewhere"
+
+
+@journal.command()
+@config_option
+@click.option("--json", "json_", is_flag=True, help="An object with all problems.")
+def verify(config: Path, json_: bool) -> int:
+    """Check the whole journal, also while serving; ends with 1 when it is damaged."""
+    from bridge.journal import inspection, versions
+    from bridge.journal.place import sqlite_path
+    from bridge.journal.trouble import damaged
+
+    url = settings_of(config).url
+    path = sqlite_path(url)
+    problems: list[str] = []
+    error: JournalDamagedError | None = None
+    try:
+        versions.check(url)
+        if problems := inspection.verify(path):
+            error = damaged(path, problems[0])
+    except JournalDamagedError as found:
+        problems, error = [str(found)], found
+    if json_:
+        print_json({"path": str(path), "sound": not problems, "problems": problems})
+    if error is not None:
+        for problem in problems[1:]:
+            click.echo(f"also: {problem}", err=True)
+        raise error
+    if versions.trust_again(url):
+        click.echo("it had been found damaged; from now on it is written again", err=True)
+    if not json_:
+        click.echo(f"the journal {path} is sound")
+    return 0
+
+
+@journal.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@config_option
+@click.option("--json", "json_", is_flag=True, help="What was written, as an object.")
+def backup(file: Path, config: Path, json_: bool) -> int:
+    """Copy the journal to FILE, also while serving, and check the copy. It holds payloads and may hold secrets."""
+    from bridge.journal.backup import backup as write
+
+    settings = settings_of(config)
+    with copying("backing up") as told:
+        made = write(settings.url, file, progress=told)
+    if json_:
+        print_json({"path": str(made.path), "size": made.size, "sha256": made.sha256})
+        return 0
+    click.echo(f"{made.path}: {made.size} bytes, checked, sha256 {made.sha256}")
+    click.echo(f"next: {typed(f'journal restore {shlex.quote(str(file))}', config)} puts it back, paused", err=True)
+    return 0
+
+
+@journal.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@config_option
+@click.option("--json", "json_", is_flag=True, help="What was restored and what it would send, as an object.")
+def restore(file: Path, config: Path, json_: bool) -> int:
+    """Put the backup FILE in the journal's place while no service runs; delivery starts paused.
+
+    A journal that is there is set aside under another name, never overwritten.
+    """
+    from bridge.journal.backup import restore as put_back
+    from bridge.model import SystemClock
+
+    settings = settings_of(config)
+    with copying("restoring") as told:
+        done = put_back(settings.url, file, clock=SystemClock(), progress=told)
+    newest = iso(done.newest_us)
+    if json_:
+        print_json(
+            {
+                "path": str(done.path),
+                "set_aside": str(done.set_aside) if done.set_aside else None,
+                "paused": True,
+                "would_send": [asdict(part) for part in done.waiting],
+                "parked": done.parked,
+                "newest_event_at": newest,
+            }
+        )
+        return 0
+    click.echo(f"{done.path} is restored from {file}; delivery is paused, intake is not")
+    if done.set_aside:
+        click.echo(f"the journal that was there is now {done.set_aside}")
+    if done.waiting:
+        click.echo("`partner-bridge resume` would send:")
+        print_table(
+            ["object type", "source", "records", "values"],
+            [[part.object_type, part.source or "-", str(part.records), str(part.values)] for part in done.waiting],
+        )
+        click.echo("values that the CRM got after the backup are overwritten by these where they differ", err=True)
+    else:
+        click.echo("nothing waits in it to be sent")
+    if done.parked:
+        click.echo(f"{done.parked} parked records stay in the retry log")
+    click.echo(
+        f"events after {newest} are not in it: have the senders send them again"
+        if newest
+        else "there are no events in it",
+        err=True,
+    )
+    click.echo(f"next: {typed('serve', config)}, then {typed('resume', config)}", err=True)
+    return 0
+
+
+@contextmanager
+def copying(text: str) -> Iterator[Progress]:
+    """Shows how many pages are copied."""
+    with progress(text, None) as bar:
+        yield lambda left, pages: bar.update(bar.task_ids[0], total=pages, completed=pages - left)

@@ -1,0 +1,237 @@
+"""What `listen` makes of each request: one document, shown, counted and kept if asked to."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+from bridge.cli.common import typed
+from bridge.cli.endpoint import Seen, would_map
+from bridge.cli.viewing import body_of, mapping_of
+from bridge.intake.capture import MASK, SavedRequest
+from bridge.intake.diagnosis import Examiner, Finding, is_credential, recognised
+from bridge.intake.mapping import CompiledSource, compile_source
+from bridge.intake.signatures import Accepted
+from bridge.model import iso, to_us
+from bridge.settings import Settings, Source
+
+#: Schemes for which `init` has a template of another name, or the default one.
+_TEMPLATES = {
+    "standard-webhooks": "",
+    "github": " --from github",
+    "stripe": " --from stripe",
+    "shopify": " --from shopify",
+    "hubspot-v3": " --from hubspot",
+}
+#: What a media type contains, and which `body:` that is.
+_FORMS = {"ndjson": "ndjson", "jsonl": "ndjson", "x-www-form-urlencoded": "form", "json": "json"}
+_PROBES = frozenset({"/livez", "/readyz", "/favicon.ico"})
+
+
+@dataclass
+class Listener:
+    """Shows requests one after another. Thread-safe: `_lock` guards the number, the counts and the screen."""
+
+    name: str
+    settings: Settings
+    source: Source | None
+    config: Path
+    folder: Path | None
+    credentials: bool = False
+    url: str = ""
+    kept: Path | None = None
+    answers: Counter[int] = field(default_factory=Counter)
+    _schemes: Counter[str] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        public_url = self.settings.server.public_url
+        self._compiled: CompiledSource | None = None
+        self._examiner: Examiner | None = None
+        if self.source is not None:
+            others = {name: one.verify for name, one in self.settings.sources.items() if name != self.name}
+            self._examiner = Examiner(self.source.verify, others, public_url)
+            self._compiled = compile_source(self.source, public_url)
+
+    def greet(self) -> None:
+        """Say where to post, and that this is not the service."""
+        public = self.settings.server.public_url
+        more = f", from outside {public.rstrip('/')}/webhooks/{self.name}" if public else ""
+        lines = [
+            f"listening for {self.name} on {self.url}{more}",
+            "nothing is sent to the CRM, nothing is kept in the journal",
+        ]
+        if self.source is None:
+            known = ", ".join(self.settings.sources)
+            where = f"{self.config} has no source {self.name} (it has {known})" if known else "there is no bridge.yaml"
+            lines.append(f"{where}: requests are answered 202 and shown as they come")
+        lines.append("in a second terminal (Ctrl-C here ends it)" if self._has_example else "Ctrl-C ends it")
+        if self._has_example:
+            elsewhere = "" if urlsplit(self.url).port == self.settings.server.bind[1] else f" --url {self.url}"
+            lines.append(f"next: {typed(f'send {self.name}{elsewhere}', self.config)}")
+        click.echo("\n".join(lines), err=True)
+
+    @property
+    def _has_example(self) -> bool:
+        return self.source is not None and bool(self.source.examples)
+
+    def look(self, seen: Seen, show: Callable[[dict[str, Any]], None]) -> None:
+        """Show one request, and keep it if asked to."""
+        if seen.path in _PROBES:
+            return
+        with self._lock:
+            self.answers[seen.status] += 1
+            document = self._document(seen, self.answers.total())
+            show(document)
+
+    def sum_up(self) -> None:
+        """What came, and what to do with it."""
+        told = ", ".join(f"{number} answered {status}" for status, number in sorted(self.answers.items()))
+        total = self.answers.total()
+        click.echo(f"\n{total} request{'' if total == 1 else 's'}{': ' if told else ''}{told}", err=True)
+        if self.source is None and self._schemes:
+            self._advise(self._schemes.most_common(1)[0][0])
+        elif self.source is not None and self.kept is not None:
+            last = shlex.quote(str(self.kept))
+            click.echo(f"next: {typed(f'map {self.name} {last}', self.config)}", err=True)
+
+    def _advise(self, scheme: str) -> None:
+        if self.settings.sources:
+            variable = self.name.upper().replace("-", "_") + "_SECRET"
+            click.echo(f"add to {self.config}, under `sources`, a block that begins with", err=True)
+            click.echo(f"  {self.name}:\n    verify: {{scheme: {scheme}, secrets: [{{env: {variable}}}]}}", err=True)
+        else:
+            template = _TEMPLATES.get(scheme, " --from hmac")
+            click.echo(f"next: {typed(f'init{template}', self.config)}", err=True)
+
+    # --- one request ---
+
+    def _document(self, seen: Seen, number: int) -> dict[str, Any]:
+        ours = seen.path == f"/webhooks/{self.name}"
+        document: dict[str, Any] = {
+            "number": number,
+            "received_at": iso(to_us(seen.received_at)),
+            "source": self.name,
+            "method": seen.method,
+            "path": seen.path,
+            "query": seen.query,
+            "headers": self._headers(seen),
+            **body_of(seen.content),
+            "verdict": self._verdict(seen),
+            **(self._mapping(seen) if ours and seen.body and not self._was_handshake(seen) else {}),
+            "taken": 200 <= seen.status < 300,
+            "answer": {"status": seen.status, "body": seen.answer.decode("utf-8", "replace")},
+            "notes": self._notes(seen, ours=ours),
+            "saved": None,
+        }
+        if self.folder is not None and ours:
+            document["saved"] = self._keep(self.folder, document, seen)
+        return document
+
+    def _headers(self, seen: Seen) -> dict[str, str]:
+        """By name; of those given twice, the values joined as servers do. Credentials are masked."""
+        verify = self.source.verify if self.source is not None else None
+        headers: dict[str, str] = {}
+        for name, raw in seen.headers:
+            value = raw
+            if not self.credentials and is_credential(verify, name):
+                value = f"{raw.partition(' ')[0]} {MASK}" if name.lower() == "authorization" and " " in raw else MASK
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        return headers
+
+    def _verdict(self, seen: Seen) -> dict[str, Any] | None:
+        if self._examiner is None or seen.verdict is None or seen.signed is None:
+            return None
+        finding = self._examiner.examine(seen.signed, seen.verdict, seen.received_at)
+        return verdict_json(finding)
+
+    def _mapping(self, seen: Seen) -> dict[str, Any]:
+        if self._compiled is None:
+            return {}
+        mapped = seen.mapped or would_map(self._compiled, seen)
+        return {"unreadable": mapped} if isinstance(mapped, str) else mapping_of(self._compiled, mapped)
+
+    def _notes(self, seen: Seen, *, ours: bool) -> list[str]:
+        if not ours:
+            return [f"this listens at /webhooks/{self.name} only"]
+        if self._was_handshake(seen):
+            return ["a handshake, answered as `challenge:` says"]
+        notes = []
+        if (self.source is None or self.source.challenge is None) and _is_handshake(seen):
+            notes.append("this looks like a handshake, which `challenge:` of the source answers")
+        if self.source is not None and seen.status == 415 and (form := _form(seen)) not in {"", self.source.body}:
+            notes.append(f"the source reads `body: {self.source.body}`; this is `body: {form}`")
+        if seen.status == 413:
+            notes.append("its body was not read: raise `max_body` of the source or of `server`")
+        if self.source is None and seen.method == "POST":
+            schemes = recognised({name.lower(): value for name, value in seen.headers})
+            self._schemes.update(schemes or ["hmac"])
+            notes += [f"authenticated as {scheme} does: `verify: {{scheme: {scheme}, …}}`" for scheme in schemes]
+            if not schemes:
+                notes.append("no header of a scheme that we know; `hmac` describes others, `none` checks nothing")
+        return notes
+
+    def _was_handshake(self, seen: Seen) -> bool:
+        return self.source is not None and self.source.challenge is not None and seen.status == 200 and not seen.mapped
+
+    def _keep(self, folder: Path, document: dict[str, Any], seen: Seen) -> str | None:
+        left_out = {"content-length", "transfer-encoding", "connection"}
+        if seen.content is not seen.body:
+            left_out.add("content-encoding")  # the body is kept inflated
+        saved = SavedRequest(
+            body=seen.content,
+            headers={name: value for name, value in document["headers"].items() if name.lower() not in left_out},
+            verdict=document["verdict"] or {},
+            **{key: document[key] for key in ("method", "path", "query", "received_at", "source")},
+        )
+        moment = document["received_at"][:19].replace("-", "").replace(":", "")
+        path = folder / f"{self.name}-{moment}-{document['number']:03}.json"
+        try:
+            _write(path, json.dumps(saved.as_json(), ensure_ascii=False, indent=2) + "\n")
+        except OSError as error:
+            click.echo(f"partner-bridge: {path} cannot be written: {error.strerror}; change --save", err=True)
+            return None
+        if self.kept is None or document["taken"]:
+            self.kept = path
+        return str(path)
+
+
+def verdict_json(finding: Finding) -> dict[str, Any]:
+    """A verdict as a JSON document."""
+    accepted = isinstance(finding.verdict, Accepted)
+    return {
+        "accepted": accepted,
+        "reason": "accepted" if isinstance(finding.verdict, Accepted) else finding.verdict.reason,
+        "detail": finding.text,
+        "hints": list(finding.hints),
+        "secret": finding.verdict.secret if isinstance(finding.verdict, Accepted) else None,
+        "clock_off_s": None if finding.clock_off_s is None else round(finding.clock_off_s, 1),
+    }
+
+
+def _form(seen: Seen) -> str:
+    """Which `body:` a request's media type means; "" for any other."""
+    given = seen.header("content-type").lower()
+    return next((form for word, form in _FORMS.items() if word in given), "")
+
+
+def _is_handshake(seen: Seen) -> bool:
+    if seen.method == "GET":
+        return any(word in seen.query.lower() for word in ("challenge", "validationtoken", "crc_token"))
+    return b'"challenge"' in seen.content[:2000]
+
+
+def _write(path: Path, text: str) -> None:
+    """A new file that only its owner can read: payloads are other people's data."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
