@@ -200,6 +200,9 @@ class FakeJournal:
         if call is not None:
             self.calls.append(call)
 
+    def clock_was_set(self, by_us: int) -> None:
+        self._maybe_fail()
+
     def save_pauses(self, pauses: Sequence[Pause]) -> None:
         self._maybe_fail()
         operators = [pause for pause in self.stored_pauses if pause.reason == "operator"]

@@ -19,6 +19,7 @@ from bridge.delivery.board import Board, Work
 from bridge.delivery.buffer import Buffer
 from bridge.delivery.caller import Caller
 from bridge.delivery.choosing import Chooser
+from bridge.delivery.clock_watch import ClockWatch
 from bridge.delivery.daily import SPENT, DailyBudget, day_began_us
 from bridge.delivery.digesting import Digester, Moment
 from bridge.delivery.limiter import Grant, Limiter
@@ -108,6 +109,7 @@ class Dispatcher:
             patience=Patience(backoff, retry.give_up_after_s),
         )
         self._chooser = Chooser(self._board)
+        self._clock_watch = ClockWatch()
         self._lock = threading.Lock()
         self._state = _State()
         self._caller = Caller(
@@ -316,8 +318,13 @@ class Dispatcher:
         return _BACKLOG_POLL_S if board.buffer.full else POLL_S
 
     def _keep_house(self, now: float) -> None:
-        """Now and then: the operators' pauses, and the token; at once: pauses that changed."""
+        """Now and then: the operators' pauses, and the token; at once: a clock that was set, pauses that changed."""
         pauses, state = self._board.pauses, self._state
+        now_us = to_us(self._clock.now())
+        if by_us := self._clock_watch.set_by_us(now, now_us):
+            _log.warning("the clock was set", seconds=round(by_us / 1_000_000))
+            self._journal.clock_was_set(by_us)
+            self._clock_watch.believe(now, now_us)
         with self._lock:
             due = now - state.kept_house_at >= _HOUSEKEEPING_S
             waits_for_token = due and pauses.waits_for_token()

@@ -131,6 +131,13 @@ class OAuthTokens:
         with self._lock:
             self._refusals = 0
 
+    def keep(self) -> bool:
+        """Whether there is no refresh token that only this process knows; tries once more to write it down."""
+        with self._alone(timeout_s=self._timeout_s) as mine:
+            if mine:
+                self._kept.save()
+            return self._kept.is_saved
+
     def close(self) -> None:
         self._endpoint.close()
 

@@ -29,8 +29,9 @@ DAILY_LIMIT = "daily_limit"
 #: The reason of a stop because calls come to nothing.
 OUTAGE = "outage"
 
-#: Seconds that a stop read from the journal lasts at most: the wall clock may have jumped meanwhile.
-_LONGEST_S = 86_400.0
+#: Seconds that a stop read from the journal lasts at most, where the CRM said how long it is to be; others last as
+#: long as the backoff at most. The wall clock may have been set meanwhile.
+_LONGEST_S = {"rate_limited": 3_600.0, DAILY_LIMIT: 86_400.0, "migrating": 86_400.0}
 
 
 class Backoff:
@@ -229,7 +230,9 @@ class Pauses:
         for pause in stored:
             if pause.reason == OPERATOR or pause.until_us is None:
                 continue
-            left_s = min(max(0.0, (pause.until_us - now_us) / MICROSECONDS), _LONGEST_S)
+            longest_s = _LONGEST_S.get(pause.reason, self._backoff.max_s)
+            left_us = min(pause.until_us - now_us, pause.until_us - pause.since_us)  # no more than it is long
+            left_s = min(max(0.0, left_us / MICROSECONDS), longest_s)
             stop = Stop(pause.scope, pause.reason, pause.detail)
             key = (pause.scope, pause.target, pause.reason)
             self._held[key] = _Held(pause, stop, now + left_s, since=now)

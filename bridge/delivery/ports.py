@@ -58,6 +58,10 @@ class Journal(Protocol):
         """All stored pauses, those of reason `operator` included."""
         ...
 
+    def clock_was_set(self, by_us: int) -> None:
+        """The wall clock was set by so much: doubts are as old as before."""
+        ...
+
     def calls_since(self, since_us: int) -> int:
         """How many calls began at this time or later."""
         ...

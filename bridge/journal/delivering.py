@@ -264,6 +264,10 @@ def settle(
             case _:
                 assert_never(outcome)
     _settle_values(connection, done, call_id, now_us)
+    failed = [outcome.record for outcome in outcomes if isinstance(outcome, (RetryLater, Parked))]
+    waiting = _waiting(connection, failed) if failed else frozenset()
+    retries = [row for row in retries if row[0] in waiting]
+    parked = [row for row in parked if row[0] in waiting]
     _settle_records(connection, delivered, retries, parked, now_us)
     began_us = now_us if call is None else call.started_at_us
     settled.delays = _leave_due(connection, outcomes, delivered, began_us, now_us)
@@ -309,6 +313,13 @@ def _settle_doubt(connection: Connection, taken: Sequence[PendingRecord], *, dou
     )
 
 
+def shift_doubts(connection: Connection, by_us: int) -> None:
+    """Date every doubt anew. What is due at a doubt's end finds its time by itself: it is due now, or too far ahead,
+    and `leave_due` puts it off again.
+    """
+    run(connection, "UPDATE records SET doubt_us = doubt_us + :by WHERE doubt_us IS NOT NULL", by=by_us)
+
+
 def _settle_values(
     connection: Connection,
     rows: Sequence[tuple[int, str, int, int, str | None, str | None]],
@@ -327,6 +338,19 @@ def _settle_values(
             now=now_us,
             call=call_id,
         )
+
+
+def _waiting(connection: Connection, failed: Sequence[PendingRecord]) -> frozenset[int]:
+    """Those of these records that still wait: a person may have discarded meanwhile what the call carried."""
+    rows = select(
+        connection,
+        "ref",
+        """SELECT DISTINCT r.ref FROM {rows:ref int, property text, revision int} r
+             JOIN desired d ON d.record = r.ref
+            WHERE d.state = 0 OR (d.state = 1 AND d.property = r.property AND d.revision = r.revision)""",
+        rows=[(record.ref, name, value.n) for record in failed for name, value in record.values.items()],
+    )
+    return frozenset(ref for (ref,) in rows)
 
 
 def _settle_records(

@@ -7,7 +7,9 @@ stands, as if the event had been mapped like this when it came:
 * in place of a withdrawn word stands the next newest one, mapped with today's mapping too: else undoing a
   mapping that wrote one property's values to another would leave a hole;
 * an older word is overwritten where the event asks for a property that it did not ask for before;
-* a newer word always stays.
+* a newer word always stays, and so does one that stood over the event's own already: it may have won because
+  our clock was wrong, which the times do not tell any more;
+* what a person discarded stays discarded as long as the event says the same.
 
 A value that was delivered and is withdrawn without another in its place stays in the CRM, which has no
 notion of taking back; the difference says so.
@@ -35,6 +37,8 @@ from bridge.model import PropertyUpdate, RecordKey
 #: often that the search would hold up intake.
 OLDER_SEARCHED = 200
 What = Literal["set", "replaced", "withdrawn", "refused", "kept", "unmappable"]
+#: Of these a record may become pending.
+CHANGES: frozenset[What] = frozenset({"set", "replaced", "withdrawn"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +119,22 @@ class Remapping:
         for name, word in _words(kept, update, time_us, n):
             standing = self._picture.standing(update.record, name)
             if standing is not None and standing.event != kept.seq:
-                if standing.rank > word.rank:
+                # A property that the event asked for before was decided then, by what was known of the clocks.
+                if (before is not None and name in before.names) or standing.rank > word.rank:
                     self._picture.lose(update.record, name, word)
                     if not standing.says(word):
                         yield _difference(kept, update.record, name, "kept", standing, word)
                     continue
-            elif standing is not None and standing.says(word) and not self._again:
+            elif standing is not None and standing.says(word) and not self._sends_again(standing):
                 continue
             self._replace(update.record, name, standing, word, plan)
             if standing is None or not standing.says(word):
                 what: What = "refused" if word.value is None else "set" if standing is None else "replaced"
                 yield _difference(kept, update.record, name, what, standing, word)
+
+    def _sends_again(self, standing: Word) -> bool:
+        """Whether a word that stands as it is goes once more; what a person gave up stays given up."""
+        return self._again and standing.state is not State.DISCARDED
 
     def _withdraw(
         self, connection: Connection, kept: KeptEvent, key: RecordKey, wanted: set[str], plan: Plan

@@ -12,8 +12,9 @@ withdrawn only where the same event set it, so a newer one is never overwritten.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sqlalchemy.engine import Connection
@@ -25,10 +26,12 @@ from bridge.journal.merging import Merged
 from bridge.journal.remapping import Remapping
 from bridge.journal.schema import State
 
-__all__ = ["Entry", "Filter", "KeptEvent", "Remap", "Remapped", "Replayed", "count", "discard", "entries", "replay"]
+__all__ = [
+    "Discarded", "Entry", "Filter", "KeptEvent", "Remap", "Remapped", "Replayed", "count", "discard", "entries",
+    "replay",
+]  # fmt: skip
 
 EntryState = Literal["retrying", "parked"]
-KINDS = ("record", "refused", "event")
 
 #: Entries handled in one write transaction, so that intake is not held up by a large replay.
 STEP = 200
@@ -55,7 +58,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which entries are meant; empty fields do not narrow. `since`, `before` are on the first failure."""
+    """Which entries are meant; empty fields do not narrow. `since`, `before` are on the first failure.
+
+    `seen` is when a person looked: entries, and values within them, that came later are not meant.
+    """
 
     ids: tuple[str, ...] = ()
     state: EntryState | None = None
@@ -64,6 +70,7 @@ class Filter:
     record: str | None = None
     since_us: int | None = None
     before_us: int | None = None
+    seen_us: int | None = None
 
 
 @dataclass(slots=True)
@@ -78,13 +85,14 @@ class Replayed:
 
 # --- listing ------------------------------------------------------------------------------------
 
+# `<column>` stands where a part is narrowed to some entries: reading all for each step would make a discard quadratic.
 _RECORDS = """
 SELECT 'record' AS kind, r.id AS ref, CASE WHEN r.parked_us IS NULL THEN 'retrying' ELSE 'parked' END AS state,
        (SELECT min(source) FROM due WHERE due.record = r.id) AS source,
        l.object_type, l.id_property, r.record, r.category, r.message, r.attempts,
        coalesce(r.failing_since_us, r.parked_us) AS failed_us,
        CASE WHEN r.parked_us IS NULL THEN r.retry_us END AS next_us
-  FROM records r JOIN lanes l ON l.id = r.lane WHERE r.category IS NOT NULL"""
+  FROM records r JOIN lanes l ON l.id = r.lane WHERE r.category IS NOT NULL <r.id>"""
 
 _REFUSED = """
 SELECT 'refused' AS kind, r.id AS ref, 'parked' AS state, min(e.source) AS source,
@@ -92,24 +100,23 @@ SELECT 'refused' AS kind, r.id AS ref, 'parked' AS state, min(e.source) AS sourc
        1 AS attempts, min(d.settled_us) AS failed_us, NULL AS next_us
   FROM desired d JOIN records r ON r.id = d.record JOIN lanes l ON l.id = r.lane
   LEFT JOIN events e ON e.seq = d.event
- WHERE d.state = 2 GROUP BY r.id, l.object_type, l.id_property, r.record"""
+ WHERE d.state = 2 <d.record> GROUP BY r.id, l.object_type, l.id_property, r.record"""
 
 _EVENTS = """
 SELECT 'event' AS kind, seq AS ref, 'parked' AS state, source, NULL AS object_type, NULL AS id_property,
        NULL AS record, 'UNMAPPABLE' AS category, unmappable AS message, 1 AS attempts, received_us AS failed_us,
        NULL AS next_us
-  FROM events WHERE waits = 1"""
+  FROM events WHERE waits = 1 <seq>"""
+_PARTS = {"record": _RECORDS, "refused": _REFUSED, "event": _EVENTS}
+_PLACE = re.compile(r"<([\w.]+)>")
 
 
 def entries(connection: Connection, chosen: Filter, *, limit: int | None = None, offset: int = 0) -> list[Entry]:
     """The entries that `chosen` means, oldest failure first."""
     conditions, parameters = _conditions(chosen)
-    if conditions is None:
-        return []
-    parts = " UNION ALL ".join(f"SELECT * FROM ({part}) AS p" for part in (_RECORDS, _REFUSED, _EVENTS))
     rows = fetch(
         connection,
-        f"""SELECT * FROM ({parts}) AS entry WHERE {conditions}
+        f"""SELECT * FROM ({_parts("*", chosen.ids)}) AS entry WHERE {conditions}
              ORDER BY failed_us, kind, ref LIMIT :limit OFFSET :offset""",
         limit=-1 if limit is None else limit,
         offset=offset,
@@ -120,29 +127,32 @@ def entries(connection: Connection, chosen: Filter, *, limit: int | None = None,
 
 def count(connection: Connection) -> list[tuple[EntryState, str, int]]:
     """How many entries there are, by state and category: the metric `bridge_retry_log_entries`."""
-    parts = " UNION ALL ".join(
-        f"SELECT state, category, count(*) AS entries FROM ({part}) AS p GROUP BY state, category"
-        for part in (_RECORDS, _REFUSED, _EVENTS)
-    )
     rows = fetch(
         connection,
-        f"SELECT state, category, sum(entries) FROM ({parts}) AS c GROUP BY state, category",
+        f"""SELECT state, category, sum(entries) FROM
+              ({_parts("state, category, count(*) AS entries", then="GROUP BY state, category")}) AS c
+             GROUP BY state, category""",
     )
     return [(state, category, int(number)) for state, category, number in rows]
 
 
-def _conditions(chosen: Filter) -> tuple[str | None, dict[str, object]]:
-    """The filter as SQL over the columns of the three parts; None when it can match nothing."""
+def _parts(columns: str, ids: Sequence[str] = (), *, then: str = "") -> str:
+    """The three parts as one SELECT, narrowed to these entries if there are any."""
+    wanted: dict[str, list[str]] = {kind: [] for kind in _PARTS}
+    for text in ids:
+        kind, _, number = text.partition("-")
+        if kind in wanted and number.isascii() and number.isdigit():
+            wanted[kind].append(str(min(int(number), 2**62)))
+    narrowed = {
+        kind: _PLACE.sub(rf"AND \1 IN ({', '.join(numbers) or 0})" if ids else "", _PARTS[kind])
+        for kind, numbers in wanted.items()
+    }
+    return " UNION ALL ".join(f"SELECT {columns} FROM ({part}) AS p {then}" for part in narrowed.values())
+
+
+def _conditions(chosen: Filter) -> tuple[str, dict[str, object]]:
+    """The filter, but for its ids, as SQL over the columns of the three parts."""
     conditions, parameters = ["1 = 1"], dict[str, object]()
-    if chosen.ids:
-        places = []
-        for text in chosen.ids:
-            kind, _, number = text.partition("-")
-            if kind in KINDS and number.isdigit():
-                places.append(f"(kind = '{kind}' AND ref = {int(number)})")
-        if not places:
-            return None, {}
-        conditions.append("(" + " OR ".join(places) + ")")
     for column in ("state", "source", "category", "record"):
         wanted = getattr(chosen, column)
         if wanted is not None:
@@ -154,6 +164,9 @@ def _conditions(chosen: Filter) -> tuple[str | None, dict[str, object]]:
     if chosen.before_us is not None:
         conditions.append("failed_us < :before_us")
         parameters["before_us"] = chosen.before_us
+    if chosen.seen_us is not None:
+        conditions.append("failed_us <= :seen_us")
+        parameters["seen_us"] = chosen.seen_us
     return " AND ".join(conditions), parameters
 
 
@@ -275,26 +288,51 @@ def _make_pending_due(connection: Connection, refs: Sequence[int], *, now_us: in
     )
 
 
-def discard(connection: Connection, chosen: Sequence[Entry], *, now_us: int) -> int:
-    """Give these entries up for good; returns how many values and events were given up.
+@dataclass(slots=True)
+class Discarded:
+    """What a discard gave up. `entries` are those that still were what they were when they were chosen."""
 
-    What was delivered or asked for by newer events is not touched. Older values stay unsent.
+    entries: int = 0
+    values: int = 0  # and events that could not be mapped
+
+
+def discard(connection: Connection, ids: Sequence[str], chosen: Filter, *, now_us: int) -> Discarded:
+    """Give those of these entries up for good that `chosen` still means, now and in this transaction.
+
+    What was delivered or asked for by newer events is not touched, nor what came after `chosen.seen_us`: a person
+    confirmed what was there. Older values stay unsent.
     """
-    given_up = 0
+    still = entries(connection, replace(chosen, ids=tuple(ids))) if ids else []
+    done = Discarded(entries=len(still))
+    seen_us = 2**62 if chosen.seen_us is None else chosen.seen_us
     for state, kind in ((State.PENDING, "record"), (State.REFUSED, "refused")):
-        refs = [_number(entry) for entry in chosen if entry.id.startswith(f"{kind}-")]
-        given_up += run(
+        refs = [_number(entry) for entry in still if entry.id.startswith(f"{kind}-")]
+        done.values += run(
             connection,
             """UPDATE desired SET state = :discarded, settled_us = :now
-                WHERE record IN (SELECT id FROM {ids}) AND state = :state""",
+                WHERE record IN (SELECT id FROM {ids}) AND state = :state AND (:state = 0 OR settled_us <= :seen)
+                  AND NOT EXISTS (SELECT 1 FROM events e WHERE e.seq = desired.event AND e.received_us > :seen)""",
             ids=refs,
             state=int(state),
             discarded=int(State.DISCARDED),
+            seen=seen_us,
             now=now_us,
         ).rowcount
         if kind == "record":
-            forget_failures(connection, refs)
+            forget_failures(connection, _without_pending(connection, refs))
             leave_due(connection, refs)
-    events = [_number(entry) for entry in chosen if entry.id.startswith("event-")]
-    given_up += run(connection, "UPDATE events SET waits = 0 WHERE seq IN (SELECT id FROM {ids})", ids=events).rowcount
-    return given_up
+    events = [_number(entry) for entry in still if entry.id.startswith("event-")]
+    done.values += run(
+        connection, "UPDATE events SET waits = 0 WHERE seq IN (SELECT id FROM {ids})", ids=events
+    ).rowcount
+    return done
+
+
+def _without_pending(connection: Connection, refs: Sequence[int]) -> list[int]:
+    """Those of these records for which nothing waits; the others go on failing as they did."""
+    waiting = fetch(
+        connection,
+        "SELECT DISTINCT record FROM desired WHERE record IN (SELECT id FROM {ids}) AND state = 0",
+        ids=refs,
+    )
+    return sorted(set(refs) - {ref for (ref,) in waiting})

@@ -87,9 +87,9 @@ class JournalDesk:
         return {"entries": done.entries, "events": done.events, "unmapped": done.unmapped}
 
     def discard_retries(self, chosen: Filter, *, progress: Progress = _quiet) -> Document:
-        """Give entries up for good."""
-        entries = self._journal.entries(chosen)
-        return {"entries": len(entries), "given_up": self._journal.discard(entries, progress=progress)}
+        """Give entries up for good: those that the filter still means at the moment of the act."""
+        done = self._journal.discard_all(chosen, progress=progress)
+        return {"entries": done.entries, "given_up": done.values}
 
     # --- the event log ---
 

@@ -83,9 +83,12 @@ class RetriesPage(RetriesQuery):
 
 
 class RetriesAct(RetriesQuery):
-    """What acts on the retry log take; acting on everything must be said."""
+    """What acts on the retry log take; acting on everything must be said. `seen` is when a person counted what they
+    confirm: what came later is not meant.
+    """
 
     all = fields.Boolean()
+    seen = _Moment(attribute="seen_us")
 
 
 class EventsQuery(Schema):

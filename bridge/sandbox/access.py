@@ -18,7 +18,7 @@ class Access:
     """Tokens and scopes. Thread-safe: `_lock` guards all that follows it.
 
     `tokens` None: any non-empty bearer token is good, unless it was revoked or has expired.
-    `refresh_tokens` None: likewise for refresh tokens.
+    `refresh_tokens` None: likewise for refresh tokens. `rotates`: each is good once, and its answer brings the next.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class Access:
         clock: Clock | None = None,
     ) -> None:
         self.token_lifetime_s = token_lifetime_s
+        self.rotates = False
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._tokens = None if tokens is None else set(tokens)
@@ -91,7 +92,7 @@ class Access:
     def token(self, body: bytes) -> Answer:
         """`POST /oauth/v…/token` with `grant_type=refresh_token`, form-encoded [spec OAUTH].
 
-        The refresh token comes back unchanged [issue/forum]; a wrong one is BAD_REFRESH_TOKEN.
+        The refresh token comes back unchanged [issue/forum] unless it `rotates`; a wrong one is BAD_REFRESH_TOKEN.
         """
         form = dict(parse_qsl(body.decode("latin-1")))
         if form.get("grant_type") != "refresh_token":
@@ -105,6 +106,11 @@ class Access:
                 return _refused("BAD_REFRESH_TOKEN", "missing or invalid refresh token")
             access_token = f"issued-{secrets.token_urlsafe(240)}"  # 300 and more are allowed for [docs]
             self._expires_at[access_token] = self._clock.now() + self.token_lifetime_s
+            if self.rotates:
+                self._revoked.add(refresh_token)
+                refresh_token = f"refresh-{secrets.token_urlsafe(16)}"
+                if self._refresh_tokens is not None:
+                    self._refresh_tokens.add(refresh_token)
         return json_answer(
             200,
             {

@@ -16,11 +16,13 @@ import pytest
 from bridge.cli import run
 from bridge.config import examine
 from bridge.delivery.kept_token import KeptToken
+from bridge.delivery.oauth import OAuthTokens
 from bridge.journal import versions
 from bridge.journal.store import Journal
 from bridge.model import SystemClock
 from bridge.sandbox import Answer, Crm, Fault, PropertyDefinition, SandboxServer
 from bridge.settings import Journal as JournalSettings
+from bridge.settings import OAuth, Secret
 from tests.running import free_port
 
 TOKEN = "pat-eu1-0b8f4c1e"
@@ -371,6 +373,53 @@ def test_by_oauth_the_refresh_token_that_the_service_keeps_is_used(monkeypatch: 
         done = command_line("check", "--portal")
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_by_oauth_a_refresh_token_that_is_good_once_is_never_burnt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every check gets another one. It is kept for the next check and for the service, before and beside its run."""
+    monkeypatch.setenv("CLIENT_SECRET", "a-client-secret")
+    monkeypatch.setenv("REFRESH_TOKEN", "good-once")
+    crm = Crm(open_properties=False, tokens=[], refresh_tokens=["good-once"])
+    crm.access.rotates = True
+    with SandboxServer(crm) as server:
+        write(BY_OAUTH, server.url)
+        for _ in range(3):
+            done = command_line("check", "--portal")
+            assert (done.returncode, done.stderr) == (0, "")
+        journal = Journal(settings=JournalSettings(url="sqlite:///journal.db"), clock=SystemClock())
+        tokens = OAuthTokens(
+            settings=OAuth("id", Secret(env="CLIENT_SECRET"), Secret(env="REFRESH_TOKEN")),
+            base_url=server.url,
+            timeout_s=2,
+            store=journal,
+            clock=SystemClock(),
+        )
+        tokens.access()
+        assert command_line("check", "--portal").returncode == 0  # beside the service
+        assert tokens.refused(tokens.access())
+        tokens.access()
+        tokens.close()
+        journal.close()
+    assert [call.status for call in crm.ledger.calls("token")] == [200] * 6
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_by_oauth_nothing_is_asked_where_another_refresh_token_could_not_be_kept(
+    monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    monkeypatch.setenv("CLIENT_SECRET", "a-client-secret")
+    monkeypatch.setenv("REFRESH_TOKEN", "good-once")
+    crm = Crm(open_properties=False, tokens=[], refresh_tokens=["good-once"])
+    crm.access.rotates = True
+    with SandboxServer(crm) as server:
+        write(BY_OAUTH.replace("journal.db", "kept/journal.db"), server.url)
+        if there:
+            Path("kept").mkdir()
+            Path("kept/journal.db").write_bytes(b"no journal at all" * 100)
+        done = command_line("check", "--portal")
+    assert (done.returncode, len(done.stderr.splitlines())) == (3, 1)
+    assert "crm.oauth needs the journal" in done.stderr
+    assert crm.ledger.calls("token") == []
 
 
 # --- init --portal ----------------------------------------------------------------------------------
