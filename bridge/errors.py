@@ -57,6 +57,18 @@ class JournalUnavailableError(JournalError):
     """The journal cannot be written just now (disk full, read-only, locked); trying again may help."""
 
 
+class JournalDiskError(JournalUnavailableError):
+    """The disk under the journal refuses or fails; `kind` is `full`, `io` or `read-only`."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        self.kind = kind
+        super().__init__(message)
+
+
+class JournalDamagedError(JournalError):
+    """The journal's file is damaged; a person must restore a backup or recover a copy."""
+
+
 class JournalLockedError(JournalError):
     """Another process holds a lock on the journal that this command needs."""
 

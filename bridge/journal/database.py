@@ -10,112 +10,196 @@ from __future__ import annotations
 
 import re
 import sqlite3
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import orjson
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import DBAPIError
 
-from bridge.errors import JournalError, JournalUnavailableError
-from bridge.journal.locks import TransactionLock
+from bridge.errors import JournalDamagedError, JournalDiskError, JournalError, JournalUnavailableError
+from bridge.journal.locks import Mark, TransactionLock
+from bridge.journal.place import file_id, refuse_network_file_system, sqlite_path
+from bridge.journal.trouble import failing, rewrite, translated, uri
 
 #: Pages of 4 KiB in the write-ahead log before a checkpoint. SQLite's default of 1,000 costs 30–45 % of the
 #: write rate at groups of 100 events; 8,000 keep the log at about 32 MiB.
 WAL_AUTOCHECKPOINT_PAGES = 8_000
 #: Negative: KiB. Hot pages of records and desired values.
 CACHE_KIB = 32_000
+#: `auto_vacuum`: space is given back when asked for.
+INCREMENTAL = 2
 #: Only foreign tools can make us wait here: our own writers take turns on the transaction lock.
 BUSY_TIMEOUT_MS = 5_000
-
-NETWORK_FILE_SYSTEMS = {
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "9p",
-    "fuse.sshfs",
-    "glusterfs",
-    "ceph",
-    "lustre",
-}
+#: After a failed write the file is tidied up at most this often: every writer waits meanwhile.
+TIDY_EVERY_S = 0.5
+#: Bytes that must fit before a disk that was full counts as writable again.
+BALLAST = 64 * 1024
 
 Row = Sequence[Any]
 
 
 class Database:
-    """An open SQLite journal. Thread-safe; make it after `fork`, never before."""
+    """An open SQLite journal. Thread-safe; make it after `fork`, never before.
 
-    def __init__(self, url: str) -> None:
+    After a failed write or fsync nothing is written before the file could be rewritten (`trouble`); after damage
+    nothing is written at all. All processes of the pod know by the transaction lock's mark.
+    """
+
+    def __init__(self, url: str, *, troubled: Callable[[str], None] = lambda _kind: None) -> None:
+        """`troubled` is told the kind of trouble, each time: `full`, `io`, `read-only`, `damaged`, `gone`."""
         self.url = make_url(url)
         self.path = sqlite_path(url)
         refuse_network_file_system(self.path)
         self.lock = TransactionLock(self.path.with_name(self.path.name + ".lock"))
+        self._troubled = troubled
+        self._file = file_id(self.path)  # the one that is meant, whatever takes its name later
+        self._was_full = False  # since the last time that there was plenty of room
+        self._tidied_at = float("-inf")  # monotonic: when room was last made, or the file rewritten
         self._durable = self._engine("FULL")
         # What a call's end leaves behind may be lost in a power cut (the values are sent again), but not
         # in a crash of the process: no fsync is waited for.
         self._relaxed = self._engine("NORMAL")
-        self._local = threading.local()
 
     def _engine(self, synchronous: str) -> Engine:
-        engine = sa.create_engine(
-            f"sqlite:///{self.path}",
-            pool_size=4,
-            max_overflow=32,
-            connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False},
-        )
-
-        @event.listens_for(engine, "connect")
-        def _connect(connection: sqlite3.Connection, _record: object) -> None:
-            connection.isolation_level = None  # transactions are begun below, by name
+        def connect() -> sqlite3.Connection:
+            connection = sqlite3.connect(
+                uri(self.path, "rw"),  # never makes a file: a journal that went missing is not begun anew
+                uri=True,
+                timeout=BUSY_TIMEOUT_MS / 1000,
+                check_same_thread=False,
+                isolation_level=None,  # transactions are begun below, by name
+            )
             cursor = connection.cursor()
-            cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")  # counts only before the first table
+            if cursor.execute("PRAGMA auto_vacuum").fetchone() != (INCREMENTAL,):  # setting it is a write, each time
+                cursor.execute(f"PRAGMA auto_vacuum={INCREMENTAL}")  # counts only before the first table
             cursor.execute("PRAGMA journal_mode=WAL")
             cursor.execute(f"PRAGMA synchronous={synchronous}")
             cursor.execute(f"PRAGMA wal_autocheckpoint={WAL_AUTOCHECKPOINT_PAGES}")
             cursor.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
             cursor.execute("PRAGMA temp_store=MEMORY")
             cursor.close()
+            if self._file is None:
+                self._file = file_id(self.path)
+            return connection
 
-        return engine
+        return sa.create_engine(f"sqlite:///{self.path}", creator=connect, pool_size=4, max_overflow=32)
 
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
         """One write transaction, committed at the end of the block, rolled back by an exception.
 
-        Raises JournalUnavailableError when the database cannot be written, JournalError when it is
+        Raises JournalUnavailableError when the database cannot be written, JournalDamagedError when it is
         damaged; data errors (sqlalchemy.exc.DataError, IntegrityError) pass.
         """
         engine = self._durable if durable else self._relaxed
-        with translated(self.path), self.lock.held(), engine.connect() as connection:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        self._refuse_gone()  # lest a lock file is made where the journal is not
+        with self.lock.held():
+            self._refuse_untrusted()
             try:
-                yield connection
-            except BaseException:
-                rollback(connection)
-                raise
-            try:
-                connection.exec_driver_sql("COMMIT")
-            except BaseException:
-                rollback(connection)
+                with translated(self.path), engine.connect() as connection:
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                    try:
+                        yield connection
+                    except BaseException:
+                        rollback(connection)
+                        raise
+                    try:
+                        connection.exec_driver_sql("COMMIT")
+                    except BaseException:
+                        rollback(connection)
+                        raise
+            except JournalError as error:
+                self._note(error)
                 raise
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """One read transaction: a consistent view, never waiting for writers."""
-        with translated(self.path), self._relaxed.connect() as connection:
-            connection.exec_driver_sql("BEGIN")
-            try:
-                yield connection
-            finally:
-                rollback(connection)
+        self._refuse_gone()
+        try:
+            with translated(self.path), self._relaxed.connect() as connection:
+                connection.exec_driver_sql("BEGIN")
+                try:
+                    yield connection
+                finally:
+                    rollback(connection)
+        except JournalDamagedError:
+            self._troubled("damaged")
+            self.lock.warn(Mark.DAMAGED)
+            raise
+
+    # --- trouble ---
+
+    def check_room(self) -> None:
+        """After the disk was full: raise JournalDiskError unless a good deal can be written again.
+
+        A small change may still fit where a webhook's events do not; then the service is not ready.
+        """
+        if not self._was_full:
+            return
+        with self.write() as connection:
+            connection.exec_driver_sql(
+                "INSERT OR REPLACE INTO meta (name, value) VALUES ('ballast', hex(zeroblob(?)))", (BALLAST // 2,)
+            )
+        with self.write() as connection:
+            connection.exec_driver_sql("DELETE FROM meta WHERE name = 'ballast'")
+        self._was_full = False
+        with self.lock.held():
+            self._give_back()
+
+    def _refuse_untrusted(self) -> None:
+        """Raise JournalError unless the file may be written; rewrites it first where that is due."""
+        self._refuse_gone()
+        refuse_mark(self.path, self.lock.mark)
+        if self.lock.mark is not Mark.SUSPECT:
+            return
+        if time.monotonic() - self._tidied_at < TIDY_EVERY_S:
+            raise failing(self.path, "a write failed a moment ago")
+        self._tidied_at = time.monotonic()
+        # Connections that saw the failure are not used again; those that read now are closed by their readers.
+        self._durable.dispose()
+        self._relaxed.dispose()
+        try:
+            rewrite(self.path)
+        except JournalError as error:
+            self._note(error)
+            raise
+        self.lock.mark = Mark.KEPT
+
+    def _refuse_gone(self) -> None:
+        """Raise JournalUnavailableError when the file is not the one that was opened: its end would be ours too."""
+        if self._file is not None and file_id(self.path) != self._file:
+            self._troubled("gone")
+            raise JournalUnavailableError(
+                f"the journal {self.path} was moved, removed or replaced while it was in use; put it back, or restart"
+            )
+
+    def _note(self, error: JournalError) -> None:
+        """Remember what a failed write means for the next one; the lock is held."""
+        if isinstance(error, JournalDamagedError):
+            self._troubled("damaged")
+            self.lock.mark = Mark.DAMAGED
+        elif isinstance(error, JournalDiskError):
+            self._troubled(error.kind)
+            if error.kind == "full":
+                self._was_full = True
+                self._give_back()
+            elif error.kind == "io":
+                self.lock.mark = Mark.SUSPECT
+
+    def _give_back(self) -> None:
+        """Empty the write-ahead log: on a full disk its room is what the journal can help itself with."""
+        if time.monotonic() - self._tidied_at >= TIDY_EVERY_S:
+            self._tidied_at = time.monotonic()
+            with suppress(JournalError):
+                rewrite(self.path)
+
+    # --- the rest ---
 
     def size(self) -> int:
         """Bytes on disk, with the write-ahead log."""
@@ -134,6 +218,20 @@ class Database:
         self.lock.close()
 
 
+def refuse_mark(path: Path, mark: Mark) -> None:
+    """Raise JournalDamagedError when the journal must not be written, whoever found that out."""
+    if mark is Mark.DAMAGED:
+        raise JournalDamagedError(
+            f"the journal {path} was found damaged and is not written any more: restore a backup (`partner-bridge "
+            "journal restore`), or recover a copy with the sqlite3 shell's .recover; `partner-bridge journal verify` "
+            "lifts this when all is well"
+        )
+    if mark is Mark.RESTORING:
+        raise JournalDamagedError(
+            f"a restore of the journal {path} was cut short: run `partner-bridge journal restore` again"
+        )
+
+
 def rollback(connection: Connection) -> None:
     """End the transaction if one is open. SQLite has ended it itself after some errors."""
     raw: Any = connection.connection.dbapi_connection
@@ -141,77 +239,9 @@ def rollback(connection: Connection) -> None:
         raw.rollback()
 
 
-@contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Turn the driver's trouble with the file into our errors, with what to do about it."""
-    try:
-        yield
-    except (sa.exc.IntegrityError, sa.exc.DataError):
-        raise
-    except DBAPIError as error:
-        message = str(error.orig)
-        if any(sign in message for sign in ("malformed", "not a database", "disk image")):
-            raise JournalError(
-                f"the journal {path} is damaged ({message}); it was left untouched: restore a backup, or "
-                "recover a copy with the sqlite3 shell's .recover"
-            ) from error
-        if isinstance(error, (sa.exc.OperationalError, sa.exc.InternalError)):
-            raise JournalUnavailableError(f"the journal {path} cannot be used: {message}") from error
-        raise
-
-
-def sqlite_path(url: str) -> Path:
-    """The file that a `sqlite:///…` URL names. Raises JournalError for other URLs."""
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
-        raise JournalError(f"journal.url {url!r} is not a SQLite file; write sqlite:////absolute/path/journal.db")
-    return Path(parsed.database).absolute()
-
-
-def refuse_network_file_system(path: Path) -> None:
-    """Refuse file systems on which SQLite's locks and shared memory are not to be trusted."""
-    try:
-        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    best: tuple[int, str] = (0, "")
-    for line in mounts:
-        parts = line.split()
-        point = parts[1].encode().decode("unicode_escape") if len(parts) > 2 else "/"
-        if path.is_relative_to(point) and len(point) >= best[0]:
-            best = (len(point), parts[2])
-    if best[1] in NETWORK_FILE_SYSTEMS:
-        raise JournalError(
-            f"the journal {path} lies on a network file system ({best[1]}), where file locks cannot be trusted; "
-            "use a local volume, or PostgreSQL"
-        )
-
-
-def check_folder(path: Path) -> None:
-    """Raise JournalUnavailableError, with what to change, unless a journal can be made and written here."""
-    folder = path.parent
-    probe = folder / f".{path.name}.probe"
-    try:
-        if not folder.is_dir():
-            raise JournalUnavailableError(
-                f"the journal's folder {folder} does not exist; create or mount it, or change journal.url"
-            )
-        if path.is_dir():
-            raise JournalUnavailableError(f"the journal {path} is a folder; journal.url must name a file")
-        probe.write_bytes(b"x")
-        probe.unlink()
-        if path.exists():
-            path.open("r+b").close()
-    except OSError as error:
-        raise JournalUnavailableError(
-            f"the journal {path} cannot be written: {error.strerror}; mount its volume writable for the user "
-            "that runs partner-bridge, or change journal.url"
-        ) from error
-
-
 # --- statements ---------------------------------------------------------------------------------
 
-_MACRO = re.compile(r"\{(rows|ids|greatest)(?::([^}]*))?\}")
+_MACRO = re.compile(r"\{(rows|ids|pairs|greatest)(?::([^}]*))?\}")
 _CAST = {"int": "bigint", "text": "text"}
 
 
@@ -223,6 +253,8 @@ def render(sql: str, dialect: str = "sqlite") -> str:
         kind, columns = match.group(1), match.group(2)
         if kind == "greatest":
             return "max" if dialect == "sqlite" else "greatest"
+        if kind == "pairs":  # (key, value) of a JSON object in the column named
+            return f"json_each({columns})" if dialect == "sqlite" else f"jsonb_each_text(cast({columns} AS jsonb))"
         if kind == "ids":
             if dialect == "sqlite":
                 return "(SELECT value AS id FROM json_each(:ids))"

@@ -11,10 +11,24 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 
 from bridge.errors import JournalUnavailableError
+
+
+class Mark(Enum):
+    """What the pod's processes know of the journal's file: one byte in the transaction lock's file.
+
+    It needs no room on the disk once it is there, outlives every process, and all of them read it in each write.
+    """
+
+    NEW = b"n"  # as an empty file: nothing was ever kept here
+    KEPT = b"k"
+    SUSPECT = b"s"  # a write or an fsync failed: see `Database`
+    DAMAGED = b"d"
+    RESTORING = b"r"  # between two files
 
 
 class FileLock:
@@ -23,6 +37,7 @@ class FileLock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd: int | None = None
+        self._unwritten: Mark | None = None
 
     def acquire(self, *, wait: bool) -> bool:
         """Take the lock; without `wait` False says that another process holds it.
@@ -49,11 +64,50 @@ class FileLock:
         if self._fd is not None:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
+    @property
+    def mark(self) -> Mark:
+        """The mark; the lock must have been acquired once."""
+        assert self._fd is not None  # noqa: S101 (acquired before)
+        written = os.pread(self._fd, 1, 0)
+        return self._unwritten or (Mark(written) if written in _MARKS else Mark.NEW)
+
+    @mark.setter
+    def mark(self, mark: Mark) -> None:
+        assert self._fd is not None  # noqa: S101 (acquired before)
+        self._unwritten = None
+        try:
+            os.pwrite(self._fd, mark.value, 0)
+        except OSError:
+            self._unwritten = mark  # then at least this process knows it
+        with suppress(OSError):  # for a power cut; other processes see it without
+            os.fsync(self._fd)
+
     def close(self) -> None:
         """Close the file, which frees the lock unless another process inherited it."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+_MARKS = {mark.value for mark in Mark}
+
+
+def holder(path: Path) -> int | None:
+    """The process that took the `flock` on this file, None when nobody holds it; 0 where it cannot be named.
+
+    Asked of the kernel: a probe that took the lock for a moment could turn a starting service away.
+    """
+    try:
+        inode = path.stat().st_ino
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        # 4: FLOCK  ADVISORY  WRITE 3317 fe:00:1179778 0 EOF; "->" stands before one that waits
+        parts = line.split()
+        if parts[1] == "FLOCK" and parts[5].endswith(f":{inode}"):
+            return max(0, int(parts[4]))
+    return None
 
 
 class TransactionLock:
@@ -65,6 +119,7 @@ class TransactionLock:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._turn = threading.Lock()
         self._file = FileLock(path)
 
@@ -77,6 +132,24 @@ class TransactionLock:
                 yield
             finally:
                 self._file.release()
+
+    @property
+    def mark(self) -> Mark:
+        """The journal's mark; the lock must be held."""
+        return self._file.mark
+
+    @mark.setter
+    def mark(self, mark: Mark) -> None:
+        self._file.mark = mark
+
+    def warn(self, mark: Mark) -> None:
+        """Set the mark, where there is one, without waiting for the lock: who reads may hold it already."""
+        with suppress(OSError):
+            fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.pwrite(fd, mark.value, 0)
+            finally:
+                os.close(fd)
 
     def close(self) -> None:
         with self._turn:

@@ -8,12 +8,15 @@ code has never heard of is refused and left untouched.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from sqlalchemy.engine import Connection
 
 from bridge.errors import JournalLockedError, JournalVersionError
-from bridge.journal.database import Database, check_folder, fetch, run, sqlite_path
-from bridge.journal.locks import FileLock
+from bridge.journal import inspection
+from bridge.journal.database import Database, fetch, refuse_mark, run
+from bridge.journal.locks import FileLock, Mark, TransactionLock, holder
+from bridge.journal.place import check_folder, sqlite_path
 from bridge.journal.schema import HEAD
 
 #: Every version that this code can read, oldest first.
@@ -29,18 +32,24 @@ def prepare(url: str) -> None:
     """Make the journal if it is not there, bring it up to `HEAD` otherwise.
 
     Raises JournalUnavailableError (folder missing, read-only …), JournalVersionError (written by a newer
-    version), JournalError (damaged), each with what to change.
+    version), JournalError (damaged, not a journal), each with what to change; then the file was not touched.
     """
     check_place(url)
     database = Database(url)
     try:
+        with database.lock.held():
+            mark = database.lock.mark
+            refuse_mark(database.path, mark)
+            _refuse_unknown(inspection.inspect(database.path, mark=mark, thoroughly=True), database.path)
+            if not database.path.exists():
+                database.lock.mark = Mark.NEW
+                database.path.touch(0o600)
         with database.write() as connection:
-            version = _version(connection)
-            if version == HEAD:
-                return
-            _refuse_unknown(version, database)
-            _migrate(connection)
-            run(connection, "INSERT INTO dispatcher (id) VALUES (1) ON CONFLICT (id) DO NOTHING")
+            if _version(connection) != HEAD:
+                _migrate(connection)
+                run(connection, "INSERT INTO dispatcher (id) VALUES (1) ON CONFLICT (id) DO NOTHING")
+        with database.lock.held():
+            database.lock.mark = Mark.KEPT
     finally:
         database.close()
 
@@ -52,18 +61,27 @@ def check(url: str) -> None:
         raise JournalVersionError(
             f"there is no journal at {path}: start `partner-bridge serve` once, or change journal.url"
         )
-    database = Database(url)
-    try:
-        with database.read() as connection:
-            version = _version(connection)
-    finally:
-        database.close()
-    _refuse_unknown(version, database)
+    version = inspection.inspect(path)
+    _refuse_unknown(version, path)
     if version != HEAD:
         raise JournalVersionError(
             f"the journal {path} has version {version or 'none'}, this program needs {HEAD}: "
             "start `partner-bridge serve` of this version once, it migrates the journal"
         )
+
+
+def trust_again(url: str) -> bool:
+    """A person has checked the journal: it is written again. Returns whether it was not, for damage met before."""
+    path = sqlite_path(url)
+    lock = TransactionLock(path.with_name(path.name + ".lock"))
+    try:
+        with lock.held():
+            if lock.mark is not Mark.DAMAGED:
+                return False
+            lock.mark = Mark.KEPT
+            return True
+    finally:
+        lock.close()
 
 
 def _version(connection: Connection) -> str | None:
@@ -73,10 +91,10 @@ def _version(connection: Connection) -> str | None:
     return str(rows[0][0]) if rows else None
 
 
-def _refuse_unknown(version: str | None, database: Database) -> None:
+def _refuse_unknown(version: str | None, path: Path) -> None:
     if version is not None and version not in KNOWN:
         raise JournalVersionError(
-            f"the journal {database.path} was written by a newer Partner Bridge (version {version}; this one knows "
+            f"the journal {path} was written by a newer Partner Bridge (version {version}; this one knows "
             f"{HEAD}); it was left untouched: run the newer program, or restore a backup"
         )
 
@@ -113,6 +131,10 @@ class ServiceLock:
                 "give this one a journal.url of its own"
             )
 
+    def holder(self) -> int | None:
+        """The process that took it, None when no service runs; 0 where it cannot be named."""
+        return holder(self._lock.path)
+
     def release(self) -> None:
         self._lock.close()
 
@@ -121,12 +143,19 @@ class DispatchLock:
     """Held by the one process that delivers; freed by the kernel when it dies."""
 
     def __init__(self, url: str) -> None:
-        path = sqlite_path(url)
-        self._lock = FileLock(path.with_name(path.name + ".dispatch"))
+        self._path = sqlite_path(url)
+        self._lock = FileLock(self._path.with_name(self._path.name + ".dispatch"))
 
     def acquire(self) -> bool:
-        """Whether this process is the dispatcher now; never waits."""
-        return self._lock.acquire(wait=False)
+        """Whether this process is the dispatcher now; never waits.
+
+        Nobody is while the journal is not there: a lock beside nothing would make a second dispatcher once it is back.
+        """
+        return self._path.exists() and self._lock.acquire(wait=False)
+
+    def holder(self) -> int | None:
+        """The process that delivers, None when none does; 0 where it cannot be named."""
+        return holder(self._lock.path)
 
     def release(self) -> None:
         self._lock.close()
