@@ -273,7 +273,13 @@ class Dispatcher:
         self._report_wait()
         with self._lock:
             self._budget.started(at.now_us)
-        self._pool.submit(lambda: self._call(work, grant))
+        try:
+            self._pool.submit(lambda: self._call(work, grant))
+        except BaseException:
+            with self._lock:
+                self._budget.closed(sent=False)
+            self._put_back(work)
+            raise
         return None
 
     def _within_budget(self, at: Moment) -> bool:

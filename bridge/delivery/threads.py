@@ -21,7 +21,7 @@ class Pool(Protocol):
 
 class CallThreads:
     """A fixed number of daemon threads: a call that hangs in a name look-up cannot delay the end of the
-    process, and what it took stays due in the journal. Thread-safe.
+    process, and what it took stays due in the journal. A thread that died is replaced. For one caller of `submit`.
     """
 
     def __init__(self, *, count: int) -> None:
@@ -29,19 +29,30 @@ class CallThreads:
         self._closed = threading.Event()
         self._count = count
         self._threads: list[threading.Thread] = []
+        self._started = 0
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Run the job in one of the threads; jobs must not raise."""
+        """Run the job in one of the threads; jobs must not raise. Raises RuntimeError, and does not run it, when
+        there is no thread and none can be started.
+        """
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
         if len(self._threads) < self._count:
-            name = f"crm-call-{len(self._threads) + 1}"
-            thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            try:
+                self._threads.append(self._start())
+            except (RuntimeError, MemoryError):  # the system's limit: those that are there do it
+                if not self._threads:
+                    raise
         self._jobs.put(job)
 
     def close(self) -> None:
         """Let the threads end when their job is done."""
         self._closed.set()
+
+    def _start(self) -> threading.Thread:
+        self._started += 1
+        thread = threading.Thread(target=self._run, name=f"crm-call-{self._started}", daemon=True)
+        thread.start()
+        return thread
 
     def _run(self) -> None:
         while not self._closed.is_set():

@@ -51,7 +51,7 @@ def assert_nothing_shown(service: Running, crm: Crm, *secrets: str) -> None:
     assert not [secret for secret in (*secrets, *crm.access._expires_at) if secret in shown]
 
 
-def test_a_revoked_token_pauses_delivery_until_the_file_holds_another(tmp_path: Path) -> None:
+def test_f25_a_revoked_token_pauses_delivery_until_the_file_holds_another(tmp_path: Path) -> None:
     """F25: sending stops, it shows, intake goes on; the new token is picked up without a restart and
     nothing was parked.
     """
@@ -76,7 +76,7 @@ def test_a_revoked_token_pauses_delivery_until_the_file_holds_another(tmp_path: 
         assert_nothing_shown(service, crm, "a-token-for-the-sandbox", "the-next-token")
 
 
-def test_a_refresh_token_that_is_not_accepted_pauses_delivery_until_the_file_holds_another(tmp_path: Path) -> None:
+def test_f25_a_refresh_token_that_is_not_accepted_pauses_delivery_until_the_file_holds_another(tmp_path: Path) -> None:
     """F25 with OAuth: the pause says what to do."""
     crm = Crm(tokens=[], refresh_tokens=["refresh-good"])
     options = write_oauth(tmp_path, "refresh-bad")
@@ -120,7 +120,7 @@ def test_access_tokens_come_and_go_unnoticed(tmp_path: Path) -> None:
         assert service.entries() == []
 
 
-def test_a_spent_daily_quota_pauses_delivery_and_intake_goes_on_to_its_mark(tmp_path: Path) -> None:
+def test_f16_a_spent_daily_quota_pauses_delivery_and_intake_goes_on_to_its_mark(tmp_path: Path) -> None:
     """F16: a long pause that shows; what arrives waits, then is answered 503; all is sent once calls are left."""
     crm = Crm(daily=2)
     with SandboxServer(crm) as server, running(tmp_path, server.url, max_pending=20) as service:
