@@ -61,14 +61,14 @@ class History:
     sent: dict[str, Sent] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
     duplicates: int = 0
-    kills: list[tuple[float, str]] = field(default_factory=list)  # sandbox's monotonic clock
+    kills: list[tuple[float, float, str]] = field(default_factory=list)  # from, until (monotonic), target
 
     def of(self, answer: Answer) -> list[Sent]:
         return [self.sent[id_] for id_, got in self.answers.items() if got == answer]
 
     def summary(self) -> str:
         answers = Counter(self.answers.values())
-        kills = Counter(target for _, target in self.kills)
+        kills = Counter(target for _, _, target in self.kills)
         return (
             f"{len(self.sent)} events: {answers['acknowledged']} acknowledged, {answers['refused']} refused, "
             f"{answers['unknown']} unknown, {self.duplicates} second deliveries; kills: "
@@ -219,7 +219,10 @@ def check(history: History, crm: Crm, service: Running) -> list[str]:
     applied = crm.ledger.applied()
     breaches += [f"(c) {one} was refused at the door" for one in applied if one.value in refused]
     # (d)
-    breaches += [f"(d) {one} was applied before, and answered" for one in _needless(applied, history, crm)]
+    breaches += [
+        f"(d) {one} was applied before, and answered: {_when(one, history, crm)}"
+        for one in _needless(applied, history, crm)
+    ]
     breaches += [f"contract: {violation}" for violation in crm.ledger.violations()]
     return breaches
 
@@ -248,7 +251,6 @@ def _allowed(
 def _needless(applied: Sequence[Applied], history: History, crm: Crm) -> Iterator[Applied]:
     """Values applied a second time although the first time was answered, soundly and to a process that lived."""
     calls = {call.seq: call for call in crm.ledger.calls("update")}
-    kills = sorted(at for at, _ in history.kills)
     first: dict[tuple[str, str, str], Applied] = {}
     for one in applied:
         key = (one.id, one.property, one.value)
@@ -258,9 +260,21 @@ def _needless(applied: Sequence[Applied], history: History, crm: Crm) -> Iterato
         call = calls.get(before.call)
         if call is None or call.fault is not None or call.ended is None:
             continue
-        if any(call.started <= at <= call.ended + SETTLING_S for at in kills):
+        # A worker whose master was killed ends by itself, and may cut calls until then.
+        if any(call.started <= until and call.ended + SETTLING_S >= from_ for from_, until, _ in history.kills):
             continue
         yield one
+
+
+def _when(one: Applied, history: History, crm: Crm) -> str:
+    """How its first call lies to the kills, to see why it was sent again."""
+    first = min(other.call for other in crm.ledger.applied() if (other.id, other.value) == (one.id, one.value))
+    [call] = [call for call in crm.ledger.calls("update") if call.seq == first]
+    kills = ", ".join(
+        f"{from_ - call.started:.2f}…{until - call.started:.2f} {what}" for from_, until, what in history.kills
+    )
+    lasted, again = (call.ended or 0) - call.started, one.at - call.started_at
+    return f"first in a call of {lasted:.2f} s, then {again:.2f} s after its start; kills at {kills}"
 
 
 def run_history(folder: Path, crm: Crm, url: str, *, workers: int, seed: int, kills: int) -> tuple[History, Running]:
@@ -278,8 +292,9 @@ def run_history(folder: Path, crm: Crm, url: str, *, workers: int, seed: int, ki
         for number in range(kills):
             time.sleep(chance.uniform(0.05, 0.6))
             target = TARGETS[number % len(TARGETS)] if number < len(TARGETS) else chance.choice(TARGETS)
-            history.kills.append((time.monotonic(), target))
+            began = time.monotonic()
             kill(service, target, chance)
+            history.kills.append((began, time.monotonic(), target))
         time.sleep(0.5)
         partner.stopping.set()
         for sender in senders:
