@@ -20,13 +20,15 @@ from typing import Any, Protocol, TypeVar
 
 from bridge.errors import JournalError, JournalUnavailableError
 from bridge.journal.appending import Appended
-from bridge.journal.staging import SLICE_EVENTS
+from bridge.journal.staging import SLICE_EVENTS, arrived
 from bridge.model import Event, Receipt
 
 #: Events merged in one transaction; longer groups make everyone wait longer without saving much.
 GROUP_EVENTS = 1_000
-#: Events that may wait to be written, some two seconds' work; what comes on top is refused at once.
+#: When so many events wait to be written, some two seconds' work, what comes on top is refused at once.
 WAITING_EVENTS = 10_000
+#: The same for large requests, with the slices that are yet to come: some ten seconds' work.
+COMING_EVENTS = 50_000
 #: A request is answered 503 when its group was not committed after this long.
 PATIENCE_S = 20.0
 
@@ -105,6 +107,7 @@ class _Request:
     ends: int | None = None  # with the last slice: where that was kept
     receipts: Sequence[Receipt] = ()
     staged: int | None = None  # where the rest is kept
+    at_us: int = 0  # when it arrived
     error: BaseException | None = None
 
 
@@ -128,6 +131,7 @@ class GroupCommit:
         self._mutex = threading.Condition()
         self._waiting: deque[_Request] = deque()
         self._events = 0  # in all that waits
+        self._coming = 0  # in the rests of large requests that are not at their end
         self._called = False  # the writer is at work, or will be called
         self._turn = False  # the writer's
         self._stopped = False
@@ -143,8 +147,14 @@ class GroupCommit:
         if not events:
             return ()
         head, rest = events[:SLICE_EVENTS], events[SLICE_EVENTS:]
-        first = self._take(_Request(head, self._signals.bell(), rest))
-        return [*first.receipts, *self._take_rest(rest, first.staged)] if rest else first.receipts
+        if not rest:
+            return self._take(_Request(head, self._signals.bell())).receipts
+        self._count(coming=len(rest))
+        try:
+            first = self._take(_Request(head, self._signals.bell(), rest))
+            return [*first.receipts, *self._take_rest(arrived(rest, received_us=first.at_us), first.staged)]
+        finally:
+            self._count(coming=-len(rest))
 
     def _take_rest(self, rest: Sequence[Event], staged: int | None) -> Sequence[Receipt]:
         """In slices, so that others have their turn in between. All of it is on disk already: what cannot be merged
@@ -159,12 +169,11 @@ class GroupCommit:
         return receipts + [Receipt(event.id, event.intake) for event in rest[len(receipts) :]]
 
     def _take(self, request: _Request) -> _Request:
-        size = len(request.events) + len(request.rest)
         with self._mutex:
             if self._stopped:
                 raise JournalUnavailableError("the journal is closed: the service is stopping")
-            if self._events and self._events + size > WAITING_EVENTS and not request.follows:
-                raise JournalUnavailableError(f"{self._events} events wait to be written")
+            if not request.follows:
+                self._refuse_if_many_wait(request)
             self._waiting.append(request)
             self._events += len(request.events)
             call, self._called = not self._called, True
@@ -176,6 +185,18 @@ class GroupCommit:
         if request.error is not None:
             raise request.error
         return request
+
+    def _refuse_if_many_wait(self, request: _Request) -> None:
+        """`_mutex` is held. However large a request is, alone it is taken."""
+        if self._events >= WAITING_EVENTS:
+            raise JournalUnavailableError(f"{self._events} events wait to be written")
+        others = self._coming - len(request.rest)
+        if request.rest and others >= COMING_EVENTS:
+            raise JournalUnavailableError(f"{others} events of large requests wait to be written")
+
+    def _count(self, *, coming: int) -> None:
+        with self._mutex:
+            self._coming += coming
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Write what waits and stop."""
@@ -204,8 +225,12 @@ class GroupCommit:
                     return
                 group = self._next_group()
                 self._turn = False
-            if group:
-                self._write(group)
+            try:
+                if group:
+                    self._write(group)
+            except Exception as error:  # noqa: BLE001 (without this thread nothing could be taken any more)
+                for request in group:
+                    request.error = None if request.receipts else request.error or error
             self._signals.ring([request.bell for request in group], self._give_turn)
 
     def _next_group(self) -> list[_Request]:
@@ -250,6 +275,7 @@ class GroupCommit:
             at = 0
             for request in group:
                 request.receipts = appended.receipts[at : at + len(request.events)]
+                request.at_us = appended.at_us
                 at += len(request.events)
             for request, id_ in zip(beginnings, appended.staged, strict=True):
                 request.staged = id_

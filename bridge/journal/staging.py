@@ -39,7 +39,7 @@ def stage(connection: Connection, events: Sequence[Event], *, now_us: int) -> in
         connection,
         "INSERT INTO staged (received_us, events) VALUES (:now, :events)",
         now=now_us,
-        events=orjson.dumps(events).decode(),
+        events=encode(events),
     )
     return int(done.lastrowid)
 
@@ -53,21 +53,51 @@ def oldest_left(connection: Connection, *, now_us: int) -> Left | None:
     """The oldest request that nobody is at any more; None when there is none."""
     found = fetch(
         connection,
-        "SELECT id, received_us, events FROM staged WHERE received_us < :before ORDER BY id LIMIT 1",
+        # What came later than now came while our clock was ahead: nobody is at that either.
+        """SELECT id, received_us, events FROM staged
+            WHERE received_us < :before OR received_us > :now ORDER BY id LIMIT 1""",
         before=now_us - LEFT_AFTER_US,
+        now=now_us,
     )
     if not found:
         return None
     id_, received_us, text = found[0]
-    return Left(id_, [_arrived(_event(fields), received_us) for fields in orjson.loads(text)])
+    return Left(id_, arrived(decode(text), received_us=received_us))
 
 
-def _arrived(event: Event, received_us: int) -> Event:
-    """The event as of its arrival: merged late, it must not pass for newer than what arrived since."""
-    occurred_us = event.occurred_at_us
-    if occurred_us is None or occurred_us > received_us + FUTURE_TOLERANCE_US:
-        return replace(event, occurred_at_us=received_us)
-    return event
+def arrived(events: Iterable[Event], *, received_us: int) -> list[Event]:
+    """The events as of their arrival: merged later, they must not pass for newer than what arrived since."""
+    latest_us = received_us + FUTURE_TOLERANCE_US
+    return [
+        replace(event, occurred_at_us=received_us)
+        if event.occurred_at_us is None or event.occurred_at_us > latest_us
+        else event
+        for event in events
+    ]
+
+
+def unmergeable(event: Event, error: Exception) -> Event:
+    """The event without what the journal does not take: parked, so that people see it."""
+    why = f"the journal could not take what it asks for ({type(error).__name__})"
+    return replace(event, updates=(), occurred_at_us=None, unmappable=why)
+
+
+def encode(events: Sequence[Event]) -> str:
+    """The events as JSON text. The events of a request share their root, which may be long: it is there once."""
+    roots: dict[str, int] = {}
+    places = [None if event.root is None else roots.setdefault(event.root, len(roots)) for event in events]
+    bare = [event if event.root is None else replace(event, root=None) for event in events]
+    return orjson.dumps({"events": bare, "roots": list(roots), "root_of": places}).decode()
+
+
+def decode(text: str) -> list[Event]:
+    """The events that `encode` was given."""
+    document = orjson.loads(text)
+    roots = document["roots"]
+    return [
+        _event({**fields, "root": None if place is None else roots[place]})
+        for fields, place in zip(document["events"], document["root_of"], strict=True)
+    ]
 
 
 def _event(fields: dict[str, Any]) -> Event:

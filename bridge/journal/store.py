@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Protocol
 
-from bridge.errors import JournalFullError
+from bridge.errors import JournalError, JournalFullError
 from bridge.journal import appending, delivering, event_log, retry_log, steering, stories, upkeep
 from bridge.journal.appending import Appended
 from bridge.journal.database import Database, fetch, run
@@ -23,7 +23,7 @@ from bridge.journal.kept import Remap
 from bridge.journal.remapping import CHANGES, Difference, Remapping
 from bridge.journal.retry_log import Discarded, Entry, Filter, Replayed
 from bridge.journal.room import Room
-from bridge.journal.staging import SLICE_EVENTS, oldest_left, stage, unstage
+from bridge.journal.staging import SLICE_EVENTS, oldest_left, stage, unmergeable, unstage
 from bridge.journal.steering import Known, Resynced
 from bridge.journal.upkeep import DAY_US, VACUUM_PAGES, Figures, Retention
 from bridge.model import Call, Clock, Due, Event, Lane, Outcome, Pause, PendingRecord, to_us
@@ -102,9 +102,22 @@ class Journal:
         if left is None:
             return False
         for at in range(0, len(left.events), SLICE_EVENTS):
-            self.append(left.events[at : at + SLICE_EVENTS], admitted=True)
+            self._merge(left.events[at : at + SLICE_EVENTS])
         self.append((), staged=[left.id], admitted=True)
         return True
+
+    def _merge(self, events: Sequence[Event]) -> None:
+        """Merge what was staged; an event that the journal does not take is parked and holds up nothing else."""
+        try:
+            self.append(events, admitted=True)
+        except JournalError:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever is wrong with an event, the others must get in)
+            if len(events) == 1:
+                self.append([unmergeable(events[0], error)], admitted=True)
+                return
+            for event in events:
+                self._merge([event])
 
     def reconfigure(self, settings: JournalSettings, *, retry_max_s: float) -> None:
         """Go on with other limits and times; the URL stays."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bridge.journal import versions
 from bridge.journal.database import fetch
 from bridge.journal.event_log import EventFilter
 from bridge.journal.group_commit import GroupCommit
-from bridge.journal.staging import LEFT_AFTER_US, SLICE_EVENTS
+from bridge.journal.retry_log import Filter
+from bridge.journal.staging import LEFT_AFTER_US, SLICE_EVENTS, decode, encode
 from bridge.journal.store import Journal
-from bridge.model import Event, Intake, to_us
+from bridge.model import Event, Intake, Lane, PropertyUpdate, RecordKey, to_us
 from bridge.settings import Journal as JournalSettings
 from tests.builders import event
 from tests.fakes import FakeClock
@@ -85,3 +90,82 @@ def test_what_is_merged_late_keeps_the_time_of_its_arrival(journal: Journal, clo
     refs = [one.ref for one in journal.due(limit=10, exclude=())]
     taken = {record.key.id: record.values for record in journal.take(refs, began_at_us=to_us(clock.now()))}
     assert {name: value.value for name, value in taken["7"].items()} == {"company_name": "new", "notes": "new"}
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+TEXTS_BY_NAME = st.dictionaries(TEXTS, TEXTS, max_size=3)
+UPDATES = st.builds(
+    PropertyUpdate,
+    record=st.builds(RecordKey, lane=st.builds(Lane, TEXTS, TEXTS), id=TEXTS),
+    properties=TEXTS_BY_NAME,
+    invalid=TEXTS_BY_NAME,
+    skip_unchanged=st.booleans(),
+)
+EVENTS = st.builds(
+    Event,
+    source=TEXTS,
+    id=TEXTS,
+    content_hash=TEXTS,
+    occurred_at_us=st.none() | st.integers(-(2**63), 2**63 - 1),
+    payload=TEXTS,
+    context=TEXTS,
+    root=st.none() | st.sampled_from(["{}", "a root", ""]) | TEXTS,
+    updates=st.lists(UPDATES, max_size=3).map(tuple),
+    unmappable=st.none() | TEXTS,
+)
+
+
+@given(st.lists(EVENTS, max_size=5))
+def test_what_is_kept_comes_back_as_it_was(events: list[Event]) -> None:
+    assert decode(encode(events)) == events
+
+
+def test_a_root_that_all_events_share_is_kept_once(journal: Journal) -> None:
+    """Kept with each event, a megabyte would become gigabytes."""
+    root = "x" * 1_000_000
+    events = [replace(one, root=root) for one in large(3 * SLICE_EVENTS)]
+    assert len(encode(events)) < 2 * len(root)
+    commits = GroupCommit(journal=journal)
+    assert len(commits.append(events)) == len(events)
+    commits.close()
+    assert journal.size() < 10 * len(root)
+
+
+def test_an_event_that_cannot_be_merged_is_parked_and_holds_up_nothing(journal: Journal, clock: FakeClock) -> None:
+    events = large(2 * SLICE_EVENTS)
+    events[300] = event("bad", None)  # type: ignore[arg-type]  # the database takes no record without an id
+    journal.append(events[:1], staging=[events[1:]])
+    clock.advance(LEFT_AFTER_US / 1e6 + 1)
+    assert journal.merge_left()
+    assert staged(journal) == 0
+    assert known(journal) == {one.id for one in events}
+    (entry,) = journal.entries(Filter(state="parked"))
+    assert list(entry.event_ids) == ["bad"]
+    assert "could not take" in entry.message
+
+
+def test_what_arrives_between_the_slices_is_newer_than_all_of_them(journal: Journal, clock: FakeClock) -> None:
+    """Events without a time of their own count as of their arrival, not of their slice."""
+    commits = GroupCommit(journal=journal)
+    events = [*large(2 * SLICE_EVENTS, at=None), event("old", "7", {"company_name": "old"}, at=None)]
+    sender = threading.Thread(target=commits.append, args=(events,))
+    sender.start()
+    while not staged(journal):
+        pass
+    clock.advance(1)
+    journal.append([event("new", "7", {"company_name": "new"}, at=None)])
+    assert "old" not in known(journal)
+    sender.join()
+    commits.close()
+    assert "old" in known(journal)
+    refs = [one.ref for one in journal.due(limit=1_000, exclude=())]
+    taken = {record.key.id: record.values for record in journal.take(refs, began_at_us=to_us(clock.now()))}
+    assert taken["7"]["company_name"].value == "new"
+
+
+def test_a_clock_that_was_set_back_does_not_hold_up_what_was_left(journal: Journal, clock: FakeClock) -> None:
+    events = large(2 * SLICE_EVENTS)
+    journal.append(events[:SLICE_EVENTS], staging=[events[SLICE_EVENTS:]])
+    clock.jump(-86_400)
+    assert journal.merge_left()
+    assert known(journal) == {one.id for one in events}

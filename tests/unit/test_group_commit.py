@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterator, Sequence
 import pytest
 
 from bridge.errors import JournalFullError, JournalUnavailableError
+from bridge.journal import group_commit
 from bridge.journal.appending import Appended
-from bridge.journal.group_commit import GROUP_EVENTS, GroupCommit
+from bridge.journal.group_commit import GROUP_EVENTS, WAITING_EVENTS, GroupCommit
 from bridge.journal.staging import SLICE_EVENTS
 from bridge.model import Event, Receipt
 from tests.builders import event
@@ -223,3 +224,47 @@ def test_delivery_is_told_of_every_commit(appender: MemoryAppender) -> None:
     commits.append([event("a")])
     commits.close()
     assert told == [1]
+
+
+def test_a_large_request_is_taken_beside_others_that_wait(commits: GroupCommit, appender: MemoryAppender) -> None:
+    """What counts is how much waits already, not how large the newcomer is."""
+    large = [f"l{number}" for number in range(WAITING_EVENTS)]
+    assert queued(commits, appender, [["small"], large]) == [["small"], large]
+
+
+def test_large_requests_are_refused_when_many_slices_are_yet_to_come_and_small_ones_are_not(
+    commits: GroupCommit, appender: MemoryAppender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "COMING_EVENTS", 2 * SLICE_EVENTS)
+    appender.gate.clear()
+    large = threading.Thread(target=commits.append, args=([event(f"l{n}") for n in range(4 * SLICE_EVENTS)],))
+    large.start()
+    assert appender.entered.wait(10)
+    with pytest.raises(JournalUnavailableError, match="750 events of large requests wait to be written"):
+        commits.append([event(f"m{n}") for n in range(SLICE_EVENTS + 1)])
+    small = threading.Thread(target=commits.append, args=([event("small")],))
+    small.start()
+    appender.gate.set()
+    large.join(10)
+    small.join(10)
+    assert "small" in functools.reduce(operator.iadd, appender.groups, [])
+    assert len(commits.append([event(f"m{n}") for n in range(SLICE_EVENTS + 1)])) == SLICE_EVENTS + 1
+
+
+def test_the_writer_outlives_accidents_around_a_commit(
+    appender: MemoryAppender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accidents = [RuntimeError("told nobody")]
+
+    def told() -> None:
+        if accidents:
+            raise accidents.pop()
+
+    commits = GroupCommit(journal=appender, committed=told)
+    assert commits.append([event("a")])[0].event_id == "a"  # it is on disk, whatever happened then
+    with monkeypatch.context() as patched:
+        patched.setattr(appender, "refuse_if_full", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            commits.append([event("b")])
+    assert commits.append([event("c")])[0].event_id == "c"
+    commits.close()
