@@ -103,14 +103,17 @@ def _integer(text: str) -> int | Decimal:
     return Decimal(text)
 
 
-def _decimal(text: str) -> Decimal:
+def _decimal(text: str) -> int | Decimal:
     # judged by its value, not by how it is written: what is taken is kept as `str` writes it, and read again
     mantissa, _, exponent = text.lower().partition("e")
     if len(mantissa) <= 2 * MAX_DIGITS and len(exponent) <= 9:
         number = Decimal(text)
         short = len(mantissa) <= MAX_DIGITS or len(number.as_tuple().digits) <= MAX_DIGITS
         if short and abs(number.adjusted()) <= MAX_DIGITS:
-            return number or number.copy_abs()  # no -0: what is kept of -0e0 would be read again as 0
+            # 1e+0 is kept as 1, and read again as the int; -0e0 as 0
+            if exponent and number.as_tuple().exponent == 0:
+                return _integer(str(number.copy_abs() if number == 0 else number))
+            return number or number.copy_abs()
     raise _Flaw("the number", f"has more than {MAX_DIGITS} digits")
 
 

@@ -118,6 +118,14 @@ def test_sound_json_is_taken(body: bytes, value: object) -> None:
         assert parsed == value
 
 
+@pytest.mark.parametrize("text", ["1.1753772046192432e+16", "1e0", "-0e0", "-0.0", "10e-1", "12e+30", "1.5e20", "0e5"])
+def test_a_number_that_was_kept_is_read_again_as_the_same(text: str) -> None:
+    """Also of the same type: messages and mappings tell `int` and `Decimal` apart."""
+    first = parse_json(text.encode())
+    again = parse_json(to_json(first).encode())
+    assert (again, type(again), str(again)) == (first, type(first), str(first))
+
+
 def test_wide_arrays_are_taken_and_wide_objects_are_not() -> None:
     """Arrays are bounded by max_body, objects by their number of keys."""
     assert len(parse_json(b"[" + b"{}," * 4_999 + b"{}]")) == 5_000
