@@ -9,38 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from bridge import __version__
 from bridge.config import load_settings
+from tests.charts import CHART, SECRETS, Json, features, helm_python, objects, read_yaml, texts, values_of
 
-helm_python = pytest.importorskip(
-    "helm_python", reason="the chart is rendered by helm-python-sdk, which is not installed"
-)
-
-CHART = Path(__file__).parents[2] / "helm" / "partner-bridge"
-SECRETS = "/run/secrets/partner-bridge"
-
-Json = dict[str, Any]
-
-
-def read_yaml(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
+#: what a release has, unless its values say otherwise
+USUAL = {"statefulset", "service", "configmap", "serviceaccount", "networkpolicy", "tests/ready", "tests/unsigned"}
+MORE = {
+    "ingress": {"ingress"},
+    "httproute": {"httproute"},
+    "monitoring": {"podmonitor", "prometheusrule"},
+    "trial": {"secret"},
+    "reload": {"reload"},
+}
+LESS = {"defaults": {"tests/unsigned"}, "open": {"networkpolicy"}, "existing-config": {"configmap", "serviceaccount"}}
 
 
 def render(values: Json | None = None) -> dict[str, Json]:
-    """The rendered objects by kind."""
-    chart = helm_python.Chart.load(CHART)
-    texts = chart.render(values or {}, name="rel", namespace="prod")
-    found = [read_yaml(text) for name, text in texts.items() if name.endswith(".yaml") and text.strip()]
-    by_kind = {each["kind"]: each for each in found}
-    assert len(by_kind) == len(found)
-    return by_kind
+    """The objects by kind, without those of single features and of `helm test`."""
+    return {each["kind"]: each for name, each in objects(values).items() if name in USUAL and "/" not in name}
 
 
 def notes(values: Json) -> str:
-    texts = helm_python.Chart.load(CHART).render(values, name="rel", namespace="prod")
-    return str(texts["partner-bridge/templates/NOTES.txt"])
+    return texts(values)["templates/NOTES.txt"]
 
 
 def pod(values: Json | None = None) -> Json:
@@ -49,9 +41,9 @@ def pod(values: Json | None = None) -> Json:
 
 
 def container(values: Json | None = None) -> Json:
-    (only,) = pod(values)["containers"]
-    assert isinstance(only, dict)
-    return only
+    (found,) = [each for each in pod(values)["containers"] if each["name"] == "bridge"]
+    assert isinstance(found, dict)
+    return found
 
 
 def bridge_yaml(values: Json | None = None) -> Json:
@@ -60,17 +52,13 @@ def bridge_yaml(values: Json | None = None) -> Json:
     return config
 
 
-def values_files() -> list[Path]:
-    return sorted((CHART / "ci").glob("*-values.yaml"))
-
-
-@pytest.mark.parametrize("file", [None, *values_files()], ids=lambda file: file.name if file else "defaults")
-def test_helm_finds_nothing_to_complain_about(file: Path | None) -> None:
-    values = read_yaml(file.read_text()) if file else {}
+@pytest.mark.parametrize("feature", ["defaults", *features()])
+def test_helm_finds_nothing_to_complain_about(feature: str) -> None:
+    values = {} if feature == "defaults" else values_of(feature)
     report = helm_python.lint(CHART, values, strict=True)
     info = 1
     assert [each for each in report["messages"] if each["severity"] > info] == []
-    assert set(render(values)) == {"StatefulSet", "Service", "ConfigMap", "ServiceAccount"}
+    assert set(objects(values)) == (USUAL | MORE.get(feature, set())) - LESS.get(feature, set())
 
 
 def test_chart_and_program_carry_one_version() -> None:
@@ -135,7 +123,7 @@ def test_one_pod_and_its_volume_keep_the_journal() -> None:
     mounts = {mount["name"]: mount["mountPath"] for mount in container()["volumeMounts"]}
     variables = {each["name"]: each["value"] for each in container()["env"]}
     assert spec["replicas"] == 1
-    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteOncePod"]
     assert spec["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Retain"
     assert mounts[claim["metadata"]["name"]] == "/var/lib/partner-bridge"
     assert variables["BRIDGE_JOURNAL_URL"] == "sqlite:////var/lib/partner-bridge/journal.db"
@@ -192,15 +180,16 @@ def test_the_configuration_arrives_as_it_was_written() -> None:
     assert "retry" not in bridge_yaml()
 
 
-@pytest.mark.parametrize("file", values_files(), ids=lambda file: file.name)
-def test_the_service_accepts_what_the_chart_writes(file: Path, tmp_path: Path) -> None:
-    values = read_yaml(file.read_text())
+@pytest.mark.parametrize("feature", [each for each in features() if "config" in values_of(each)])
+def test_the_service_accepts_what_the_chart_writes(feature: str, tmp_path: Path) -> None:
+    values = values_of(feature)
     given = {"server": {"publicUrl": "https://hooks.example.com", "adminTokenKey": "admin"}}
     text = render({**values, **given})["ConfigMap"]["data"]["bridge.yaml"]
+    secret = "whsec_" + "c2VjcmV0" * 5
     for name in re.findall(rf"{SECRETS}/([\w.-]+)", text):
-        (tmp_path / name).write_text("whsec_" + "c2VjcmV0" * 5)
+        (tmp_path / name).write_text(secret)
     (tmp_path / "bridge.yaml").write_text(text.replace(SECRETS, str(tmp_path)))
-    variables = {each["name"]: each["value"] for each in container(values)["env"]}
+    variables = {each["name"]: each.get("value", secret) for each in container(values)["env"]}
     settings = load_settings(tmp_path / "bridge.yaml", environ=variables)
     assert settings.sources.keys() == values["config"]["sources"].keys()
     assert settings.server.bind == ("0.0.0.0", 8080)  # noqa: S104 (a container serves all its interfaces)
@@ -234,8 +223,7 @@ def test_labels_of_the_user_never_break_the_selector() -> None:
 
 @pytest.mark.parametrize("release", ["r", "partner-bridge", "a" * 53])
 def test_names_fit_what_kubernetes_appends(release: str) -> None:
-    texts = helm_python.Chart.load(CHART).render({}, name=release, namespace="prod")
-    name = read_yaml(texts["partner-bridge/templates/statefulset.yaml"])["metadata"]["name"]
+    name = read_yaml(texts(release=release)["templates/statefulset.yaml"])["metadata"]["name"]
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name)
     assert len(name) <= 52
 
@@ -266,12 +254,45 @@ def test_the_image_is_taken_by_digest_when_one_is_given() -> None:
         {"service": {"type": "Loadbalancer"}},
         {"resources": {"limit": {"memory": "1Gi"}}},
         {"log": {"level": "verbose"}},
+        {"ingress": {"host": "hooks.example.com"}},
+        {"ingress": {"enabled": True, "hosts": ["https://hooks.example.com"]}},
+        {"httpRoute": {"parentRefs": [{"nam": "public"}]}},
+        {"networkPolicy": {"metricsFrom": [{"namespace": "monitoring"}]}},
+        {"networkPolicy": {"metricsFrom": [{}]}},  # would let everybody in
+        {"podMonitor": {"interval": "0s"}},
+        {"prometheusRule": {"thresholds": {"journalShare": 90}}},
+        {"reload": "always"},
+        {"secret": {"values": {"../acme": "x"}}},
+        {"journal": {"accessMode": "ReadWriteMany"}},
+        {"extraEnv": [{"name": "BRIDGE_JOURNAL_URL", "value": "sqlite:////tmp/x"}]},
+        {"extraVolumes": [{"name": "docker", "hostPath": {"path": "/var/run"}}]},
+        {"extraVolumes": [{"name": "journal", "emptyDir": {}}]},
+        {"priorityClassName": "High!"},
     ],
     ids=json.dumps,
 )
 def test_a_slip_in_the_values_is_refused(values: Json) -> None:
     with pytest.raises(helm_python.HelmError):
         render(values)
+
+
+@pytest.mark.parametrize(
+    "values, word",
+    [
+        ({"journal": {"type": "postgresql"}}, "journal.type"),
+        ({"replicas": 2}, "server.workers"),
+        ({"existingConfigMap": "mine", "config": {"sources": {"acme": {}}}}, "config.sources"),
+        ({"secret": {"name": "mine", "values": {"acme": "x"}}}, "secret.values"),
+        ({"journal": {"persistent": False, "existingClaim": "mine"}}, "journal.persistent"),
+        ({"ingress": {"enabled": True}}, "ingress.hosts"),
+        ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs"),
+        ({"podMonitor": {"enabled": True}}, "networkPolicy.metricsFrom"),
+    ],
+    ids=json.dumps,
+)
+def test_values_that_do_not_go_together_are_refused_with_the_way_out(values: Json, word: str) -> None:
+    with pytest.raises(helm_python.HelmError, match=re.escape(word)):
+        objects(values)
 
 
 def defaults_without_comment() -> Iterator[str]:

@@ -16,11 +16,31 @@ app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* The pods of `helm test`: never selected by the Service. */}}
+{{- define "partner-bridge.testLabels" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}-test
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{/* Labels of an object; the user's never replace the chart's own. */}}
 {{- define "partner-bridge.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-{{ include "partner-bridge.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- $own := include "partner-bridge.selectorLabels" . | fromYaml -}}
+{{- $_ := set $own "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-") -}}
+{{- $_ := set $own "app.kubernetes.io/version" .Chart.AppVersion -}}
+{{- $_ := set $own "app.kubernetes.io/managed-by" .Release.Service -}}
+{{- toYaml (merge $own .Values.commonLabels) -}}
+{{- end }}
+
+{{/* Labels and annotations of an object. Takes a list: the root, and the annotations of this object alone. */}}
+{{- define "partner-bridge.metadata" -}}
+{{- $root := index . 0 -}}
+{{- $annotations := merge (deepCopy (index . 1)) $root.Values.commonAnnotations -}}
+labels:
+  {{- include "partner-bridge.labels" $root | nindent 2 }}
+{{- with $annotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{- define "partner-bridge.serviceAccountName" -}}
@@ -32,6 +52,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- default (include "partner-bridge.fullname" .) .Values.secret.name -}}
 {{- end }}
 
+{{- define "partner-bridge.configMapName" -}}
+{{- default (include "partner-bridge.fullname" .) .Values.existingConfigMap -}}
+{{- end }}
+
 {{- define "partner-bridge.image" -}}
 {{- if .Values.image.digest -}}
 {{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
@@ -40,20 +64,65 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end }}
 
+{{/* What the "restricted" pod security standard asks for, and a group that may read the volumes. */}}
+{{- define "partner-bridge.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "partner-bridge.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{/* Where the pod may run, and by whose leave its image is pulled. */}}
+{{- define "partner-bridge.placement" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{/* preStop and SIGTERM share one clock: the pause, the drain, the 4 s that the process may take beyond it,
      and 6 s for a slow node. */}}
 {{- define "partner-bridge.graceSeconds" -}}
 {{- add (int .Values.shutdown.preStopSeconds) (int .Values.shutdown.drainSeconds) 4 6 -}}
 {{- end }}
 
+{{/* What the service reads at its start only, whoever tells it to reload. */}}
+{{- define "partner-bridge.fixed" -}}
+workers: {{ int .Values.server.workers }}
+threads: {{ int .Values.server.threads }}
+drain_timeout: {{ int .Values.shutdown.drainSeconds }}s
+{{- end }}
+
 {{/* bridge.yaml: the user's part, and `journal` and `server`, which must agree with the pod around them.
      The addresses and the journal's place come by environment. */}}
 {{- define "partner-bridge.config" -}}
-{{- $server := dict
-      "workers" (int .Values.server.workers)
-      "threads" (int .Values.server.threads)
-      "max_body" .Values.server.maxBody
-      "drain_timeout" (printf "%ds" (int .Values.shutdown.drainSeconds)) -}}
+{{- $server := include "partner-bridge.fixed" . | fromYaml -}}
+{{- $_ := set $server "max_body" .Values.server.maxBody -}}
 {{- with .Values.server.publicUrl }}{{ $_ := set $server "public_url" . }}{{ end -}}
 {{- with .Values.server.adminTokenKey -}}
 {{- $_ := set $server "admin_token" (dict "file" (printf "/run/secrets/partner-bridge/%s" .)) -}}
@@ -66,4 +135,43 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $config := omit .Values.config "retry" -}}
 {{- with .Values.config.retry }}{{ $_ := set $config "retry" . }}{{ end -}}
 {{- toYaml (merge (dict "server" $server "journal" $journal) $config) -}}
+{{- end }}
+
+{{/* A source whose webhooks are signed, for `helm test`; empty when none is known. */}}
+{{- define "partner-bridge.testSource" -}}
+{{- $found := .Values.test.source -}}
+{{- range $name, $source := .Values.config.sources -}}
+{{- if and (not $found) (ne (dig "verify" "scheme" "none" $source) "none") -}}
+{{- $found = $name -}}
+{{- end -}}
+{{- end -}}
+{{- $found -}}
+{{- end }}
+
+{{/* What a schema cannot say: values that do not go together. */}}
+{{- define "partner-bridge.refuse" -}}
+{{- if eq .Values.journal.type "postgresql" -}}
+{{- fail "journal.type postgresql: this version of the service keeps its journal in SQLite only, so there is no Deployment with several replicas yet; leave journal.type at sqlite." -}}
+{{- end -}}
+{{- if gt (int .Values.replicas) 1 -}}
+{{- fail (printf "replicas %d: a SQLite journal on one volume has one writer, and a second pod would have a journal of its own; use 1 (or 0 to stop), and server.workers for more processes." (int .Values.replicas)) -}}
+{{- end -}}
+{{- if and .Values.existingConfigMap .Values.config.sources -}}
+{{- fail "existingConfigMap and config.sources: the configuration comes from one of them; remove the other." -}}
+{{- end -}}
+{{- if and .Values.secret.name .Values.secret.values -}}
+{{- fail "secret.name and secret.values: secrets come from an existing Secret or from values; remove one of them." -}}
+{{- end -}}
+{{- if and .Values.journal.existingClaim (not .Values.journal.persistent) -}}
+{{- fail "journal.existingClaim needs journal.persistent: true." -}}
+{{- end -}}
+{{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
+{{- fail "ingress.enabled needs ingress.hosts: without a host it would take the path /webhooks of every host." -}}
+{{- end -}}
+{{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
+{{- fail "httpRoute.enabled needs httpRoute.parentRefs: the Gateway that serves the route." -}}
+{{- end -}}
+{{- if and .Values.podMonitor.enabled .Values.networkPolicy.enabled (not .Values.networkPolicy.metricsFrom) -}}
+{{- fail "podMonitor.enabled needs networkPolicy.metricsFrom: the network policy lets nobody in on the admin port, so nothing could be scraped." -}}
+{{- end -}}
 {{- end }}

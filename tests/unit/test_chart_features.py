@@ -1,0 +1,252 @@
+"""What each feature of the chart makes of its values."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import promql_parser
+import pytest
+
+from tests.charts import ACME, CHART, Json, objects, pod_specs, texts, values_of
+from tests.unit.test_readme import exposed
+
+SOURCES: Json = {"config": {"sources": {"acme": ACME}}}
+
+
+def test_the_ingress_publishes_webhooks_of_its_hosts_and_nothing_else() -> None:
+    found = objects(values_of("ingress"))
+    spec = found["ingress"]["spec"]
+    assert [rule["host"] for rule in spec["rules"]] == ["hooks.example.com", "hooks.example.org"]
+    for rule in spec["rules"]:
+        (path,) = rule["http"]["paths"]
+        assert (path["path"], path["pathType"]) == ("/webhooks", "Prefix")
+        assert path["backend"]["service"] == {"name": found["service"]["metadata"]["name"], "port": {"name": "http"}}
+    assert spec["tls"] == [{"secretName": "hooks-tls", "hosts": ["hooks.example.com", "hooks.example.org"]}]
+    assert spec["ingressClassName"] == "nginx"
+
+
+def test_the_route_publishes_webhooks_and_nothing_else() -> None:
+    found = objects(values_of("httproute"))
+    assert found["httproute"]["apiVersion"] == "gateway.networking.k8s.io/v1"
+    assert found["httproute"]["spec"] == {
+        "parentRefs": [{"name": "public", "namespace": "gateways", "sectionName": "https"}],
+        "hostnames": ["hooks.example.com"],
+        "rules": [
+            {
+                "matches": [{"path": {"type": "PathPrefix", "value": "/webhooks"}}],
+                "backendRefs": [{"name": "rel-partner-bridge", "port": 8080}],
+            }
+        ],
+    }
+    assert found["service"]["spec"]["ports"][0]["port"] == 8080
+
+
+def ports(rule: Json) -> set[Any]:
+    return {each["port"] for each in rule["ports"]}
+
+
+def test_the_network_policy_lets_in_webhooks_only_and_out_to_public_addresses_only() -> None:
+    spec = objects()["networkpolicy"]["spec"]
+    assert spec["podSelector"]["matchLabels"] == objects()["statefulset"]["spec"]["selector"]["matchLabels"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    assert [ports(rule) for rule in spec["ingress"]] == [{"http"}]
+    names, https = spec["egress"]
+    assert (ports(names), ports(https)) == ({53}, {443})
+    blocks = {each["ipBlock"]["cidr"]: each["ipBlock"]["except"] for each in https["to"]}
+    assert set(blocks["0.0.0.0/0"]) >= {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"}
+    assert "fc00::/7" in blocks["::/0"]
+
+
+def test_the_scraper_alone_reaches_the_admin_port() -> None:
+    values = values_of("monitoring")
+    webhooks, metrics = objects(values)["networkpolicy"]["spec"]["ingress"]
+    assert ports(webhooks) == {"http"}
+    assert ports(metrics) == {"admin"}
+    assert metrics["from"] == values["networkPolicy"]["metricsFrom"]
+
+
+def test_pods_of_helm_test_pass_a_policy_that_names_the_ingress_and_take_no_webhooks() -> None:
+    found = objects(values_of("ingress"))
+    (rule,) = found["networkpolicy"]["spec"]["ingress"]
+    labels = found["tests/ready"]["metadata"]["labels"]
+    assert labels == found["tests/unsigned"]["metadata"]["labels"]
+    assert {"podSelector": {"matchLabels": labels}} in rule["from"]
+    assert not labels.items() >= found["service"]["spec"]["selector"].items()
+
+
+def test_a_proxy_takes_the_place_of_the_public_addresses() -> None:
+    values = values_of("proxy")
+    assert objects(values)["networkpolicy"]["spec"]["egress"][1:] == values["networkPolicy"]["egress"]
+    spec = pod_specs(values)["statefulset"]
+    assert values["extraVolumes"][0] in spec["volumes"]
+    assert values["extraVolumeMounts"][0] in spec["containers"][0]["volumeMounts"]
+
+
+def test_the_monitor_scrapes_the_admin_port_of_the_service() -> None:
+    found = objects(values_of("monitoring"))
+    spec = found["podmonitor"]["spec"]
+    assert spec["selector"] == found["statefulset"]["spec"]["selector"]
+    assert spec["podMetricsEndpoints"] == [{"port": "admin", "path": "/metrics", "interval": "15s"}]
+    assert found["podmonitor"]["metadata"]["labels"]["release"] == "prometheus"
+
+
+def rules(values: Json) -> dict[str, Json]:
+    (group,) = objects(values)["prometheusrule"]["spec"]["groups"]
+    return {rule["alert"]: rule for rule in group["rules"]}
+
+
+def test_alerts_are_promql_over_metrics_that_the_service_has() -> None:
+    families = exposed()
+    for name, rule in rules(values_of("monitoring")).items():
+        promql_parser.parse(rule["expr"])
+        for metric in re.findall(r"\bbridge_\w+", rule["expr"]):
+            assert {metric, metric.removesuffix("_total"), metric.removesuffix("_bucket")} & families, (name, metric)
+        assert rule["labels"]["severity"] in {"warning", "critical"}
+        assert rule["annotations"]["summary"]
+        assert 'namespace="prod",pod=~"rel-partner-bridge-[0-9]+"' in rule["expr"]
+
+
+def test_every_threshold_moves_an_alert() -> None:
+    values = values_of("monitoring")
+    usual = rules(values)
+    changed = {
+        "refusedWebhooks": 7, "journalShare": 0.51, "pendingShare": 0.52, "oldestPendingSeconds": 77, "pausedFor": "9m",
+        "parkedEntries": 8, "refusedSignatureShare": 0.53, "dailyCallsLeft": 78, "answerSeconds": 0.54,
+    }  # fmt: skip
+    for name, value in changed.items():
+        thresholds = values["prometheusRule"]["thresholds"] | {name: value}
+        moved = rules(values | {"prometheusRule": {"enabled": True, "thresholds": thresholds}})
+        (alert,) = [each for each in usual if usual[each] != moved[each]]
+        assert re.search(rf"[> <]{value}$", moved[alert]["expr"]) or moved[alert]["for"] == value
+    assert changed.keys() == set(re.findall(r"\$limits\.(\w+)", (CHART / "templates/prometheusrule.yaml").read_text()))
+
+
+def test_secrets_of_a_trial_become_the_secret_that_the_pod_mounts() -> None:
+    values = values_of("trial")
+    secret = objects(values)["secret"]
+    assert secret["stringData"] == values["secret"]["values"]
+    volumes = {volume["name"]: volume for volume in pod_specs(values)["statefulset"]["volumes"]}
+    assert volumes["secrets"]["secret"]["secretName"] == secret["metadata"]["name"]
+
+
+@pytest.mark.parametrize("text", ['a"b', "no", "1e3", "two\nlines\n", "{{ .Values }}", "€ ", "\\n"])
+def test_a_secret_of_a_trial_arrives_as_it_was_written(text: str) -> None:
+    assert objects({"secret": {"values": {"acme": text}}})["secret"]["stringData"]["acme"] == text
+
+
+def test_without_persistence_the_journal_is_bounded_and_the_notes_warn() -> None:
+    values = values_of("trial")
+    volumes = {volume["name"]: volume for volume in pod_specs(values)["statefulset"]["volumes"]}
+    assert volumes["journal"]["emptyDir"] == {"sizeLimit": "2Gi"}
+    assert "volumeClaimTemplates" not in objects(values)["statefulset"]["spec"]
+    assert "dies with the pod" in texts(values)["templates/NOTES.txt"]
+    assert "Helm's history" in texts(values)["templates/NOTES.txt"]
+
+
+def test_what_exists_already_is_used_and_not_made() -> None:
+    values = values_of("existing-config")
+    spec = pod_specs(values)["statefulset"]
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    assert volumes["config"]["configMap"]["name"] == "bridge-config"
+    assert volumes["secrets"]["secret"]["secretName"] == "bridge-secrets"
+    assert volumes["journal"]["persistentVolumeClaim"] == {"claimName": "restored-journal"}
+    assert "volumeClaimTemplates" not in objects(values)["statefulset"]["spec"]
+    assert {each["serviceAccountName"] for each in pod_specs(values).values()} == {"bridge"}
+    assert "nothing watches the ConfigMap bridge-config" in texts(values)["templates/NOTES.txt"]
+
+
+def pod_annotations(values: Json) -> Json:
+    found: Json = objects(values)["statefulset"]["spec"]["template"]["metadata"]["annotations"]
+    return found
+
+
+@pytest.mark.parametrize("reload", ["sidecar", "manual"])
+def test_what_a_reload_can_change_restarts_nothing(reload: str) -> None:
+    usual = pod_annotations({"reload": reload})
+    assert pod_annotations({"reload": reload, **SOURCES, "server": {"maxBody": "2MiB"}}) == usual
+    assert pod_annotations({"reload": reload, "journal": {"maxPending": 5}}) == usual
+    for fixed in ({"server": {"workers": 2}}, {"server": {"threads": 2}}, {"shutdown": {"drainSeconds": 5}}):
+        assert pod_annotations({"reload": reload, **fixed}) != usual
+
+
+def test_the_sidecar_sees_the_services_processes_and_its_file() -> None:
+    spec = pod_specs(values_of("reload"))["statefulset"]
+    service, sidecar = spec["containers"]
+    assert spec["shareProcessNamespace"] is True
+    config = next(each["value"] for each in service["env"] if each["name"] == "BRIDGE_CONFIG")
+    assert sidecar["command"][-1] == config
+    mounts = {mount["name"]: mount["mountPath"] for mount in sidecar["volumeMounts"]}
+    assert config.startswith(mounts["config"] + "/")
+    assert sidecar["command"][1] == f"{mounts['reload']}/reload.py"
+    assert mounts.keys() == {"config", "reload"}  # neither secrets nor journal
+    assert all(
+        "shareProcessNamespace" not in pod_specs({"reload": each})["statefulset"] for each in ("restart", "manual")
+    )
+
+
+def test_a_stopped_release_has_no_pod_and_keeps_its_volume() -> None:
+    spec = objects(values_of("stopped"))["statefulset"]["spec"]
+    (claim,) = spec["volumeClaimTemplates"]
+    assert spec["replicas"] == 0
+    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert claim["spec"]["storageClassName"] == "local-path"
+    assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
+
+
+def test_placement_image_and_labels_reach_what_they_are_for() -> None:
+    values = values_of("placement")
+    found = objects(values)
+    for spec in pod_specs(values).values():
+        assert spec["priorityClassName"] == "high"
+        assert spec["nodeSelector"] == values["nodeSelector"]
+        assert spec["tolerations"] == values["tolerations"]
+        assert spec["affinity"] == values["affinity"]
+        assert spec["imagePullSecrets"] == [{"name": "registry"}]
+        assert {each["image"] for each in spec["containers"]} == {
+            f"registry.example.com/crm/partner-bridge@{values['image']['digest']}"
+        }
+    for name, each in found.items():
+        if not name.startswith("tests/"):
+            assert each["metadata"]["labels"]["team"] == "crm"
+            assert each["metadata"]["annotations"]["example.com/cost-center"] == "42"
+    pod = found["statefulset"]["spec"]["template"]["metadata"]
+    assert pod["labels"].items() >= {"team": "crm", "tier": "integration"}.items()
+    assert pod["annotations"].items() >= {"example.com/backup": "yes", "example.com/cost-center": "42"}.items()
+    (bridge,) = pod_specs(values)["statefulset"]["containers"]
+    assert bridge["startupProbe"]["failureThreshold"] * bridge["startupProbe"]["periodSeconds"] >= 900
+
+
+def test_labels_for_all_objects_never_replace_the_charts_own() -> None:
+    found = objects({"commonLabels": {"app.kubernetes.io/name": "stolen", "team": "crm"}})
+    assert {each["metadata"]["labels"]["app.kubernetes.io/instance"] for each in found.values()} == {"rel"}
+    assert "stolen" not in str(found)
+
+
+def test_the_unsigned_webhook_goes_to_a_source_that_wants_a_signature() -> None:
+    def asked(sources: Json, **more: Any) -> str | None:
+        found = objects({"config": {"sources": sources}, **more})
+        if "tests/unsigned" not in found:
+            return None
+        (each,) = found["tests/unsigned"]["spec"]["containers"]
+        return next(str(variable["value"]) for variable in each["env"] if variable["name"] == "URL")
+
+    nobody: Json = {"verify": {"scheme": "none"}}
+    assert asked({"a": nobody}) is None
+    assert asked({"a": nobody, "b": ACME}) == "http://rel-partner-bridge:80/webhooks/b"
+    assert asked({"a": nobody, "b": ACME, "c": ACME}, test={"source": "c"}) == "http://rel-partner-bridge:80/webhooks/c"
+
+
+def test_the_notes_name_the_public_url_and_what_is_unsafe() -> None:
+    published = texts(values_of("ingress"))["templates/NOTES.txt"]
+    assert "https://hooks.example.com/webhooks/acme" in published
+    assert "helm --namespace prod test rel" in published
+    assert "WARNING" not in published
+    assert "https://hooks.example.com/webhooks/acme" in texts(values_of("httproute"))["templates/NOTES.txt"]
+    plain = texts({**SOURCES, "ingress": {"enabled": True, "hosts": ["a.example.com"]}})["templates/NOTES.txt"]
+    assert "http://a.example.com/webhooks/acme" in plain
+    assert "has no TLS" in plain
+    assert "admin port" in texts(values_of("open"))["templates/NOTES.txt"]
+    assert "replicas is 0" in texts(values_of("stopped"))["templates/NOTES.txt"]
+    signed: Json = {"verify": {"scheme": "hubspot-v3"}}
+    assert "server.publicUrl" in texts({"config": {"sources": {"hub": signed}}})["templates/NOTES.txt"]
