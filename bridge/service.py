@@ -19,9 +19,10 @@ from bridge import __version__
 from bridge.duty import Duty
 from bridge.errors import BridgeError, JournalError
 from bridge.intake.mapping import CompiledSource, compile_source
+from bridge.intake.problems import where
 from bridge.intake.quotas import Quotas
 from bridge.intake.signatures import Verifier
-from bridge.intake.webhooks import Endpoint, Webhooks, register_problem_handlers
+from bridge.intake.webhooks import Endpoint, Turns, Webhooks, register_problem_handlers
 from bridge.journal.group_commit import GroupCommit, Signals
 from bridge.journal.kept import KeptEvent, Remap, Remapped
 from bridge.journal.schema import HEAD
@@ -31,7 +32,8 @@ from bridge.model import Clock, SystemClock, iso
 from bridge.operations.access import guard
 from bridge.operations.admin_api import api_blueprint
 from bridge.operations.api import admin_blueprint, health_blueprint
-from bridge.operations.desk import JournalDesk, pause_document
+from bridge.operations.console import console_blueprint
+from bridge.operations.desk import JournalDesk, pause_document, waiting_document
 from bridge.operations.health import OLD_PENDING_S, STUCK_AFTER_S, BoundedCheck, Verdict
 from bridge.operations.metrics import Gauges, Metrics
 from bridge.operations.observing import Observing
@@ -72,8 +74,11 @@ class Service:
         clock: Clock | None = None,
         signals: Signals[Any] | None = None,
         pause: Callable[[], None] | None = None,
+        turns: Turns | None = None,
     ) -> None:
-        """`signals` and `pause` tell how requests wait and let others go first; without them they are threads."""
+        """`signals` and `pause` tell how requests wait and let others go first; without them they are threads.
+        `turns` bounds how many are worked on at once.
+        """
         self._settings = settings
         self._clock = clock or SystemClock()
         self.metrics = Metrics()
@@ -92,6 +97,7 @@ class Service:
         self._duty = Duty(settings=settings, clock=self._clock, journal=self.journal, observing=self._observing)
         self._commits = GroupCommit(journal=self.journal, committed=self._duty.notify, signals=signals)
         self._pause = pause
+        self._turns = turns
         self._quotas = Quotas(counters_folder())
         self._endpoints = endpoints(settings, self._quotas)
         self.public = self._public_app()
@@ -114,9 +120,10 @@ class Service:
         try:
             settings, fixed = load().beside(self._settings)
             new_endpoints = endpoints(settings, self._quotas)
-        except BridgeError as error:
+        except Exception as error:  # noqa: BLE001 (whatever it is, the old one stays and people are told)
             self._reload_succeeded = False
-            self._log.error("the configuration was not reloaded", problems=str(error).splitlines())
+            problems = str(error).splitlines() if isinstance(error, BridgeError) else where(error)
+            self._log.error("the configuration was not reloaded", error=type(error).__name__, problems=problems)
             return
         if fixed:
             self._log.warning("this takes effect at a restart", settings=fixed)
@@ -213,6 +220,7 @@ class Service:
             "ready": ready.ok,
             "pending": figures.pending,
             "pending_limit": self._settings.journal.max_pending,
+            "waiting": waiting_document(figures.waiting),
             "oldest_pending_at": iso(figures.oldest_pending_us),
             "oldest_pending_age_s": age_s,
             "in_flight": figures.delivery.get("in_flight", 0),
@@ -250,6 +258,7 @@ class Service:
             draining=lambda: self._drain_by is not None,
             clock=self._clock,
             pause=self._pause,
+            turns=self._turns,
         )
         app.register_blueprint(webhooks.blueprint())
         app.register_blueprint(health_blueprint(self, detail=False))
@@ -265,6 +274,9 @@ class Service:
         desk = JournalDesk(journal=self.journal, make_remap=lambda: make_remap(self._settings))
         app.register_blueprint(api_blueprint(desk))
         app.register_blueprint(openapi_blueprint(lambda: self._settings))
+        app.register_blueprint(
+            console_blueprint(desk=desk, vitals=self, metrics=self.metrics, settings=lambda: self._settings)
+        )
         guard(app, host=self._settings.server.admin_bind[0], token=self._settings.server.admin_token)
         register_problem_handlers(app)
         return app

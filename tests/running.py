@@ -39,6 +39,8 @@ crm:
 journal:
   url: sqlite:///{folder}/journal.db
   max_pending: {max_pending}
+  retention: {retention}
+  remember: {remember}
 retry: {{base: 100ms, max: 1s}}
 server:
   bind: 127.0.0.1:{port}
@@ -93,6 +95,8 @@ class Running:
     daily: int | None = None
     credential: str = "token: {file: crm.token}"
     max_pending: int = 1_000_000
+    retention: str = "7d"
+    remember: str = "30d"
     flush_interval: str = "50ms"
     timeout: str = "10s"
     drain_timeout: str = "10s"
@@ -123,6 +127,8 @@ class Running:
             credential=self.credential,
             batch_size=self.batch_size,
             max_pending=self.max_pending,
+            retention=self.retention,
+            remember=self.remember,
             flush_interval=self.flush_interval,
             timeout=self.timeout,
             drain_timeout=self.drain_timeout,
@@ -178,6 +184,15 @@ class Running:
             children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="utf-8")
             found += [int(pid) for pid in children.split()]
         return found
+
+    def rss_mb(self) -> float:
+        """Megabytes of memory that the largest worker holds now."""
+        status = [Path(f"/proc/{pid}/status").read_text(encoding="utf-8") for pid in self.pids()[1:]]
+        return max(int(text.split("VmRSS:")[1].split()[0]) for text in status) / 1024
+
+    def fds(self) -> int:
+        """Open descriptors of the worker that has the most."""
+        return max(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.pids()[1:])
 
     def kill_all(self) -> None:
         """`kill -9` of master and workers at once."""

@@ -81,7 +81,7 @@ def demo(events: int, keep: bool) -> int:
             out.print(summary(sent, entries, len(crm.ledger.calls("update")), accounted))
             next_steps()
             if keep:
-                out.print(f"\nStill running: {place.url}, figures on {place.admin_url}/status. Ctrl-C ends it.")
+                out.print(f"\nStill running: {place.url}. The console is {place.admin_url}/ Ctrl-C ends it.")
                 wait_for_interrupt()
     return 0 if accounted else 1
 

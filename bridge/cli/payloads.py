@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,7 +14,6 @@ from bridge.cli.printing import print_json
 from bridge.errors import BridgeError, PayloadError
 
 if TYPE_CHECKING:
-    from bridge.intake.mapping import Mapped
     from bridge.settings import Settings, Source
 
 
@@ -30,6 +29,7 @@ def map_(config: Path, source: str, file: str, headers: tuple[str, ...]) -> int:
     or a request that `listen --save` kept; "-" is standard input. Exit status 1 if anything is invalid.
     """
     from bridge.intake.capture import SavedRequest, read_saved
+    from bridge.intake.dry_run import report
     from bridge.intake.mapping import compile_source
     from bridge.model import Intake
 
@@ -51,33 +51,6 @@ def map_(config: Path, source: str, file: str, headers: tuple[str, ...]) -> int:
     ignored = {event.id: compiled.why_ignored(event) for event in mapped.events if event.intake is Intake.IGNORED}
     print_json(report(mapped) | ({"ignored_because": ignored} if ignored else {}))
     return 1 if mapped.invalid or any(event.unmappable for event in mapped.events) else 0
-
-
-def report(mapped: Mapped) -> dict[str, Any]:
-    """What `map` prints: the inputs as HubSpot takes them, and everything that becomes none."""
-    from bridge.intake.inputs import inputs_of
-    from bridge.model import Intake
-
-    inputs = inputs_of(mapped.events)
-    types = sorted({one.record.lane.object_type for one in inputs})
-    several = len(types) > 1
-    shown = [{**({"objectType": one.record.lane.object_type} if several else {}), **one.as_json()} for one in inputs]
-    result: dict[str, Any] = {
-        "object_type": types if several else (types[0] if types else None),
-        "inputs": [] if mapped.reject else shown,
-        "ignored": [event.id for event in mapped.events if event.intake is Intake.IGNORED],
-        "parked": [
-            {"event": event.id, "reason": event.unmappable or "no property is valid"}
-            for event in mapped.events
-            if event.unmappable is not None or event.intake is Intake.PARKED
-        ],
-        "invalid": [{"index": index, "errors": errors} for index, errors in mapped.invalid],
-    }
-    if mapped.unlisted:
-        result["unlisted_names"] = mapped.unlisted
-    if mapped.reject:
-        result["refused"] = {"status": 422, "detail": "on_invalid: reject: nothing of the request is taken"}
-    return result
 
 
 def source_of(settings: Settings, name: str) -> Source:

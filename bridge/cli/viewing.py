@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bridge.cli.payloads import report
 from bridge.errors import PayloadError
+from bridge.intake.dry_run import report
 from bridge.intake.mapping import CompiledSource, Mapped
 from bridge.intake.payload import parse_json, to_json
 from bridge.model import Intake, iso

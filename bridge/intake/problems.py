@@ -13,6 +13,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
+PROBLEM = "application/problem+json"
 #: status → slug and title
 _KINDS: Mapping[int, tuple[str, str]] = {
     400: ("malformed", "The request cannot be read"),
@@ -65,7 +66,7 @@ def problem(
 ) -> Response:
     """The error answer; `instance` is the path that was asked for."""
     body = {**document(status, detail, slug=slug, instance=request.path), **(extra or {})}
-    response = Response(json.dumps(body), status=status, mimetype="application/problem+json")
+    response = Response(json.dumps(body), status=status, mimetype=PROBLEM)
     response.headers.extend(dict(headers or {}))
     return response
 

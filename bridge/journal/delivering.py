@@ -74,8 +74,13 @@ def due(
     while True:
         following = fetch(
             connection,
-            """SELECT lane, source FROM due WHERE due_us IS NOT NULL AND (lane, source) > (:lane, :source)
-                ORDER BY lane, source LIMIT 1""",
+            # Not (lane, source) > (…): SQLite would step over every row of the queue that was just read.
+            """SELECT lane, source FROM (
+                 SELECT lane, source FROM (SELECT lane, source FROM due WHERE due_us IS NOT NULL AND lane = :lane
+                    AND source > :source ORDER BY source LIMIT 1) AS next_source
+                 UNION ALL
+                 SELECT lane, source FROM (SELECT lane, source FROM due WHERE due_us IS NOT NULL AND lane > :lane
+                    ORDER BY lane, source LIMIT 1) AS next_lane) AS following ORDER BY lane, source LIMIT 1""",
             lane=lane,
             source=source,
         )

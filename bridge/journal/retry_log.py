@@ -67,6 +67,7 @@ class Filter:
     state: EntryState | None = None
     source: str | None = None
     category: str | None = None
+    message: str | None = None
     record: str | None = None
     since_us: int | None = None
     before_us: int | None = None
@@ -113,16 +114,22 @@ _PLACE = re.compile(r"<([\w.]+)>")
 
 def entries(connection: Connection, chosen: Filter, *, limit: int | None = None, offset: int = 0) -> list[Entry]:
     """The entries that `chosen` means, oldest failure first."""
-    conditions, parameters = _conditions(chosen)
+    parts, parameters = narrowed(chosen)
     rows = fetch(
         connection,
-        f"""SELECT * FROM ({_parts("*", chosen.ids)}) AS entry WHERE {conditions}
+        f"""SELECT * FROM {parts}
              ORDER BY failed_us, kind, ref LIMIT :limit OFFSET :offset""",
         limit=-1 if limit is None else limit,
         offset=offset,
         **parameters,
     )
     return [_entry(connection, row) for row in rows]
+
+
+def narrowed(chosen: Filter) -> tuple[str, dict[str, object]]:
+    """The entries that `chosen` means as SQL to select from, and its parameters."""
+    conditions, parameters = _conditions(chosen)
+    return f"({_parts('*', chosen.ids)}) AS entry WHERE {conditions}", parameters
 
 
 def count(connection: Connection) -> list[tuple[EntryState, str, int]]:
@@ -153,7 +160,7 @@ def _parts(columns: str, ids: Sequence[str] = (), *, then: str = "") -> str:
 def _conditions(chosen: Filter) -> tuple[str, dict[str, object]]:
     """The filter, but for its ids, as SQL over the columns of the three parts."""
     conditions, parameters = ["1 = 1"], dict[str, object]()
-    for column in ("state", "source", "category", "record"):
+    for column in ("state", "source", "category", "message", "record"):
         wanted = getattr(chosen, column)
         if wanted is not None:
             conditions.append(f"{column} = :{column}")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 from bridge.errors import JournalError, JournalFullError
-from bridge.journal import appending, delivering, event_log, retry_log, steering, stories, upkeep
+from bridge.journal import appending, delivering, event_log, overview, retry_log, steering, stories, upkeep
 from bridge.journal.appending import Appended
 from bridge.journal.database import Database, fetch, run
 from bridge.journal.event_log import EventFilter, Logged
@@ -25,7 +25,7 @@ from bridge.journal.retry_log import Discarded, Entry, Filter, Replayed
 from bridge.journal.room import Room
 from bridge.journal.staging import SLICE_EVENTS, oldest_left, stage, unmergeable, unstage
 from bridge.journal.steering import Known, Resynced
-from bridge.journal.upkeep import DAY_US, VACUUM_PAGES, Figures, Retention
+from bridge.journal.upkeep import DAY_US, Figures, Retention, give_back
 from bridge.model import Call, Clock, Due, Event, Lane, Outcome, Pause, PendingRecord, to_us
 from bridge.settings import Journal as JournalSettings
 
@@ -33,6 +33,8 @@ from bridge.settings import Journal as JournalSettings
 REOPEN_AT = 0.95
 #: A due time further ahead than this (or than retry.max) comes from a wrong clock.
 DUE_HORIZON_S = 600.0
+#: No call lasts longer; it began so long before its failure at most.
+CALL_LASTS_S = 60.0
 
 
 class Watcher(Protocol):
@@ -132,8 +134,10 @@ class Journal:
         size_full = size >= self._settings.max_size * share
         self._full = pending_full or size_full
         if pending_full:
+            most = ", most of them from {} for {}".format(*figures.waiting[0]) if figures.waiting else ""
+            limit = self._settings.max_pending
             raise JournalFullError(
-                f"{figures.pending} records wait to be delivered (journal.max_pending {self._settings.max_pending})"
+                f"{figures.pending} records wait to be delivered (journal.max_pending {limit}){most}"
             )
         if size_full:
             raise JournalFullError(f"the journal holds {size} bytes (journal.max_size {self._settings.max_size})")
@@ -223,6 +227,29 @@ class Journal:
         """The retry log's entries that `chosen` means, oldest failure first."""
         with self._database.read() as connection:
             return retry_log.entries(connection, chosen, limit=limit, offset=offset)
+
+    def count_entries(self, chosen: Filter) -> int:
+        """How many entries `chosen` means."""
+        with self._database.read() as connection:
+            return overview.count(connection, chosen)
+
+    def groups(self, chosen: Filter) -> list[overview.Group]:
+        """The entries that `chosen` means by category and message, the largest group first."""
+        with self._database.read() as connection:
+            return overview.groups(connection, chosen)
+
+    def payloads(self, entry: Entry) -> dict[str, str]:
+        """The kept payloads of an entry's events."""
+        with self._database.read() as connection:
+            return overview.payloads(connection, entry.event_ids, entry.source)
+
+    def calls_of(self, entry: Entry) -> list[dict[str, Any]]:
+        """The calls that carried an entry's record since it first failed, newest first."""
+        kind, _, number = entry.id.partition("-")
+        if kind == "event" or entry.first_failed_us is None:
+            return []
+        with self._database.read() as connection:
+            return overview.calls(connection, int(number), since_us=entry.first_failed_us - to_us(CALL_LASTS_S))
 
     def replay(
         self, chosen: Sequence[Entry], remap: Remap, *, progress: Callable[[int], None] = lambda _: None
@@ -395,7 +422,7 @@ class Journal:
         return figures
 
     def prune(self) -> int:
-        """One small step of retention; returns how many rows went."""
+        """One small step of retention; returns how many rows and pages went: 0 when there was nothing to do."""
         now_us = self._now_us()
         with self._database.write(durable=False) as connection:
             pruned = self._retention.step(
@@ -404,9 +431,8 @@ class Journal:
                 day_began_us=now_us - now_us % DAY_US,
                 values_before_us=now_us - to_us(self._settings.remember_s),
             )
-            if pruned:
-                run(connection, f"PRAGMA incremental_vacuum({VACUUM_PAGES})").close()
-        return pruned
+            given_back = give_back(connection)
+        return pruned + given_back
 
     def size(self) -> int:
         """Bytes on disk."""

@@ -7,21 +7,26 @@ transaction and goes on where the last one stopped, so that a long retry log is 
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import orjson
 from sqlalchemy.engine import Connection
 
-from bridge.journal import retry_log
+from bridge.journal import history, retry_log
 from bridge.journal.database import fetch, one, run
 from bridge.model import Pause, Scope
 
 #: Rows looked at in one step of retention: a few milliseconds under the transaction lock.
 STEP_ROWS = 500
-#: Pages given back to the file system in one step.
-VACUUM_PAGES = 256
+#: Pages given back to the file system in one step, and how long that may take: beside a busy thread sqlite3 waits
+#: for the interpreter's lock after each.
+VACUUM_PAGES, VACUUM_S = 256, 0.005
+#: Free pages that are kept for what comes next.
+SPARE_PAGES = 256
 #: Events per second are counted over this long.
 RATE_US = 10 * 1_000_000
 DAY_US = 86_400 * 1_000_000
@@ -35,11 +40,13 @@ class Figures:
 
     pending: int = 0  # records with something to deliver that are not parked
     oldest_pending_us: int | None = None
+    waiting: tuple[tuple[str, str, int], ...] = ()  # (source, object type, its pending records), most first
     entries: tuple[tuple[str, str, int], ...] = ()  # retry log: (state, category, number)
     last_event_us: dict[str, int] = field(default_factory=dict)  # source → arrival of its newest event
     watched_since_us: dict[str, int] = field(default_factory=dict)  # configured source → when it was first seen
     rates: dict[str, float] = field(default_factory=dict)  # source → events per second, of late
     delivery: dict[str, Any] = field(default_factory=dict)  # what the dispatcher adds: in flight, limiter, …
+    history: dict[str, Any] = field(default_factory=dict)  # the last hour, see `history.read`
     at_us: int | None = None
 
     @property
@@ -51,30 +58,63 @@ class Figures:
         return sum(number for state, _, number in self.entries if state == "parked")
 
 
+_FIGURES = frozenset(each.name for each in fields(Figures))
+
+
 def count(connection: Connection, *, delivery: dict[str, Any], sources: Collection[str] = (), now_us: int) -> Figures:
     """Count anew. `sources` are the configured ones: from when they are first seen here, silence is counted."""
-    pending = fetch(connection, "SELECT count(DISTINCT record), min(since_us) FROM due WHERE due_us IS NOT NULL")[0]
+    oldest = fetch(connection, "SELECT min(since_us) FROM due WHERE due_us IS NOT NULL")[0][0]
+    queues = _queues(connection)
     before = read_figures(connection)
     # What was not yet committed at the last count is looked at too.
     arrivals = _arrivals(connection, min(now_us, before.at_us or 0) - RATE_US, now_us)
+    pending_now, limiter = _pending(connection, queues), delivery.get("limiter", {})
+    now = history.Now(now_us, pending_now, oldest, limiter.get("used", 0) / (limiter.get("calls") or 1))
     # A time ahead of now was given while our clock was wrong: silence would be told that much too late.
     last = {source: min(at_us, now_us) for source, at_us in before.last_event_us.items()}
     watched = {source: min(before.watched_since_us.get(source, now_us), now_us) for source in sources}
     return Figures(
-        pending=int(pending[0]),
-        oldest_pending_us=pending[1],
+        pending=pending_now,
+        oldest_pending_us=oldest,
+        waiting=_waiting(queues),
         entries=tuple(retry_log.count(connection)),
         last_event_us=last | {source: max(last.get(source, 0), at_us) for source, at_us, _ in arrivals},
         watched_since_us=watched or before.watched_since_us,
         rates={source: number / (RATE_US / 1_000_000) for source, _, number in arrivals if number},
         delivery=delivery,
+        history=history.advance(connection, before.history, now),
         at_us=now_us,
     )
 
 
 def pending(connection: Connection) -> int:
-    """How many records have something to deliver and are not parked: counted now, in about a second a million."""
-    return int(fetch(connection, "SELECT count(DISTINCT record) FROM due WHERE due_us IS NOT NULL")[0][0])
+    """How many records have something to deliver and are not parked: counted now, in 0.1 s a million."""
+    return _pending(connection, _queues(connection))
+
+
+def _queues(connection: Connection) -> Sequence[Sequence[Any]]:
+    """(lane, object type, source, records) of all that waits, in order of lanes."""
+    return fetch(
+        connection,
+        """SELECT q.lane, l.object_type, q.source, q.records FROM
+             (SELECT lane, source, count(*) AS records FROM due WHERE due_us IS NOT NULL GROUP BY lane, source) q
+             JOIN lanes l ON l.id = q.lane ORDER BY q.lane""",
+    )
+
+
+def _pending(connection: Connection, queues: Sequence[Sequence[Any]]) -> int:
+    lanes = [lane for lane, *_ in queues]
+    if len(set(lanes)) == len(lanes):  # no record waits for two sources
+        return sum(int(records) for *_, records in queues)
+    counted = "SELECT count(*) FROM (SELECT DISTINCT record FROM due WHERE due_us IS NOT NULL) AS d"
+    return int(fetch(connection, counted)[0][0])
+
+
+def _waiting(queues: Sequence[Sequence[Any]]) -> tuple[tuple[str, str, int], ...]:
+    found: Counter[tuple[str, str]] = Counter()
+    for _, object_type, source, records in queues:
+        found[source, object_type] += int(records)
+    return tuple((source, object_type, records) for (source, object_type), records in found.most_common())
 
 
 def _arrivals(connection: Connection, since_us: int, now_us: int) -> list[tuple[str, int, int]]:
@@ -109,8 +149,10 @@ def read_figures(connection: Connection) -> Figures:
     document = orjson.loads(row["figures"]) if row else {}
     if not document:
         return Figures()
-    document["entries"] = tuple(tuple(entry) for entry in document["entries"])
-    return Figures(**document)
+    for name in ("entries", "waiting"):
+        document[name] = tuple(map(tuple, document.get(name, ())))
+    # What a later version keeps besides is left aside.
+    return Figures(**{name: value for name, value in document.items() if name in _FIGURES})
 
 
 def save_pauses(connection: Connection, pauses: Sequence[Pause]) -> None:
@@ -156,6 +198,7 @@ def save_meta(connection: Connection, name: str, value: str) -> None:
 class Retention:
     """Where pruning stands. Kept in memory only: a restart begins a new round."""
 
+    arrived_us: int = 0  # of the event looked at last
     event: int = 0
     record: int = 0
 
@@ -183,15 +226,19 @@ class Retention:
         return pruned
 
     def _events(self, connection: Connection, before_us: int) -> int:
+        # By arrival: the index then ends the search where retention does, however many younger events there are.
         looked_at = fetch(
             connection,
-            """SELECT seq FROM events WHERE seq > :after AND received_us < :before ORDER BY seq LIMIT :step""",
+            """SELECT received_us, seq FROM events
+                WHERE received_us >= :arrived AND received_us < :before AND (received_us > :arrived OR seq > :after)
+                ORDER BY received_us, seq LIMIT :step""",
+            arrived=self.arrived_us,
             after=self.event,
             before=before_us,
             step=STEP_ROWS,
         )
-        seqs = [seq for (seq,) in looked_at]
-        self.event = seqs[-1] if len(seqs) == STEP_ROWS else 0
+        seqs = [seq for _, seq in looked_at]
+        self.arrived_us, self.event = looked_at[-1] if len(seqs) == STEP_ROWS else (0, 0)
         if not seqs:
             return 0
         settled = [
@@ -237,3 +284,15 @@ class Retention:
                 ids=old,
             ).rowcount
         return pruned
+
+
+def give_back(connection: Connection) -> int:
+    """Give free pages back to the file system, if there are many; returns how many went."""
+    free = int(fetch(connection, "PRAGMA freelist_count")[0][0])
+    raw: Any = connection.connection.dbapi_connection
+    given, until = 0, time.monotonic() + VACUUM_S
+    while given < min(free - SPARE_PAGES, VACUUM_PAGES) and time.monotonic() < until:
+        # One page at a time: the pragma yields a row without columns for each, after which sqlite3 ends it.
+        raw.execute("PRAGMA incremental_vacuum(1)")
+        given += 1
+    return given

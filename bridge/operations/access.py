@@ -3,7 +3,8 @@
 On a bind that is not loopback only health, metrics and status answer without the admin token; without a token
 configured everything else is off there. On loopback without a token it is open to this machine: then the
 request must also name this machine as its host, lest a web page reach it through a name that it controls.
-A token that is configured is always asked for.
+A token that is configured is always asked for: as a bearer, or, on the console's pages only, once at its login
+form, which gives a session cookie.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ import ipaddress
 from flask import Flask, g, request
 
 from bridge.intake.problems import Refusal
+from bridge.operations import sessions
 from bridge.settings import Secret, SecretUnavailableError
 
+#: The console's blueprint, and what of it is there to be let in.
+CONSOLE = "console"
+SIGN_IN = frozenset({"console.login", "console.sign_in", "console.static"})
 #: What answers without the token, on any bind.
 OPEN = frozenset({"/livez", "/readyz", "/metrics", "/status"})
 
@@ -38,6 +43,11 @@ def guard(app: Flask, *, host: str, token: Secret | None) -> None:
         if request.path in OPEN:
             return
         if token is not None:
+            if request.blueprint == CONSOLE and sessions.holds(request.cookies.get(sessions.COOKIE, ""), token):
+                g.who = "session"
+                return
+            if request.endpoint in SIGN_IN:
+                return
             if not _knows(token):
                 raise Refusal(
                     401,
@@ -70,10 +80,15 @@ def _name(host: str) -> str:
 
 def _knows(token: Secret) -> bool:
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    matches = is_token(given.strip().encode("latin-1", "replace"), token)  # as WSGI decoded it
+    return scheme.lower() == "bearer" and matches
+
+
+def is_token(sent: bytes, token: Secret) -> bool:
+    """Whether it is (one of) the admin token(s); False while those cannot be read."""
     try:
         known = token.texts()
     except SecretUnavailableError:
         return False
-    sent = given.strip().encode("latin-1", "replace")  # as WSGI decoded it
     matches = [hmac.compare_digest(sent, text.encode()) for text in known]
-    return scheme.lower() == "bearer" and any(matches)
+    return any(matches)

@@ -159,12 +159,17 @@ def _answer(document: Any) -> Response:
 
 
 def _done(act: str, chosen: dict[str, Any], result: Any) -> Response:
-    """Log an act and answer what it did. Texts that look like an address are not logged."""
+    """Log an act and answer what it did."""
+    log_act(act, chosen, result)
+    return _answer(result)
+
+
+def log_act(act: str, chosen: dict[str, Any], result: Any) -> None:
+    """Who did what to how much. Texts that look like an address, and HubSpot's, are not logged."""
     shown = {
-        name: len(value) if isinstance(value, list) else "(hidden)" if "@" in str(value) else value
+        name: len(value) if isinstance(value, list) else "(hidden)" if name == "message" or "@" in str(value) else value
         for name, value in chosen.items()
     }
     counts = {"pauses": len(result)} if isinstance(result, list) else result
     figures = {name: count for name, count in counts.items() if isinstance(count, int)}
     _log.info("operator acted", act=act, who=g.get("who", "?"), address=request.remote_addr, filter=shown, **figures)
-    return _answer(result)

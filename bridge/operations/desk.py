@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from bridge.journal.event_log import EventFilter, Logged
+from bridge.journal.history import Minute
+from bridge.journal.history import read as read_history
 from bridge.journal.kept import Remap
 from bridge.journal.remapping import Difference
 from bridge.journal.retry_log import Entry, Filter
@@ -20,6 +22,8 @@ from bridge.model import Pause, iso
 
 #: Differences handed out at most unless more are asked for; they are always counted.
 DIFFERENCES = 1_000
+#: Rows of what fills the journal.
+WAITING = 10
 
 Document = dict[str, Any]
 Progress = Callable[[int], None]
@@ -80,6 +84,41 @@ class JournalDesk:
             return None
         stories = [story for event_id in entries[0].event_ids for story in self._journal.trace_event(event_id)]
         return entry_document(entries[0]) | {"events": stories}
+
+    def count_retries(self, chosen: Filter) -> int:
+        """How many entries the filter means."""
+        return self._journal.count_entries(chosen)
+
+    def retries_page(self, chosen: Filter, *, limit: int, offset: int) -> list[Document]:
+        """Some of the entries, oldest failure first."""
+        return list(map(entry_document, self._journal.entries(chosen, limit=limit, offset=offset)))
+
+    def retry_groups(self, chosen: Filter) -> list[Document]:
+        """The entries by category and message, the largest group first."""
+        return [
+            {
+                "category": group.category,
+                "message": group.message,
+                "entries": group.entries,
+                "first_failed_at": iso(group.first_us),
+                "last_failed_at": iso(group.last_us),
+            }
+            for group in self._journal.groups(chosen)
+        ]
+
+    def retry_behind(self, entry_id: str) -> Document | None:
+        """One entry with all that is known of it: its events' stories and payloads, and the calls that carried it."""
+        entries = self._journal.entries(Filter(ids=(entry_id,)))
+        if not entries:
+            return None
+        [entry] = entries
+        stories = [story for event_id in entry.event_ids for story in self._journal.trace_event(event_id)]
+        payloads, calls = self._journal.payloads(entry), self._journal.calls_of(entry)
+        return entry_document(entry) | {"events": stories, "payloads": payloads, "calls": calls}
+
+    def last_hour(self) -> list[Minute]:
+        """What the last hour brought, by minutes; oldest first."""
+        return read_history(self._journal.figures().history)
 
     def replay_retries(self, chosen: Filter, *, progress: Progress = _quiet) -> Document:
         """Map the kept payloads with today's mapping and send them now."""
@@ -220,3 +259,11 @@ def pause_document(pause: Pause) -> Document:
         "since": iso(pause.since_us),
         "until": iso(pause.until_us),
     }
+
+
+def waiting_document(waiting: Sequence[tuple[str, str, int]]) -> list[Document]:
+    """What fills the journal, as `/status` tells it: whose records wait, most first."""
+    return [
+        {"source": source, "object_type": object_type, "records": records}
+        for source, object_type, records in waiting[:WAITING]
+    ]

@@ -172,6 +172,19 @@ class Metrics:
         if number:
             self.events.labels(source, str(outcome)).inc(number)
 
+    def counted(self, name: str) -> list[tuple[dict[str, str], float]]:
+        """One counter of all processes: its labels and what it counts, since the service began."""
+        registry = self._registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library types only a part of itself
+        return [
+            (sample.labels, sample.value)
+            for family in registry.collect()
+            for sample in family.samples
+            if sample.name == name
+        ]
+
     def exposition(self, gauges: Callable[[], Gauges]) -> bytes:
         """The text that `GET /metrics` answers: all processes' counters and the deployment's gauges."""
         registry = CollectorRegistry()

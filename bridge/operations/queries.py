@@ -66,6 +66,7 @@ class RetriesQuery(Schema):
     state = fields.String(validate=validate.OneOf(["retrying", "parked"]))
     source = _text()
     category = _text()
+    message = _text()
     record = _text()
     since = _Moment(attribute="since_us")
     before = _Moment(attribute="before_us")

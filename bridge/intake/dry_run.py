@@ -1,0 +1,33 @@
+"""What a payload would become, told without taking it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bridge.intake.inputs import inputs_of
+from bridge.intake.mapping import Mapped
+from bridge.model import Intake
+
+
+def report(mapped: Mapped) -> dict[str, Any]:
+    """What `map` prints and the console shows: the inputs as HubSpot takes them, and everything that becomes none."""
+    inputs = inputs_of(mapped.events)
+    types = sorted({one.record.lane.object_type for one in inputs})
+    several = len(types) > 1
+    shown = [{**({"objectType": one.record.lane.object_type} if several else {}), **one.as_json()} for one in inputs]
+    result: dict[str, Any] = {
+        "object_type": types if several else (types[0] if types else None),
+        "inputs": [] if mapped.reject else shown,
+        "ignored": [event.id for event in mapped.events if event.intake is Intake.IGNORED],
+        "parked": [
+            {"event": event.id, "reason": event.unmappable or "no property is valid"}
+            for event in mapped.events
+            if event.unmappable is not None or event.intake is Intake.PARKED
+        ],
+        "invalid": [{"index": index, "errors": errors} for index, errors in mapped.invalid],
+    }
+    if mapped.unlisted:
+        result["unlisted_names"] = mapped.unlisted
+    if mapped.reject:
+        result["refused"] = {"status": 422, "detail": "on_invalid: reject: nothing of the request is taken"}
+    return result

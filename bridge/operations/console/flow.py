@@ -1,0 +1,84 @@
+"""Flow: is it flowing, is anything stuck; and the switch that stops delivery."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from flask import Blueprint, redirect, render_template
+from werkzeug.wrappers import Response as AnyResponse
+
+from bridge.intake.problems import Refusal
+from bridge.journal.history import MINUTES, Minute
+from bridge.operations import queries
+from bridge.operations.admin_api import log_act
+from bridge.operations.console.forms import first, own_form
+from bridge.operations.console.pauses import advised
+from bridge.operations.desk import JournalDesk
+from bridge.operations.health import Vitals
+
+#: title, unit, and the series: label and the minute's field; a chart each
+CHARTS = (
+    ("Events in", "a minute", (("events", "events"),)),
+    ("CRM calls", "a minute", (("calls", "calls"), ("failed", "failed"))),
+    ("Records sent", "a minute", (("records", "records"),)),
+    ("Rate limit used", "%, most in a minute", (("used", "limit_used"),)),
+    ("Backlog", "records, most in a minute", (("waiting", "pending"),)),
+    ("Waiting time", "seconds, longest in a minute", (("oldest waiting", "waited_s"), ("delivered after", "delay_s"))),
+)
+
+
+def add_pages(routes: Blueprint, desk: JournalDesk, vitals: Vitals) -> None:
+    """`/`, `/pause` and `/resume`."""
+
+    @routes.get("/")
+    def flow() -> str:
+        status = vitals.status()
+        minutes = whole_hour(desk.last_hour(), now_s=time.time())
+        pauses = list(map(advised, status["pauses"]))
+        return render_template(
+            "console/flow.html", page="flow", status=status, pauses=pauses, minutes=minutes, charts=charts(minutes)
+        )
+
+    @routes.post("/pause")
+    def pause() -> AnyResponse:
+        fields = own_form()
+        asked = queries.PauseAct().load({"reason": first(fields, "reason").strip()[:1_000]})
+        object_type = first(fields, "object_type").strip() or None
+        log_act("pause", {"object_type": object_type}, [desk.pause(object_type, asked["reason"])])
+        return redirect("/", 303)
+
+    @routes.post("/resume")
+    def resume() -> AnyResponse:
+        object_type = first(own_form(), "object_type").strip() or None
+        ended = desk.resume(object_type)
+        if not ended:
+            raise Refusal(404, "No pause of a person holds here any more.")
+        log_act("resume", {"object_type": object_type}, ended)
+        return redirect("/", 303)
+
+
+def whole_hour(minutes: list[Minute], *, now_s: float) -> list[Minute]:
+    """The last hour, with the minutes in which nothing was counted."""
+    known = {minute.at_s: minute for minute in minutes}
+    current = int(now_s) // 60 * 60
+    return [known.get(at, Minute(at)) for at in range(current - (MINUTES - 1) * 60, current + 60, 60)]
+
+
+def charts(minutes: list[Minute]) -> list[dict[str, Any]]:
+    """The charts' data, as the script reads it."""
+    return [
+        {
+            "title": title,
+            "unit": unit,
+            "labels": [label for label, _ in series],
+            "times": [minute.at_s for minute in minutes],
+            "values": [[_value(minute, field) for minute in minutes] for _, field in series],
+        }
+        for title, unit, series in CHARTS
+    ]
+
+
+def _value(minute: Minute, field: str) -> float:
+    value: float = getattr(minute, field)
+    return round(value * 100, 1) if field == "limit_used" else value

@@ -1,0 +1,120 @@
+"""The console's pages and forms; each reads what it shows from the journal and the figures of the service.
+
+GET  /                     flow: figures, pauses, the last hour
+POST /pause, /resume       object_type, reason
+GET  /sources[/{name}]     the sources; one with its mapping
+POST /sources/{name}/try   payload, headers → what it would become
+GET  /retries[/{id}]       the retry log, and one entry
+POST /retries/confirm      act, and ids or a filter → how many that is, and whether they are meant
+POST /retries/act          the same, with what was counted → done
+GET  /trace                ?id= of an event or a record
+GET, POST /login; POST /logout
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flask import Blueprint, Response, g, redirect, render_template, request
+from werkzeug.wrappers import Response as AnyResponse
+
+from bridge.errors import JournalError, JournalFullError
+from bridge.intake.problems import PROBLEM, Refusal, problem
+from bridge.operations import sessions
+from bridge.operations.access import CONSOLE
+from bridge.operations.console import flow, retries, sources, texts
+from bridge.operations.console.signing_in import add_sign_in
+from bridge.operations.desk import JournalDesk
+from bridge.operations.health import Vitals
+from bridge.operations.metrics import Metrics
+from bridge.settings import Settings
+
+#: Nothing from elsewhere, nothing inline, in nobody's frame.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",  # "no-referrer" would take the Origin from our own forms
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+def console_blueprint(
+    *, desk: JournalDesk, vitals: Vitals, metrics: Metrics, settings: Callable[[], Settings]
+) -> Blueprint:
+    """All pages. Who may see them is `access.guard`'s business."""
+    routes = Blueprint(
+        CONSOLE, __name__, template_folder="templates", static_folder="static", static_url_path="/static"
+    )
+    for name, function in texts.FILTERS.items():
+        routes.add_app_template_filter(function, name)
+    _add_frame(routes, vitals, settings)
+    _add_errors(routes)
+    add_sign_in(routes, settings)
+    flow.add_pages(routes, desk, vitals)
+    sources.add_pages(routes, vitals, metrics, settings)
+    retries.add_pages(routes, desk, settings)
+
+    @routes.get("/trace")
+    def trace() -> str:
+        wanted = request.args.get("id", "").strip()
+        stories = desk.trace(wanted) if wanted else {"events": [], "records": []}
+        return render_template("console/trace.html", page="trace", wanted=wanted, **stories)
+
+    return routes
+
+
+def _add_frame(routes: Blueprint, vitals: Vitals, settings: Callable[[], Settings]) -> None:
+    """What every page has: the form token, the state of the service, the headers."""
+
+    @routes.before_request
+    def know_browser() -> None:
+        g.nonce = request.cookies.get(sessions.FORM_COOKIE) or sessions.new_nonce()
+
+    @routes.context_processor
+    def frame() -> dict[str, Any]:
+        who = g.get("who")
+        nonce = g.get("nonce", "")
+        return {
+            "form_token": sessions.form_token(nonce, request.cookies.get(sessions.COOKIE, "")),
+            "who": who,
+            "status": vitals.status() if who else None,
+            "with_token": settings().server.admin_token is not None,
+        }
+
+    @routes.after_request
+    def protect(response: Response) -> Response:
+        response.headers.extend(HEADERS)
+        if request.endpoint == "console.static":
+            response.headers["Cache-Control"] = "no-cache"  # asked for again, answered 304
+            return response
+        response.headers["Cache-Control"] = "no-store"
+        if g.get("nonce") and sessions.FORM_COOKIE not in request.cookies:
+            sessions.remember_nonce(response, g.nonce, secure=request.is_secure)
+        return response
+
+
+def _add_errors(routes: Blueprint) -> None:
+    """Refusals as pages; to somebody without a session, the login form."""
+
+    def page(status: int, title: str, detail: str) -> tuple[str, int]:
+        return render_template("console/error.html", page="", title=title, detail=detail), status
+
+    @routes.errorhandler(Refusal)
+    def refused(error: Refusal) -> AnyResponse | tuple[str, int] | tuple[str, int, dict[str, str]]:
+        if request.accept_mimetypes.best_match([PROBLEM, "text/html"]) != "text/html":  # no browser
+            return problem(error.status, error.detail, slug=error.slug, headers=error.headers, extra=error.extra)
+        if error.status == 401 and request.method == "GET" and "Authorization" not in request.headers:
+            return redirect("/login", 303)
+        headers = dict(error.headers)
+        titles = {401: "Please sign in", 403: "That is not allowed", 404: "There is nothing here"}
+        return (*page(error.status, titles.get(error.status, "That did not work"), error.detail), headers)
+
+    @routes.errorhandler(JournalError)
+    def journal_trouble(error: JournalError) -> tuple[str, int]:
+        full = isinstance(error, JournalFullError)
+        return page(409 if full else 503, "Not now" if full else "The journal is in trouble", str(error))

@@ -1,0 +1,101 @@
+"""Sources: who sends, whether what they send is taken, and what it becomes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from flask import Blueprint, render_template
+
+from bridge.errors import PayloadError
+from bridge.intake.dry_run import report
+from bridge.intake.mapping import CompiledSource, compile_source
+from bridge.intake.problems import Refusal
+from bridge.model import Intake
+from bridge.operations.console import texts
+from bridge.operations.console.forms import first, own_form
+from bridge.operations.health import Vitals
+from bridge.operations.metrics import Metrics
+from bridge.settings import Settings, Source
+
+
+def add_pages(routes: Blueprint, vitals: Vitals, metrics: Metrics, settings: Callable[[], Settings]) -> None:
+    """`/sources`, and one source with its mapping and the box to try payloads in."""
+
+    @routes.get("/sources")
+    def sources() -> str:
+        rows = [
+            {"name": name, "scheme": source.verify.scheme} | counts.get(name, _NONE)
+            for counts in [counted(metrics)]
+            for name, source in settings().sources.items()
+        ]
+        return render_template("console/sources.html", page="sources", rows=rows, figures=vitals.status()["sources"])
+
+    @routes.get("/sources/<name>")
+    def source(name: str) -> str:
+        return page(_source(settings(), name))
+
+    @routes.post("/sources/<name>/try")
+    def try_payload(name: str) -> str:
+        found, fields = _source(settings(), name), own_form()
+        payload, headers = first(fields, "payload"), first(fields, "headers")
+        compiled = compile_source(found, settings().server.public_url)
+        return page(found, payload=payload, headers=headers, tried=tried(compiled, payload, headers))
+
+    def page(found: Source, **more: Any) -> str:
+        return render_template(
+            "console/source.html",
+            page="sources",
+            source=found,
+            counts=counted(metrics).get(found.name, _NONE),
+            figures=vitals.status()["sources"].get(found.name, {}),
+            blocks=list(texts.blocks(found)),
+            **more,
+        )
+
+
+def tried(compiled: CompiledSource, payload: str, headers: str) -> dict[str, Any]:
+    """What a payload would become; nothing of it is taken."""
+    given = {}
+    for line in filter(None, map(str.strip, headers.splitlines())):
+        name, colon, value = line.partition(":")
+        if not colon:
+            return {"unreadable": f"The header {line!r} is not 'Name: value'."}
+        given[name.strip().lower()] = value.strip()
+    try:
+        body = compiled.decode(payload.encode())
+        mapped = compiled.map_body(body, headers=given, query={}, delivery_id="dry-run")
+    except PayloadError as error:
+        return {"unreadable": str(error)}
+    ignored = [(event.id, compiled.why_ignored(event)) for event in mapped.events if event.intake is Intake.IGNORED]
+    return report(mapped) | {"events": len(mapped.events), "ignored_because": ignored}
+
+
+_NONE: dict[str, Any] = {"answers": {}, "events": {}, "refused": {}, "secrets": {}}
+
+
+def counted(metrics: Metrics) -> dict[str, dict[str, Any]]:
+    """By source: answers by status, events by outcome, refused signatures by reason, and which secrets matched."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def of(source: str) -> dict[str, Any]:
+        return found.setdefault(source, {name: Counter() for name in _NONE})
+
+    for labels, value in metrics.counted("bridge_webhooks_total"):
+        of(labels["source"])["answers"][labels["code"]] += int(value)
+    for labels, value in metrics.counted("bridge_events_total"):
+        of(labels["source"])["events"][labels["outcome"]] += int(value)
+    for labels, value in metrics.counted("bridge_verifications_total"):
+        if labels["secret"]:
+            of(labels["source"])["secrets"][labels["secret"]] += int(value)
+        else:
+            of(labels["source"])["refused"][labels["result"]] += int(value)
+    return found
+
+
+def _source(settings: Settings, name: str) -> Source:
+    found = settings.sources.get(name)
+    if found is None:
+        raise Refusal(404, "There is no such source.")
+    return found

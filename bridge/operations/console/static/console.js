@@ -1,0 +1,58 @@
+/* Draws the charts of the Flow page, and reads the page anew while somebody looks at it. */
+"use strict";
+(() => {
+  const EVERY_MS = 10_000;
+  const HEIGHT = 168;
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  let plots = [];
+
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  function draw() {
+    plots.forEach((plot) => plot.destroy());
+    const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--grid"), width: 1 }, ticks: { show: false } };
+    plots = [...document.querySelectorAll("[data-chart]")].map((place) => {
+      const chart = JSON.parse(place.dataset.chart);
+      const series = chart.labels.map((label, at) => {
+        const stroke = colour(`--series-${at + 1}`);
+        return { label, stroke, width: 2, fill: at === 0 ? `${stroke}22` : undefined, points: { show: false } };
+      });
+      const options = {
+        width: place.clientWidth,
+        height: HEIGHT,
+        cursor: { y: false },
+        legend: { live: false },
+        tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
+        scales: { y: { range: (_plot, _low, high) => [0, Math.max(1, high * 1.1)] } },
+        axes: [
+          { ...axis, values: "{HH}:{mm}", space: 60 },
+          { ...axis, size: 52, values: (_plot, ticks) => ticks.map((tick) => tick.toLocaleString("en")) },
+        ],
+        series: [{ label: "UTC", value: "{HH}:{mm}" }, ...series],
+      };
+      return new uPlot(options, [chart.times, ...chart.values], place);
+    });
+  }
+
+  async function refresh() {
+    const main = document.querySelector("main");
+    const busy = main.querySelector("details[open]") || (main !== document.activeElement && main.contains(document.activeElement));
+    if (document.hidden || busy) return;
+    const answer = await fetch("/", { credentials: "same-origin", redirect: "error" }).catch(() => null);
+    if (!answer || !answer.ok) return;
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    plots.forEach((plot) => plot.destroy());
+    plots = [];
+    main.replaceChildren(...page.querySelector("main").childNodes);
+    draw();
+  }
+
+  draw();
+  setInterval(refresh, EVERY_MS);
+  dark.addEventListener("change", draw);
+  let waiting;
+  addEventListener("resize", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(draw, 150);
+  });
+})();

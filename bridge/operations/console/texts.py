@@ -1,0 +1,127 @@
+"""How the console writes numbers, times and mappings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from bridge.errors import PayloadError
+from bridge.intake.payload import parse_json, to_json
+from bridge.model import iso
+from bridge.settings import MappingBlock, Property, Source
+
+#: What a page shows of a payload.
+PAYLOAD = 20_000
+
+
+def number(value: float) -> str:
+    """1234567 → 1 234 567, with a narrow space that does not break."""
+    return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def span(seconds: float | None) -> str:
+    """A length of time in the largest unit that says enough."""
+    if seconds is None:
+        return "–"
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def ago(moment: str | None) -> str:
+    """An ISO time as its distance from now."""
+    if moment is None:
+        return "never"
+    seconds = time.time() - datetime.fromisoformat(moment).timestamp()
+    if abs(seconds) < 1:
+        return "just now"
+    return f"{span(seconds)} ago" if seconds > 0 else f"in {span(-seconds)}"
+
+
+def short(moment: str | None) -> str:
+    """An ISO time as people read it, in UTC."""
+    if moment is None:
+        return "–"
+    return datetime.fromisoformat(moment).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def size(count: float) -> str:
+    """Bytes."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def document(value: Any) -> str:
+    """A JSON document, indented; a text is one already."""
+    if not isinstance(value, str):
+        return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    try:
+        text = to_json(parse_json(value.encode()), indented=True)
+    except PayloadError:
+        text = value
+    return text if len(text) <= PAYLOAD else f"{text[:PAYLOAD]}\n… {len(text) - PAYLOAD} more characters"
+
+
+#: Filters of the templates.
+FILTERS: dict[str, Callable[..., str | None]] = {
+    "number": number,
+    "span": span,
+    "ago": ago,
+    "short": short,
+    "size": size,
+    "document": document,
+    "iso": iso,
+}
+
+
+# --- mappings -----------------------------------------------------------------------------------
+
+
+def blocks(source: Source) -> Iterator[dict[str, Any]]:
+    """The mapping of a source, block by block, as tables."""
+    for block in source.mappings:
+        facts = [
+            ("object type", block.object_type),
+            ("record id", block.record.id),
+            ("found by", block.record.id_property or "HubSpot's record id"),
+            ("unknown record", block.record.on_unknown),
+            ("invalid values", block.on_invalid),
+        ]
+        if block.when is not None:
+            facts.append(("only when", block.when))
+        if block.schema is not None:
+            facts.append(("schema", block.schema))
+        yield {"facts": facts, "rows": list(_rows(block))}
+
+
+def _rows(block: MappingBlock) -> Iterator[tuple[str, str, str, str]]:
+    for name, how in block.properties.items():
+        yield name, how.type, _from(how), _details(how)
+    if block.pairs is not None:
+        for theirs, (name, how) in block.pairs.properties.items():
+            yield name, how.type, f"{block.pairs.items}: {theirs}", _details(how)
+
+
+def _from(how: Property) -> str:
+    return how.source if how.source is not None else f"constant {how.constant!r}"
+
+
+def _details(how: Property) -> str:
+    told = [
+        f"scale {how.scale}" if how.scale else "",
+        f"format {how.format}" if how.format else "",
+        f"timezone {how.timezone}" if how.timezone else "",
+        "several" if how.multiple else "",
+        "required" if how.required else "",
+        "null clears" if how.on_null == "clear" else "",
+        ", ".join(f"{theirs} → {ours}" for theirs, ours in how.values.items()) if how.values else "",
+    ]
+    return "; ".join(filter(None, told))

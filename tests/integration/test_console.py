@@ -1,0 +1,284 @@
+"""The console through its Flask app, on a real journal: what it shows, what it does, and whom it lets in."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from werkzeug.test import Client, TestResponse
+
+from bridge.config import load_settings
+from bridge.journal import versions
+from bridge.journal.history import read
+from bridge.journal.retry_log import Filter
+from bridge.model import Delivered, Outcome, Parked, Reason, Refused, to_us
+from bridge.service import Service
+from bridge.settings import Secret
+from tests.builders import LANE, call, event
+
+HOSTILE = "<script>alert('ä')</script>"
+TOKEN = "an-admin-token-of-sixteen-or-more"
+CONFIG = """\
+crm: {base_url: "http://127.0.0.1:1", token: {env: CRM_TOKEN}}
+journal: {url: "sqlite:///FOLDER/journal.db"}
+sources:
+  acme:
+    verify: {scheme: bearer, secrets: [{env: ACME_SECRET}]}
+    when: "type != 'ping'"
+    event_id: id
+    record: {id: client, id_property: acme_client_id}
+    properties: {company_name: name, tier: {from: plan, type: enumeration, values: {Gold: gold}}}
+"""
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    """Three clients: one delivered, one that HubSpot does not know, one with a refused value; and a lost event."""
+    monkeypatch.setenv("CRM_TOKEN", "a-token-for-the-sandbox")
+    monkeypatch.setenv("ACME_SECRET", "a-secret-of-the-partner-acme")
+    (tmp_path / "bridge.yaml").write_text(CONFIG.replace("FOLDER", str(tmp_path)), encoding="utf-8")
+    settings = load_settings(tmp_path / "bridge.yaml")
+    versions.prepare(settings.journal.url)
+    made = Service(settings=settings)
+    payload = '{"id": "%s", "client": "%s", "name": "New"}'
+    made.journal.append(
+        [
+            event("evt-1", "7", {"company_name": "Globex"}, payload=payload % ("evt-1", "7")),
+            event("evt-2", "8", {"company_name": HOSTILE}, payload=payload % ("evt-2", HOSTILE)),
+            event("evt-3", "9", {"tier": "unicorn"}, payload=payload % ("evt-3", "9")),
+            event("evt-4", updates=(), unmappable=f"the record id is {HOSTILE}"),
+        ]
+    )
+    deliver(made)
+    made.journal.refresh_figures(sources=settings.sources, delivery={"limiter": {"calls": 10, "per_s": 1, "used": 5}})
+    yield made
+    made.journal.close()
+
+
+def deliver(service: Service) -> None:
+    due = service.journal.due(limit=100, exclude=())
+    taken = service.journal.take([one.ref for one in due], began_at_us=to_us(time.time()))
+    of = {record.key.id: record for record in taken}
+    outcomes: list[Outcome] = [
+        Delivered(of["7"]),
+        Parked(of["8"], Reason("OBJECT_NOT_FOUND", f"no {HOSTILE} here")),
+        Refused(of["9"], {"tier": Reason("VALIDATION_ERROR", "unicorn is no option")}),
+    ]
+    service.journal.settle(taken, outcomes, call=call(taken, began=time.time(), lane=LANE), doubtful=False)
+
+
+class Browser(Client):
+    """Asks for pages, as browsers do."""
+
+    def open(self, *args: Any, **options: Any) -> TestResponse:
+        accept = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+        return super().open(*args, **options | {"headers": accept | dict(options.get("headers") or {})})
+
+
+def client(service: Service, *, host: str = "127.0.0.1", token: bool = False) -> Client:
+    """A browser; a service bound to `host`, with or without the admin token."""
+    settings = service._settings
+    secret = Secret(env="UNSET_IN_TESTS", default=TOKEN) if token else None
+    service._settings = replace(settings, server=replace(settings.server, admin_bind=(host, 9090), admin_token=secret))
+    return Browser(service._admin_app())
+
+
+def post(browser: Client, path: str, *, page: str = "/", **fields: Any) -> TestResponse:
+    """Send a form as its page would."""
+    found = re.search(r'name="form_token" value="(\w+)"', browser.get(page).text)
+    assert found
+    return browser.post(path, data={"form_token": found[1], **fields})
+
+
+@pytest.mark.parametrize(
+    "path, shown",
+    [
+        ("/", ["Flow", "Parked", "3", "The last hour"]),
+        ("/sources", ["acme", "bearer"]),
+        ("/sources/acme", ["company_name", "Gold → gold", "acme_client_id", "type != &#39;ping&#39;"]),
+        ("/retries", ["OBJECT_NOT_FOUND", "VALIDATION_ERROR", "UNMAPPABLE", "Replay all 3"]),
+        ("/retries?category=VALIDATION_ERROR", ["unicorn is no option", "1 match"]),
+        ("/retries?record=nobody", ["Nothing matches"]),
+        ("/retries/record-2", ["evt-2", "c0ffee", "&#34;client&#34;"]),
+        ("/trace?id=evt-1", ["delivered", "c0ffee", "Globex"]),
+        ("/trace?id=9", ["refused", "unicorn", "evt-3"]),
+        ("/trace?id=nobody", ["no event and no record"]),
+    ],
+)
+def test_every_page_shows_what_is_there(service: Service, path: str, shown: list[str]) -> None:
+    """With a strict policy, nothing inline, and a partner's script as text."""
+    answer = client(service).get(path)
+    assert answer.status_code == 200
+    assert [text for text in shown if text not in answer.text] == []
+    assert HOSTILE not in answer.text
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert not re.search(r"<script(?! src=)|<style|\sstyle=|\son\w+=", answer.text)
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_hostile_texts_are_shown_as_text(service: Service) -> None:
+    """In values, messages, payloads and what a query says."""
+    browser = client(service)
+    for path in ("/retries", "/retries/record-2", "/trace?id=8", f"/trace?id={HOSTILE}", f"/retries?record={HOSTILE}"):
+        text = browser.get(path).text
+        assert "&lt;script&gt;" in text
+        assert "<script>" not in text
+
+
+@pytest.mark.parametrize(
+    "path, status", [("/retries/record-99", 404), ("/sources/nobody", 404), ("/retries?since=soon", 422)]
+)
+def test_what_is_not_there_is_told_as_a_page(service: Service, path: str, status: int) -> None:
+    answer = client(service).get(path)
+    assert (answer.status_code, answer.mimetype) == (status, "text/html")
+
+
+def test_programs_are_told_as_problems(service: Service) -> None:
+    """Who does not ask for a page gets none, and the challenge that goes with a missing token."""
+    asked = client(service, token=True).get("/", headers={"Accept": "*/*"})
+    assert (asked.status_code, asked.mimetype) == (401, "application/problem+json")
+    assert asked.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_the_last_hour_is_counted_by_minutes(service: Service) -> None:
+    """Nothing twice, however often it is counted."""
+    for _ in range(3):
+        figures = service.journal.refresh_figures(delivery={"limiter": {"calls": 10, "per_s": 1, "used": 2}})
+    minutes = read(figures.history)
+    sums = [sum(getattr(minute, name) for minute in minutes) for name in ("events", "calls", "records", "failed")]
+    assert sums == [4, 1, 3, 0]
+    assert max(minute.limit_used for minute in minutes) == 0.5
+    assert max(minute.delay_s for minute in minutes) < 10
+    assert read(service.journal.figures().history) == minutes
+
+
+def test_a_payload_is_tried_without_being_taken(service: Service) -> None:
+    browser = client(service)
+    payload = f'{{"id": "t1", "client": "1", "name": "{HOSTILE}", "plan": "Lead"}}'
+    answer = post(browser, "/sources/acme/try", page="/sources/acme", payload=payload)
+    assert answer.status_code == 200
+    assert "1 event, 1 input" in answer.text
+    assert "&lt;script&gt;" in answer.text
+    assert "tier" in answer.text
+    assert "would be ignored" in post(
+        browser, "/sources/acme/try", page="/sources/acme", payload='{"id": "t2", "type": "ping"}'
+    ).text  # fmt: skip
+    assert "not JSON" in post(browser, "/sources/acme/try", page="/sources/acme", payload="{").text
+    assert service.journal.trace_event("t1") == []
+
+
+def test_a_group_is_counted_then_replayed(service: Service) -> None:
+    browser = client(service)
+    group = {"category": "OBJECT_NOT_FOUND", "message": f"no {HOSTILE} here"}
+    asked = post(browser, "/retries/confirm", page="/retries", act="replay", **group)
+    assert "Replay 1 entry?" in asked.text
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', asked.text.split("<main")[1]))
+    done = post(browser, "/retries/act", page="/retries", **fields | group | {"act": "replay"})
+    assert done.status_code == 303
+    assert "1 of 1 replayed" in browser.get(done.location).text
+    assert service.journal.entries(Filter(category="OBJECT_NOT_FOUND")) == []
+    assert len(service.journal.entries(Filter())) == 2
+
+
+def test_a_selection_is_discarded_and_nothing_else(service: Service) -> None:
+    """What came after the count is spared, and no selection is not everything."""
+    browser = client(service)
+    nothing = post(browser, "/retries/confirm", page="/retries", act="discard:selected", all="true")
+    assert nothing.status_code == 422
+    assert "Discard 2 entries?" in post(
+        browser, "/retries/confirm", page="/retries", act="discard:selected", ids=["record-2", "event-4"], all="true"
+    ).text  # fmt: skip
+    uncounted = post(browser, "/retries/act", page="/retries", act="discard", ids="record-2")
+    assert uncounted.status_code == 422
+    early = post(browser, "/retries/act", page="/retries", act="discard", ids="record-2", counted=1, seen="1h")
+    assert "0 of 1 discarded" in browser.get(early.location).text
+    meant = post(
+        browser, "/retries/act", page="/retries", act="discard", ids=["record-2", "event-4"], counted=2, seen="0s"
+    )
+    assert "2 of 2 discarded" in browser.get(meant.location).text
+    assert [entry.id for entry in service.journal.entries(Filter())] == ["refused-3"]
+
+
+def test_delivery_is_stopped_and_resumed(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """The banner says why and offers the way back; both acts are logged with who did them."""
+    browser = client(service)
+    assert post(browser, "/pause", reason=HOSTILE).status_code == 303
+    page = browser.get("/").text
+    assert "stopped by a person" in page
+    assert "&lt;script&gt;" in page
+    assert post(browser, "/resume", object_type="").status_code == 303
+    assert list(service.journal.load_pauses()) == []
+    assert post(browser, "/resume", object_type="").status_code == 404
+    logged = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    assert logged.count("operator acted") == 2
+    assert logged.count("who=loopback") == 2
+
+
+@pytest.mark.parametrize("path", ["/pause", "/resume", "/retries/act", "/sources/acme/try", "/login"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Origin": "http://evil.test"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_forms_of_other_sites_are_refused(service: Service, path: str, headers: dict[str, str]) -> None:
+    """Without our token; and with it, when the browser tells that another site sent it."""
+    browser = client(service)
+    form_token = re.search(r'name="form_token" value="(\w+)"', browser.get("/").text)
+    assert form_token
+    sent = form_token[1] if headers else "0" * 64
+    answer = browser.post(path, data={"form_token": sent, "act": "discard", "all": "true"}, headers=headers)
+    assert (answer.status_code, answer.mimetype) == (403, "text/html")
+    assert len(service.journal.entries(Filter())) == 3
+    assert list(service.journal.load_pauses()) == []
+
+
+def test_the_token_opens_a_session_that_a_logout_ends(service: Service) -> None:
+    """HttpOnly, strict, for the console only: the API goes on asking for the bearer."""
+    browser = client(service, host="0.0.0.0", token=True)  # noqa: S104 (the case that is tested)
+    for path in ("/", "/sources", "/retries", "/trace"):
+        assert (browser.get(path).status_code, browser.get(path).location) == (303, "/login")
+    wrong = post(browser, "/login", page="/login", token=TOKEN + "x")
+    assert (wrong.status_code, "not the admin token" in wrong.text) == (401, True)
+    signed_in = post(browser, "/login", page="/login", token=TOKEN)
+    [cookie] = [text for text in signed_in.headers.getlist("Set-Cookie") if "session" in text]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    assert TOKEN not in cookie
+    assert browser.get("/retries").status_code == 200
+    assert browser.get("/api/retries").status_code == 401
+    assert post(browser, "/pause", reason="x").status_code == 303
+    assert post(browser, "/logout").location == "/login"
+    assert browser.get("/").status_code == 303
+
+
+@pytest.mark.parametrize("session", ["", "x", "a.b.c", "Indvbmci.aaaaaa.bbbbbbbbbbbbbbbbbbbbbbbbbbb"])
+def test_a_made_up_session_is_none(service: Service, session: str) -> None:
+    browser = client(service, token=True)
+    browser.set_cookie("partner_bridge_session", session)
+    assert browser.get("/").status_code == 303
+
+
+def test_a_bearer_sees_the_pages_too(service: Service) -> None:
+    browser = client(service, token=True)
+    assert browser.get("/", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    assert browser.get("/", headers={"Authorization": "Bearer wrong"}).status_code == 401
+
+
+def test_it_is_off_where_others_could_reach_it_without_a_token(service: Service) -> None:
+    """And on loopback for a name that is not this machine's."""
+    browser = client(service, host="0.0.0.0")  # noqa: S104 (the case that is tested)
+    for path in ("/", "/login", "/retries", "/static/console.css"):
+        assert browser.get(path).status_code == 403
+    assert client(service).get("/", headers={"Host": "evil.test"}).status_code == 403
