@@ -14,6 +14,7 @@ from typing import Any
 
 import gevent
 from gevent import hub as gevent_hub
+from gevent.lock import BoundedSemaphore
 from gevent.threadpool import ThreadPool
 
 WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -25,6 +26,19 @@ MAX_BODY = 1 << 20
 def breathe() -> None:
     """Let the other greenlets go first."""
     gevent.sleep(0)
+
+
+class Turns:
+    """How many greenlets work at once; the others wait, in order."""
+
+    def __init__(self, size: int) -> None:
+        self._semaphore = BoundedSemaphore(size)
+
+    def acquire(self, *, timeout: float) -> bool:
+        return bool(self._semaphore.acquire(timeout=timeout))
+
+    def release(self) -> None:
+        self._semaphore.release()
 
 
 class LoopBell:

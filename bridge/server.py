@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -24,13 +25,13 @@ from gunicorn.arbiter import Arbiter
 
 from bridge.errors import BridgeError
 from bridge.journal import versions
-from bridge.loop import LoopSignals, breathe
+from bridge.loop import LoopSignals, Turns, breathe
 from bridge.operations import logs
 from bridge.settings import Settings
-from bridge.worker import CONNECTIONS, IDLE_S, BridgeWorker, Log, stop_service
+from bridge.worker import CONNECTIONS, IDLE_S, STOP_MARGIN_S, BridgeWorker, Log, stop_service
 
-#: After `drain_timeout` the process may take this long to end; then the master kills its workers.
-STOP_MARGIN_S = 3
+#: Open files that the service would like: a usual limit of 1,024 is less than its connections need.
+FILES = 4_096
 #: gunicorn's limits on a request, below its own maxima: what partners send fits easily.
 REQUEST_LINE = 4094
 HEADER_FIELDS = 100
@@ -48,6 +49,10 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
     def reload(self) -> None:
         self.app.reload_settings()
         self.kill_workers(signal.SIGHUP)
+
+    def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
+        """Of those that wait each once: many reloads must not delay a stop."""
+        return list(dict.fromkeys(super().wait_for_signals(timeout)))
 
 
 class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
@@ -108,8 +113,10 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no t
         return self._make_service(self._settings, signals)
 
     def reload_settings(self) -> None:
-        """For workers that are yet to be born; those that live read the file themselves, and tell what is wrong."""
-        with contextlib.suppress(BridgeError):
+        """For workers that are yet to be born; those that live read the file themselves, and tell what is wrong.
+        Whatever that is, the master must go on.
+        """
+        with contextlib.suppress(Exception):
             self._settings, _ = self.load_settings().beside(self._settings)
 
     def load(self) -> Any:
@@ -143,6 +150,14 @@ def refuse_taken_ports(settings: Settings) -> None:
                 ) from error
 
 
+def allow_files() -> None:
+    """Raise this process's limit of open files, as far as it may; the workers inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 @contextmanager
 def counters_folder() -> Iterator[None]:
     """A folder in which all processes keep their counters; set before prometheus-client is imported."""
@@ -159,6 +174,7 @@ def run(settings: Settings, *, load_settings: Callable[[], Settings], ready: Cal
     when the ports are open.
     """
     logging_config = logs.configure(os.environ)
+    allow_files()
     refuse_taken_ports(settings)
     versions.check_place(settings.journal.url)
     lock = versions.ServiceLock(settings.journal.url)
@@ -169,7 +185,8 @@ def run(settings: Settings, *, load_settings: Callable[[], Settings], ready: Cal
             from bridge.service import Service  # counts only from here on, see `counters_folder`
 
             def make_service(todays: Settings, signals: LoopSignals) -> Service:
-                return Service(settings=todays, signals=signals, pause=breathe)
+                turns = Turns(todays.server.threads)
+                return Service(settings=todays, signals=signals, pause=breathe, turns=turns)
 
             application = Application(settings, load_settings, make_service, logging_config, ready)
             try:

@@ -182,7 +182,10 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """`bind` and `admin_bind` are (host, port)."""
+    """`bind` and `admin_bind` are (host, port). `threads` is how many webhooks each of the `workers` works on at once,
+    from when a body is there whole until it is answered; others wait, and after 20 s are answered 503. Connections
+    and bodies on their way do not count.
+    """
 
     bind: tuple[str, int] = ("0.0.0.0", 8080)  # noqa: S104 (a container serves all its interfaces)
     admin_bind: tuple[str, int] = ("127.0.0.1", 9090)

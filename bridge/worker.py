@@ -11,11 +11,13 @@ import contextlib
 import errno
 import gc
 import os
+import resource
 import signal
 import socket as plain_socket
 import threading
 import time
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import gevent
@@ -45,8 +47,14 @@ HELD_BYTES = 64 << 20
 #: Connections of one worker. Beyond that a new one takes the place of the one that has waited longest for a request
 #: to be there, and is turned away only when as many again are being answered.
 CONNECTIONS = 1_000
+#: Seconds in which a connection is not hung up on for a newer one, unless there are twice as many.
+YOUNG_S = 1.0
+#: Open files that a worker keeps for itself, for the journal and the CRM. Connections get what the limit leaves.
+OWN_FILES = 48
 #: Threads of one worker for the admin port, and for health on both ports.
 ADMIN_THREADS, HEALTH_THREADS = 4, 2
+#: After `drain_timeout` the process may take this long to end; then the master kills its workers.
+STOP_MARGIN_S = 3
 #: Seconds between two looks at whether the worker is to end.
 BEAT_S = 0.2
 
@@ -105,8 +113,10 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
         self.sockets = [
             socket.socket(each.FAMILY, socket.SOCK_STREAM, fileno=each.sock.detach()) for each in self.sockets
         ]
-        self._idle: dict[Connection, None] = {}  # no whole head is there yet; the longest first
+        self._idle: dict[Connection, float] = {}  # no whole head is there yet, since when; the longest first
         self._connections = 0
+        self._room = room_for_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        self._hang_ups: SimpleQueue[None] = SimpleQueue()  # unlike an Event it may be used in a signal handler
         self._held: dict[Connection, int] = {}  # bytes of the requests at hand, the oldest first
         self._held_bytes = 0
         self._admin, self._health = Threads(ADMIN_THREADS), Threads(HEALTH_THREADS)
@@ -118,6 +128,16 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
         gc.collect()
         gc.freeze()  # what is here stays: full collections need not look at it, which takes 30 ms each time
         self.service.start()
+        # Reading and compiling takes a while, and the loop must go on.
+        threading.Thread(target=self._reload, name="reload", daemon=True).start()
+
+    def _reload(self) -> None:
+        while True:
+            self._hang_ups.get()
+            with contextlib.suppress(Empty):  # however many there were, the file is read once
+                while True:
+                    self._hang_ups.get_nowait()
+            self.service.reload(self.app.load_settings)
 
     def _route(self, environ: dict[str, Any], start_response: Any) -> Any:
         """Which app answers is decided by the port of the socket, which no request can choose."""
@@ -145,10 +165,10 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
         self.handle_exit(0, None)  # also when the master is gone
         for server in servers:
             server.close()
-        for connection in list(self._idle):
-            connection.hang_up()
-        deadline = time.monotonic() + self.cfg.graceful_timeout
+        deadline = time.monotonic() + self.cfg.graceful_timeout - STOP_MARGIN_S
         while any(len(server.pool) for server in servers) and time.monotonic() < deadline:
+            for connection in list(self._idle):  # each time: one may have been accepted just before
+                connection.hang_up()
             self.notify()
             gevent.sleep(BEAT_S / 4)
 
@@ -157,10 +177,7 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
         signal.signal(signal.SIGHUP, self.handle_hup)
 
     def handle_hup(self, _sig: int, _frame: Any) -> None:
-        if self.service is None:
-            return  # it will be built from what the master has read
-        # Reading and compiling takes a while, and the loop must go on.
-        threading.Thread(target=self.service.reload, args=(self.app.load_settings,), name="reload").start()
+        self._hang_ups.put(None)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self.service is not None:
@@ -189,11 +206,15 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
 
     def _make_room(self) -> bool:
         """Whether there is room for the newest connection, if need be by hanging up on one that waits."""
-        if self._connections > CONNECTIONS and self._idle:
-            longest = next(iter(self._idle))
-            del self._idle[longest]
-            longest.hang_up()
-        return self._connections <= 2 * CONNECTIONS
+        most = 2 * self._room
+        if self._connections > self._room and self._idle:
+            longest, since = next(iter(self._idle.items()))
+            # Newcomers must not drive each other out while there are others to wait for.
+            if self._connections > most or time.monotonic() - since > YOUNG_S:
+                del self._idle[longest]
+                longest.hang_up()
+                most += 1  # it closes in a moment
+        return self._connections <= most
 
     def _serve(self, listener_name: Any, connection: Connection, addr: Any) -> bool:
         """Answer its requests until it ends; False when the last one was not read to its end."""
@@ -202,7 +223,7 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
             parser = RequestParser(self.cfg, connection, addr)
             while self.alive or parser.req_count == 0:
                 connection.rest()
-                self._idle[connection] = None
+                self._idle[connection] = time.monotonic()
                 request = None
                 try:
                     request = next(parser)
@@ -236,6 +257,11 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
     def holds_back(self, connection: Connection) -> bool:
         """Whether this one must wait before more of it is read, lest many large bodies fill the memory."""
         return self._held_bytes > HELD_BYTES and next(iter(self._held)) is not connection
+
+
+def room_for_connections(files: int) -> int:
+    """How many connections may wait, twice as many being open, when so many files may be."""
+    return max(1, min(CONNECTIONS, (files - OWN_FILES) // 2)) if files >= 0 else CONNECTIONS
 
 
 def stop_service(_arbiter: object, worker: BridgeWorker) -> None:

@@ -174,7 +174,7 @@ class ServerSchema(Block):
     admin_token = Credential(metadata=about("Asked for by the operators' API where it is not on loopback."))
     public_url = Url(metadata=about("As partners see the service; for schemes that sign the URL."))
     workers = Whole(validate=between(1, 64), metadata=about("Processes."))
-    threads = Whole(validate=between(1, 1024), metadata=about("Threads of each process."))
+    threads = Whole(validate=between(1, 1024), metadata=about("Webhooks that each process works on at once."))
     max_body = Size(metadata=about("The largest request body."))
     drain_timeout_s = Duration(
         data_key="drain_timeout", zero=True, metadata=about("The process ends within this and 4 s.")

@@ -167,7 +167,7 @@ class Dispatcher:
             self._state.drain_until = self._clock.monotonic() + timeout_s
         self._idle.clear()
         self._wake.set()
-        done = self._loop is not None and self._idle.wait(timeout_s)
+        done = self.is_running and self._idle.wait(timeout_s)
         self.stop(grace_s=1.0 if done else 0.0)
         return done
 

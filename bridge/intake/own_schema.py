@@ -35,7 +35,7 @@ class OwnSchema:
         self._schema = Schema()
         try:
             self._schema = import_schema(name)
-        except Exception as error:  # noqa: BLE001 (a module of the user's may raise anything)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (a module of the user's may raise anything)
             problems.append(MappingError(path, f"{name!r} cannot be used: {error}"))
         self._names = {
             field.data_key: field.attribute or key

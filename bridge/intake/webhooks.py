@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -40,6 +41,8 @@ UNKNOWN_SOURCE = "unknown"
 #: Seconds until a sender should try again, from and to: jittered, so that they do not come all at once.
 _FULL_RETRY_S = (15, 45)
 _SOON_RETRY_S = (2, 10)
+#: Seconds that a request waits for its turn.
+TURN_PATIENCE_S = 20.0
 #: Statuses that HTTP gives no body.
 _WITHOUT_BODY = frozenset({204, 205})
 
@@ -88,11 +91,22 @@ class Observer(Protocol):
         ...
 
 
+class Turns(Protocol):
+    """How many requests are worked on at once: a bounded semaphore."""
+
+    def acquire(self, *, timeout: float) -> bool:
+        """Whether it was granted within the time."""
+        ...
+
+    def release(self) -> None: ...
+
+
 class Webhooks:
     """The webhook endpoints. Thread-safe: it keeps no state of its own.
 
     `sources` gives the endpoints of today's configuration, anew for each request. `pause` is called
-    between slices of long arrays.
+    between slices of long arrays. `turns` bounds how many requests are worked on at once, from when their body is
+    there until they are answered; without it all of them are.
     """
 
     def __init__(
@@ -104,6 +118,7 @@ class Webhooks:
         draining: Callable[[], bool] = lambda: False,
         clock: Clock | None = None,
         pause: Callable[[], None] | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self._sources = sources
         self._journal = journal
@@ -111,6 +126,7 @@ class Webhooks:
         self._draining = draining
         self._clock = clock or SystemClock()
         self._pause = pause or (lambda: time.sleep(0))
+        self._turns = turns
         self._log = structlog.get_logger(__name__)
 
     def blueprint(self) -> Blueprint:
@@ -163,6 +179,23 @@ class Webhooks:
         coding = coding_of(environ.get("HTTP_CONTENT_ENCODING", ""))
         check_media_type(endpoint.source.source.body, environ.get("CONTENT_TYPE", ""))
         raw = read_body(environ, endpoint.max_body)
+        with self._turn():
+            return self._work(endpoint, raw, coding, headers)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if self._turns is None:
+            yield
+            return
+        if not self._turns.acquire(timeout=TURN_PATIENCE_S):
+            raise _busy("busy", "Too many requests are being worked on.", _SOON_RETRY_S)
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    def _work(self, endpoint: Endpoint, raw: bytes, coding: str, headers: Mapping[str, str]) -> tuple[Response, Counts]:
+        """The answer to a request that is there whole."""
         verdict = self._judge(endpoint, raw, headers)
         if isinstance(verdict, Refused):
             if (welcome := self._welcome_unsigned(endpoint, raw, coding, headers)) is not None:

@@ -97,6 +97,22 @@ class Lines:
             self._out.flush()
 
 
+class LinesHandler(logging.Handler):
+    """The libraries' lines (gunicorn's, say) take the same way: a master that waited for a stuck reader would
+    start no worker in the place of one that died.
+    """
+
+    def __init__(self, lines: Lines) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.msg(self.format(record))
+        except Exception:  # noqa: BLE001 (as every handler does: logging must not raise)
+            self.handleError(record)
+
+
 def _to_json(document: object, **_options: Any) -> str:
     return orjson.dumps(document, default=str).decode()
 
@@ -125,10 +141,11 @@ def configure(environ: Mapping[str, str]) -> dict[str, Any]:
         if form == "json"
         else structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
     )
+    lines = Lines(sys.stdout)
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=Lines(sys.stdout),
+        logger_factory=lines,
         cache_logger_on_first_use=True,
     )
     quieter = max(level, "info", key=LEVELS.index)
@@ -146,7 +163,7 @@ def configure(environ: Mapping[str, str]) -> dict[str, Any]:
                 ],
             }
         },
-        "handlers": {"stdout": {"class": "logging.StreamHandler", "stream": sys.stdout, "formatter": "ours"}},
+        "handlers": {"stdout": {"()": LinesHandler, "lines": lines, "formatter": "ours"}},
         "root": {"level": "WARNING", "handlers": ["stdout"]},
         "loggers": {
             # its debug lines show every path that is asked for, and some senders put their token there

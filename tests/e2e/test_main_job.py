@@ -244,7 +244,7 @@ def test_sigterm_flushes_and_exits_0(tmp_path: Path) -> None:
         assert "Traceback" not in service.log.read_text(encoding="utf-8")
 
 
-def test_sigterm_while_the_crm_hangs_ends_in_time_and_loses_nothing(tmp_path: Path) -> None:
+def test_f13_sigterm_while_the_crm_hangs_ends_in_time_and_loses_nothing(tmp_path: Path) -> None:
     crm = Crm(open_properties=False)
     crm.faults.always("timeout")
     with SandboxServer(crm) as sandbox, running(tmp_path, sandbox.url, drain_timeout="2s") as service:

@@ -127,3 +127,17 @@ def test_delivery_moves_to_another_crm_and_what_needs_a_restart_is_told(tmp_path
             assert held(crm.crm, "c2") == {}
         finally:
             assert service.stop() == 0
+
+
+def test_f14_a_storm_of_sighups_delays_neither_requests_nor_the_end(tmp_path: Path, crm: SandboxServer) -> None:
+    service = Running(tmp_path, crm.url)
+    service.start()
+    for _ in range(100):
+        reload(service)
+        time.sleep(0.002)
+    worker = service.pids()[1]
+    assert len(list(Path(f"/proc/{worker}/task").iterdir())) < 30  # one thread reloads
+    assert service.post(event(1)).status_code == 202
+    reload(service)
+    assert service.stop(within_s=15) == 0
+    assert not service.log_has("Traceback")

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 import requests
 
 from bridge.intake.signatures import sign
 from bridge.sandbox import Crm, SandboxServer
 from bridge.settings import Secret, Verify
+from bridge.worker import room_for_connections
+from tests import cramped
 from tests.running import Running, eventually, free_port
 
 HEAD = b"POST /webhooks/acme HTTP/1.1\r\nHost: bridge\r\nContent-Type: application/json\r\n"
@@ -132,6 +140,114 @@ def test_two_workers_share_the_connections(tmp_path: Path) -> None:
             payloads = [{"id": f"e{n}", "at": time.time(), "client": str(n), "name": "A"} for n in range(200)]
             assert {answer.status_code for answer in service.post_all(payloads, senders=16) if answer} == {202}
             assert eventually(service.idle)
+        finally:
+            assert service.stop() == 0
+
+
+def test_f49_few_open_files_are_shared_out_so_that_newcomers_are_served(tmp_path: Path) -> None:
+    """More clients than there may be files begin a request and stop; nobody else notices."""
+    service = Running(tmp_path, f"http://127.0.0.1:{free_port()}", module="tests.cramped")
+    service.start()
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(cramped.FILES + 10):
+                stack.enter_context(connect(service)).sendall(b"POST /w")
+            time.sleep(0.5)
+            for number in range(3):
+                began = time.monotonic()
+                assert requests.get(f"{service.admin_url}/livez", timeout=10).status_code == 200
+                assert service.post({"id": f"e{number}", "client": "1", "name": "A"}).status_code == 202
+                assert time.monotonic() - began < 2.0
+        assert not service.log_has("Too many open files")
+    finally:
+        assert service.stop() == 0
+
+
+def test_newcomers_do_not_drive_each_other_out_while_others_are_slow_to_send(tmp_path: Path) -> None:
+    """A head that comes in two pieces is waited for, though as many as may wait are sending their bodies."""
+    service = Running(tmp_path, f"http://127.0.0.1:{free_port()}", module="tests.cramped")
+    service.start()
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(room_for_connections(cramped.FILES)):
+                stack.enter_context(connect(service)).sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
+            time.sleep(0.2)
+            clients = [stack.enter_context(connect(service)) for _ in range(3)]
+            for client in clients:
+                client.sendall(b"GET /nowhere HTTP/1.1\r\n")
+                time.sleep(0.05)
+            for client in clients:
+                client.sendall(b"Host: a\r\n\r\n")
+                assert client.recv(12) == b"HTTP/1.1 404"
+    finally:
+        assert service.stop() == 0
+
+
+def test_a_slow_client_does_not_cost_the_clean_end(tmp_path: Path) -> None:
+    """Its request is given up in time for the worker to close the journal, before the master kills it."""
+    service = Running(tmp_path, f"http://127.0.0.1:{free_port()}", drain_timeout="1s")
+    service.start()
+    with connect(service) as slow:
+        slow.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
+        time.sleep(0.2)
+        assert service.stop() == 0
+    assert service.log_has("Worker exiting")
+
+
+def large_body() -> bytes:
+    """A request that takes many slices."""
+    return orjson.dumps([{"id": f"e{n}", "client": str(n), "name": "A"} for n in range(9_999)])
+
+
+def staged(service: Running) -> int:
+    with contextlib.closing(sqlite3.connect(service.folder / "journal.db")) as journal:
+        return int(journal.execute("SELECT count(*) FROM staged").fetchone()[0])
+
+
+def test_threads_bound_how_many_requests_are_worked_on(tmp_path: Path) -> None:
+    """With one, a small request waits for the large one before it; health does not."""
+    service = Running(tmp_path, f"http://127.0.0.1:{free_port()}")
+    text = service.config.read_text(encoding="utf-8")
+    service.config.write_text(text.replace("  workers: 1\n", "  workers: 1\n  threads: 1\n"), encoding="utf-8")
+    service.start()
+    ends: dict[str, float] = {}
+
+    def post(name: str, payload: Any) -> None:
+        assert service.post(payload).status_code == 202
+        ends[name] = time.monotonic()
+
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            large = pool.submit(post, "large", large_body())
+            assert eventually(lambda: staged(service) == 1, every_s=0.005)
+            small = pool.submit(post, "small", {"id": "small", "client": "1", "name": "A"})
+            assert requests.get(f"{service.url}/livez", timeout=5).status_code == 200
+            assert not ends
+            large.result()
+            small.result()
+        assert ends["large"] < ends["small"]
+    finally:
+        assert service.stop() == 0
+
+
+def test_f04_what_a_killed_worker_leaves_of_a_large_request_is_merged_by_others(tmp_path: Path) -> None:
+    with SandboxServer(Crm()) as crm:
+        service = Running(tmp_path, crm.url, workers=2, module="tests.cramped")
+        service.start()
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                sent = pool.submit(service.post, large_body())
+                assert eventually(lambda: staged(service) == 1, every_s=0.005)
+                for worker in service.pids()[1:]:  # whoever has it
+                    os.kill(worker, signal.SIGKILL)
+                with contextlib.suppress(requests.ConnectionError):
+                    sent.result()
+            assert staged(service) == 1
+            assert eventually(lambda: staged(service) == 0)
+            assert eventually(service.idle)
+            assert len(crm.crm.state(id_property="acme_client_id")["partner_clients"]) == 9_999
+            again = service.post(large_body()).json()
+            assert (again["accepted"], again["duplicates"]) == (0, 9_999)
         finally:
             assert service.stop() == 0
 

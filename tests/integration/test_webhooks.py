@@ -18,6 +18,7 @@ from werkzeug.test import Client, EnvironBuilder, TestResponse
 from werkzeug.wrappers import Response
 
 from bridge.errors import JournalError, JournalFullError, JournalUnavailableError
+from bridge.intake import webhooks
 from bridge.intake.mapping import compile_source
 from bridge.intake.signatures import Verifier, sign
 from bridge.intake.webhooks import Counts, Endpoint, Webhooks, register_problem_handlers
@@ -93,19 +94,21 @@ class House:
     def __init__(self) -> None:
         self.journal, self.seen, self.clock = FakeJournal(), Watching(), FakeClock()
         self.drains = False
+        self.turns = threading.BoundedSemaphore(1)
         self.endpoints = {
             source.name: Endpoint(compile_source(source), Verifier(source.verify), MAX_BODY) for source in SOURCES
         }
         self.app = Flask("test")
         register_problem_handlers(self.app)
-        webhooks = Webhooks(
+        receiver = Webhooks(
             sources=lambda: self.endpoints,
             journal=self.journal,
             observer=self.seen,
             draining=lambda: self.drains,
             clock=self.clock,
+            turns=self.turns,
         )
-        self.app.register_blueprint(webhooks.blueprint())
+        self.app.register_blueprint(receiver.blueprint())
         self.client = Client(self.app)
 
     def post(
@@ -449,3 +452,22 @@ def test_no_bytes_whatever_make_it_stumble(lasting: House, body: bytes, encoding
     """Refused with one of the promised statuses."""
     answer = lasting.post("open", body, raw=True, headers={"Content-Encoding": encoding} if encoding else {})
     assert answer.status_code in {202, 400, 413, 415}
+
+
+def test_one_request_more_than_may_be_worked_on_waits_and_is_then_asked_to_come_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "TURN_PATIENCE_S", 0.05)
+    for number, answer in enumerate((202, 401, 400)):  # each gives its turn back
+        body = b"{" if answer == 400 else json.dumps({"eid": f"e{number}", "id": "7", "name": "A"}).encode()
+        headers = {"webhook-signature": "v1,bad"} if answer == 401 else {}
+        assert house.post("acme", body, raw=True, headers=headers).status_code == answer
+    assert house.turns.acquire(timeout=1)
+    refused = house.post("acme", {"eid": "late", "id": "7", "name": "A"})
+    assert refused.status_code == 503
+    assert 2 <= int(refused.headers["Retry-After"]) <= 10
+    assert refused.json is not None
+    assert refused.json["type"] == "urn:partner-bridge:problem:busy"
+    assert ("acme", "late") not in house.journal.events
+    house.turns.release()
+    assert house.post("acme", {"eid": "late", "id": "7", "name": "A"}).status_code == 202

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from bridge.cli.payloads import report
 from bridge.config import load_settings
+from bridge.intake.dry_run import report
 from bridge.intake.mapping import Mapped, compile_source
 from bridge.intake.payload import parse_json
 from bridge.intake.signatures import Accepted, SignedRequest, Verifier, sign

@@ -14,7 +14,7 @@ import pytest
 from bridge.errors import JournalUnavailableError
 from bridge.journal import group_commit
 from bridge.journal.group_commit import GroupCommit
-from bridge.loop import LoopSignals, Threads, breathe
+from bridge.loop import LoopBell, LoopSignals, Threads, Turns, breathe
 from tests.builders import event
 from tests.unit.test_group_commit import MemoryAppender
 
@@ -148,3 +148,34 @@ def test_blocking_apps_run_in_threads_beside_the_loop() -> None:
     release.set()
     assert serving.get(timeout=5) == [b"body"]
     assert started[0][0] == "200 OK"
+
+
+def test_a_bell_rung_just_when_the_patience_ends_is_heard_or_not_but_wakes_nobody_twice() -> None:
+    signals = LoopSignals()
+    outcomes: list[bool] = []
+
+    def wait(bell: LoopBell, timeout_s: float) -> None:
+        outcomes.append(bell.wait(timeout_s))
+        gevent.sleep(0.002)  # a second wake-up would end this early, or find nobody
+
+    for number in range(300):
+        bell = signals.bell()
+        waiting = gevent.spawn(wait, bell, 0.003)
+        ringer = threading.Timer(0.003 + (number % 10 - 5) * 1e-4, signals.ring, ([bell], lambda: None))
+        ringer.start()
+        waiting.get(timeout=5)
+        ringer.join()
+        gevent.sleep(0)
+    assert len(outcomes) == 300
+
+
+def test_turns_are_bounded_and_waited_for_in_time() -> None:
+    turns = Turns(2)
+    assert turns.acquire(timeout=0.01)
+    assert turns.acquire(timeout=0.01)
+    assert not turns.acquire(timeout=0.01)
+    waiting = gevent.spawn(turns.acquire, timeout=5)
+    gevent.sleep(0)
+    assert not waiting.ready()
+    turns.release()
+    assert waiting.get(timeout=5) is True

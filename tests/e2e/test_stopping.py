@@ -1,0 +1,130 @@
+"""A clean stop (G9) under load (F12), and whatever signals come and how often (F14). F13 is in test_main_job.py."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+import requests
+
+from bridge.sandbox import Crm, SandboxServer
+from tests.running import Running, eventually, running
+
+TERM, INT, QUIT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP
+
+
+def event(name: str) -> dict[str, Any]:
+    return {"id": name, "client": name, "at": time.time(), "name": f"name of {name}"}
+
+
+def held(crm: Crm) -> set[str]:
+    return set(crm.state(id_property="acme_client_id").get("partner_clients", {}))
+
+
+class Load:
+    """Webhooks at an even rate, whatever becomes of them, from threads of its own."""
+
+    def __init__(self, service: Running, *, per_s: int, senders: int = 8) -> None:
+        self._service = service
+        self._every_s = senders / per_s
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(senders)]
+        self.sent: set[str] = set()
+        self.answers: list[tuple[str, requests.Response]] = []
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _send(self, number: int) -> None:
+        turn = 0
+        with requests.Session() as session:
+            while not self._over.wait(self._every_s):
+                turn += 1
+                name = f"c{number}-{turn}"
+                self.sent.add(name)
+                with contextlib.suppress(requests.RequestException):
+                    self.answers.append((name, self._service.post(event(name), session=session)))
+
+    def accepted(self) -> set[str]:
+        return {name for name, answer in self.answers if answer.status_code == 202}
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.heavy)])
+def test_f12_sigterm_under_load_loses_nothing_accepted(tmp_path: Path, workers: int) -> None:
+    """200 webhooks/s: not ready first, then no connection; what fits is flushed, the rest waits; exit status 0."""
+    crm = Crm(open_properties=False)
+    crm.behaviour.latency_s = 0.1
+    with SandboxServer(crm) as server, running(tmp_path, server.url, workers=workers, drain_timeout="3s") as service:
+        ready: list[int] = []
+        with Load(service, per_s=200) as load:
+            time.sleep(1.5)
+            assert service.process is not None
+            service.process.send_signal(TERM)
+            began = time.monotonic()
+            while service.process.poll() is None and time.monotonic() - began < 20:
+                try:
+                    ready.append(requests.get(f"{service.admin_url}/readyz", timeout=2).status_code)
+                except requests.RequestException:
+                    ready.append(0)
+                time.sleep(0.01)
+        assert service.process.wait(1) == 0
+        assert time.monotonic() - began < 3 + 3
+        down = [code for code in ready if code != 200]
+        assert down[0] == 503  # it said so before it was gone
+        assert ready[-len(down) :] == down  # and never took it back
+        assert {answer.status_code for _, answer in load.answers} <= {202, 503}
+        assert all("Retry-After" in answer.headers for _, answer in load.answers if answer.status_code == 503)
+        accepted = load.accepted()
+        assert len(accepted) > 150
+        assert not service.log_has("Traceback")
+        before = held(crm)
+        with service.journal() as journal:
+            assert len(accepted - before) <= journal.refresh_figures().pending
+        service.start()
+        assert eventually(service.idle)
+        assert accepted <= held(crm) <= load.sent
+        assert crm.ledger.violations() == []
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [
+        (TERM, TERM),
+        (INT, INT),
+        pytest.param((TERM, INT, QUIT), marks=pytest.mark.heavy),
+        pytest.param((QUIT,), marks=pytest.mark.heavy),
+        pytest.param((HUP, TERM), marks=pytest.mark.heavy),
+        pytest.param((TERM, HUP, TERM), marks=pytest.mark.heavy),
+    ],
+    ids=lambda signals: "-".join(each.name for each in signals),
+)
+def test_f14_signals_of_any_kind_and_number_are_one_clean_stop(
+    tmp_path: Path, signals: tuple[signal.Signals, ...]
+) -> None:
+    """What waits is flushed once, nothing is lost, no traceback, exit status 0. SIGHUP alone is test_reload.py."""
+    crm = Crm(open_properties=False)
+    crm.behaviour.latency_s = 0.5
+    with SandboxServer(crm) as server, running(tmp_path, server.url, flush_interval="30s") as service:
+        assert service.post([event(f"c{at}") for at in range(10)]).status_code == 202
+        assert service.process is not None
+        began = time.monotonic()
+        for each in signals:
+            service.process.send_signal(each)
+            time.sleep(0.1)
+        assert service.process.wait(15) == 0
+        assert time.monotonic() - began < 10 + 3
+        assert held(crm) == {f"c{at}" for at in range(10)}
+        assert len(crm.ledger.calls("update")) == 1
+        assert not service.log_has("Traceback")

@@ -1,0 +1,231 @@
+"""Threads that die (F48), a machine that gives too little (F49), a log that nobody reads (F50)."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import requests
+
+from bridge.sandbox import Crm, SandboxServer
+from tests.running import Running, eventually, running
+
+
+def event(name: str) -> dict[str, Any]:
+    return {"id": name, "client": name, "at": time.time(), "name": f"name of {name}"}
+
+
+def held(crm: Crm) -> set[str]:
+    return set(crm.state(id_property="acme_client_id").get("partner_clients", {}))
+
+
+def alive(service: Running) -> bool:
+    return requests.get(f"{service.url}/livez", timeout=5).status_code == 200
+
+
+@contextlib.contextmanager
+def mortal(folder: Path, crm: Crm, **options: Any) -> Iterator[Running]:
+    """A service whose threads can be made to die."""
+    with (
+        SandboxServer(crm) as server,
+        running(folder, server.url, module="tests.mortal", environ={"MORTAL": f"{folder}/mortal"}, **options) as made,
+    ):
+        yield made
+
+
+def strike(service: Running, *orders: str) -> None:
+    """Raise exceptions in threads: `<thread> <exception>` each."""
+    order = service.folder / "mortal"
+    order.with_suffix(".new").write_text("\n".join(orders), encoding="utf-8")
+    order.with_suffix(".new").rename(order)
+    assert eventually(lambda: not order.exists())
+
+
+# --- F48 ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exception", [pytest.param("SystemExit", marks=pytest.mark.heavy), "MemoryError"])
+def test_f48_a_dispatcher_whose_thread_dies_is_replaced(tmp_path: Path, exception: str) -> None:
+    """Wherever in its loop it dies, again and again: what comes meanwhile is delivered, nobody is restarted."""
+    crm = Crm(open_properties=False)
+    with mortal(tmp_path, crm) as service:
+        pids = service.pids()
+        for turn in range(2):
+            strike(service, f"dispatcher {exception}")
+            assert service.post(event(f"c{turn}")).status_code == 202
+            assert eventually(lambda: f"c{turn}" in held(crm), within_s=10)  # noqa: B023 (run at once)
+            assert alive(service)
+        assert service.log_has("a new one takes over") or service.log_has("dispatcher stumbled")
+        assert service.pids() == pids
+        assert crm.ledger.violations() == []
+
+
+def test_f48_threads_that_die_in_a_call_are_replaced(tmp_path: Path) -> None:
+    """More of them than there are: the call is made again by another, its record is in no other call meanwhile."""
+    crm = Crm(open_properties=False)
+    crm.behaviour.latency_s = 0.2
+    with mortal(tmp_path, crm) as service:
+        for turn in range(9):  # eight are the most that there are
+            assert service.post(event(f"c{turn}")).status_code == 202
+            time.sleep(0.1)
+            strike(service, "crm-call SystemExit")
+        assert eventually(lambda: held(crm) == {f"c{turn}" for turn in range(9)}, within_s=20)
+        assert eventually(service.idle)
+        assert alive(service)
+        assert crm.ledger.violations() == []
+
+
+def test_f48_a_worker_that_cannot_start_a_dispatcher_any_more_is_not_alive(tmp_path: Path) -> None:
+    """Nobody is left who would: `/livez` tells Kubernetes to restart it, and nothing is lost by that."""
+    crm = Crm(open_properties=False)
+    with mortal(tmp_path, crm) as service:
+        assert eventually(lambda: service.log_has("this process delivers"))
+        strike(service, "duty SystemExit", "dispatcher SystemExit")
+        assert eventually(lambda: not alive(service), within_s=5)
+        assert service.post(event("c1")).status_code == 202
+        assert not alive(service)
+        assert service.stop() == 0
+        service.start()
+        assert eventually(lambda: held(crm) == {"c1"})
+        assert alive(service)
+
+
+# --- F49 ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.heavy  # tests/e2e/test_main_job.py does the same in passing
+@pytest.mark.parametrize("workers", [1, 2])
+def test_f49_a_worker_that_the_kernel_kills_is_replaced_and_loses_nothing(tmp_path: Path, workers: int) -> None:
+    """SIGKILL, as the OOM killer sends it: another delivers what the journal holds, also what was in a call."""
+    crm = Crm(open_properties=False)
+    crm.behaviour.latency_s = 0.3
+    with SandboxServer(crm) as server, running(tmp_path, server.url, workers=workers) as service:
+        for turn in range(2):
+            before = service.pids()
+            assert service.post([event(f"c{turn}-{at}") for at in range(50)]).status_code == 202
+            time.sleep(0.2)
+            for pid in before[1:]:
+                os.kill(pid, signal.SIGKILL)
+            assert eventually(lambda: len(service.pids()) == workers + 1 and not {*service.pids()[1:]} & {*before})  # noqa: B023 (run at once)
+            assert eventually(service.is_ready)
+        assert eventually(service.idle, within_s=20)
+        assert held(crm) == {f"c{turn}-{at}" for turn in range(2) for at in range(50)}
+        assert eventually(lambda: service.log_has("was sent SIGKILL"))
+
+
+def test_f49_with_64_descriptors_webhooks_are_answered_and_a_rush_is_got_over(tmp_path: Path) -> None:
+    """More silent clients than descriptors: nothing crashes, and all goes on when they leave."""
+    crm = Crm(open_properties=False)
+    with SandboxServer(crm) as server:
+        service = Running(tmp_path, server.url, module="tests.cramped")
+        service.start()
+        try:
+            pids = service.pids()
+            assert service.post_all([event(f"c{at}") for at in range(50)])[-1] is not None
+            with contextlib.ExitStack() as stack:
+                for _ in range(100):
+                    stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=10))
+                time.sleep(0.5)
+                assert eventually(lambda: alive(service) and service.is_ready())
+            assert service.post(event("afterwards")).status_code == 202
+            assert eventually(lambda: held(crm) == {"afterwards", *(f"c{at}" for at in range(50))})
+            assert service.pids() == pids
+            assert not service.log_has("Traceback")
+        finally:
+            service.stop()
+
+
+@contextlib.contextmanager
+def throttled(service: Running, *, share: float, period_s: float = 0.1) -> Iterator[None]:
+    """As CPU quotas do it: of each period the processes run for a share, and then stand still."""
+    over = threading.Event()
+
+    def throttle() -> None:
+        while not over.is_set():
+            for wait_s, number in ((period_s * share, signal.SIGSTOP), (period_s * (1 - share), signal.SIGCONT)):
+                time.sleep(wait_s)
+                for pid in service.pids():
+                    os.kill(pid, number)
+
+    thread = threading.Thread(target=throttle)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.heavy
+def test_f49_a_tenth_of_a_core_is_enough_for_probes(tmp_path: Path) -> None:
+    """Kubernetes waits a second for a probe; webhooks are taken and delivered, slowly."""
+    crm = Crm(open_properties=False)
+    with SandboxServer(crm) as server, running(tmp_path, server.url) as service:
+        pids = service.pids()
+        slowest_s = 0.0
+        with throttled(service, share=0.1):
+            for turn in range(10):
+                assert service.post(event(f"c{turn}")).status_code == 202
+                for probe in ("livez", "readyz"):
+                    answer = requests.get(f"{service.url}/{probe}", timeout=5)
+                    assert answer.status_code == 200
+                    slowest_s = max(slowest_s, answer.elapsed.total_seconds())
+            assert eventually(lambda: held(crm) == {f"c{turn}" for turn in range(10)}, within_s=20)
+        assert slowest_s < 1.0
+        assert service.pids() == pids
+
+
+# --- F50 ----------------------------------------------------------------------------------------
+
+
+def test_f50_a_log_that_nobody_reads_holds_up_nothing(tmp_path: Path) -> None:
+    """Lines beyond what memory keeps are dropped and counted; a worker that dies meanwhile is replaced, and the
+    service stops in time.
+    """
+    crm = Crm(open_properties=False)
+    with SandboxServer(crm) as server:
+        service = Running(tmp_path, server.url, module="tests.mortal")
+        os.mkfifo(service.log)
+        reader = os.open(service.log, os.O_RDONLY | os.O_NONBLOCK)
+        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+        try:
+            service.start()
+            answers = service.post_all([event(f"c{at}") for at in range(600)])
+            assert {answer.status_code if answer else None for answer in answers} == {202}
+            assert max(answer.elapsed.total_seconds() for answer in answers if answer) < 1.0
+            assert eventually(lambda: len(held(crm)) == 600)
+
+            read = b""
+            deadline = time.monotonic() + 5
+            while b"log lines dropped" not in read and time.monotonic() < deadline:
+                with contextlib.suppress(BlockingIOError):
+                    read += os.read(reader, 1 << 20)
+                time.sleep(0.01)
+            lines = [orjson.loads(line) for line in read.splitlines() if line.startswith(b'{"')]
+            dropped = sum(line["lines"] for line in lines if line["event"] == "log lines dropped")
+            assert dropped > 100
+            assert sum(line["event"] == "webhook" for line in lines) + dropped >= 600
+
+            service.post_all([event(f"d{at}") for at in range(200)])  # stuck again
+            old = service.pids()[1]
+            os.kill(old, signal.SIGKILL)
+            assert eventually(lambda: len(service.pids()) == 2 and service.pids()[1] != old)
+            service.post_all([event(f"e{at}") for at in range(100)])
+            assert eventually(lambda: alive(service))
+            began = time.monotonic()
+            assert service.stop() == 0
+            assert time.monotonic() - began < 12
+        finally:
+            os.close(reader)
+            if service.process is not None and service.process.poll() is None:
+                service.kill_all()

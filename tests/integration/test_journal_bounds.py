@@ -1,0 +1,103 @@
+"""What the journal tells of what fills it, and how it gives room back (G8). The long runs are test_endurance.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from bridge.errors import JournalFullError
+from bridge.journal import versions
+from bridge.journal.retry_log import Filter
+from bridge.journal.store import Journal
+from bridge.journal.upkeep import SPARE_PAGES
+from bridge.model import Lane, SystemClock
+from bridge.settings import Journal as JournalSettings
+from tests.builders import LANE, event
+from tests.fakes import FakeClock
+
+SERVICES = Lane("partner_services", "acme_service_id")
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def journal(tmp_path: Path, clock: FakeClock) -> Iterator[Journal]:
+    url = f"sqlite:///{tmp_path}/journal.db"
+    versions.prepare(url)
+    opened = Journal(settings=JournalSettings(url=url, max_pending=6), clock=clock)
+    yield opened
+    opened.close()
+
+
+def test_f36_the_figures_tell_whose_records_wait(journal: Journal, clock: FakeClock) -> None:
+    """Most first; a record that waits for two sources is pending once, and waits for both."""
+    asked = [("a1", "1", "acme", LANE), ("a2", "2", "acme", LANE), ("a3", "9", "acme", SERVICES)]
+    asked += [
+        ("b1", "1", "beta", LANE),
+        ("b2", "3", "beta", LANE),
+        ("b3", "4", "beta", LANE),
+        ("b4", "5", "beta", LANE),
+    ]
+    journal.append(
+        [event(name, record, {source: "x"}, source=source, lane=lane) for name, record, source, lane in asked]
+    )
+    figures = journal.refresh_figures()
+    assert figures.pending == 6
+    assert figures.waiting == (
+        ("beta", "partner_clients", 4),
+        ("acme", "partner_clients", 2),
+        ("acme", "partner_services", 1),
+    )
+    assert journal.figures() == figures
+    clock.advance(2)
+    with pytest.raises(JournalFullError, match=r"max_pending 6\), most of them from beta for partner_clients"):
+        journal.refuse_if_full()
+
+
+def test_every_queue_is_found_in_order(journal: Journal) -> None:
+    asked = [(source, lane) for lane in (LANE, SERVICES) for source in ("a", "b", "c")]
+    for source, lane in asked:
+        journal.append(
+            [event(f"{lane.object_type} {each}", f"{source}{each}", source=source, lane=lane) for each in range(3)]
+        )
+    rows = journal.due(limit=2, exclude=())
+    assert [(row.source, row.lane) for row in rows] == [each for each in asked for _ in range(2)]
+
+
+def test_figures_of_a_later_version_are_read(journal: Journal, tmp_path: Path) -> None:
+    """A rollback finds what the newer program kept, and goes on without it; an upgrade misses what it did not."""
+    kept = dataclasses.asdict(journal.refresh_figures())
+    del kept["waiting"]
+    with sqlite3.connect(tmp_path / "journal.db") as raw:
+        raw.execute("UPDATE dispatcher SET figures = ?", (orjson.dumps(kept | {"something_new": [1]}).decode(),))
+    raw.close()
+    assert journal.figures().pending == 0
+    assert journal.figures().waiting == ()
+
+
+def test_f55_pruned_room_is_given_back_in_small_steps(tmp_path: Path) -> None:
+    """All but a little of it, page by page, until nothing is left to do."""
+    url = f"sqlite:///{tmp_path}/journal.db"
+    versions.prepare(url)
+    journal = Journal(settings=JournalSettings(url=url, retention_s=0.001), clock=SystemClock())
+    raw = sqlite3.connect(tmp_path / "journal.db")
+    try:
+        journal.append([event(f"e{each}", updates=(), unmappable="no id", payload="x" * 4000) for each in range(1500)])
+        journal.discard(journal.entries(Filter()))
+        before = raw.execute("PRAGMA page_count").fetchone()[0]
+        while journal.prune():
+            pass
+        assert raw.execute("PRAGMA freelist_count").fetchone()[0] <= SPARE_PAGES
+        assert raw.execute("PRAGMA page_count").fetchone()[0] < before / 3
+        assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    finally:
+        raw.close()
+        journal.close()
