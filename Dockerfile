@@ -5,6 +5,8 @@
 #
 # A release pins the base by digest: --build-arg BASE=python:3.13-slim-bookworm@sha256:…
 # (not written here: a digest that nobody has pulled and checked would pin nothing).
+#
+# Own marshmallow classes come by an image FROM this one; the README, under "On Kubernetes", has it.
 ARG BASE=python:3.13-slim-bookworm
 
 FROM ${BASE} AS builder

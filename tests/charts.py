@@ -31,11 +31,11 @@ def texts(values: Json | None = None, *, release: str = "rel") -> dict[str, str]
     return {name.removeprefix("partner-bridge/"): text for name, text in rendered.items()}
 
 
-def objects(values: Json | None = None) -> dict[str, Json]:
+def objects(values: Json | None = None, *, release: str = "rel") -> dict[str, Json]:
     """The rendered objects, by the name of their template without `templates/` and `.yaml`."""
     return {
         name.removeprefix("templates/").removesuffix(".yaml"): read_yaml(text)
-        for name, text in texts(values).items()
+        for name, text in texts(values, release=release).items()
         if name.endswith(".yaml") and text.strip()
     }
 

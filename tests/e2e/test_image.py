@@ -1,7 +1,6 @@
 """The image: built from the Dockerfile as it is, and run as Kubernetes runs it: read-only, no capabilities.
 
-Needs root, buildah, podman and runc. The base is a small Debian made by mmdebstrap, as no image registry
-may be in reach; `BRIDGE_TEST_BASE` names another one (the real one, where it can be pulled).
+Needs root, buildah, podman and runc; tests/containers.py tells on which base it is built.
 """
 
 from __future__ import annotations
@@ -9,37 +8,24 @@ from __future__ import annotations
 import base64
 import json
 import os
-import platform
-import re
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pytest
 from standardwebhooks.webhooks import Webhook
 
 from bridge import __version__
+from tests.containers import BASE, MARKS, Engine, output
 
-TOP = Path(__file__).parents[2]
-TOOLS = ("buildah", "podman", "runc", "mmdebstrap")
-MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
-
-pytestmark = [
-    pytest.mark.heavy,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="buildah and podman are used as root here"),
-]
+pytestmark = MARKS
 
 CONFIG = """
 crm:
@@ -57,96 +43,11 @@ sources:
 """
 
 
-def output(*command: str | Path) -> str:
-    """What the command prints; a failure shows all of it."""
-    done = subprocess.run(command, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, f"{command}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-@dataclass(frozen=True)
-class Engine:
-    """buildah and podman on a store of their own, which no other container of this machine sees."""
-
-    home: Path
-    image: str = "localhost/partner-bridge:test"
-
-    @property
-    def store(self) -> list[str]:
-        return [f"--root={self.home}/store", f"--runroot={self.home}/run", "--storage-driver=overlay"]
-
-    def buildah(self, *arguments: str | Path) -> str:
-        return output("buildah", *self.store, *arguments).strip()
-
-    def podman(self, *arguments: str | Path) -> list[str | Path]:
-        engine = ["--cgroup-manager=cgroupfs", "--events-backend=file", "--runtime=runc"]
-        return ["podman", *self.store, *engine, *arguments]
-
-    def hardened(self, name: str, *options: str, command: tuple[str, ...] = ()) -> list[str | Path]:
-        """A `podman run` with what the chart's security contexts ask for."""
-        return self.podman(
-            *("run", "--rm", f"--name={name}", "--pull=never", "--network=host"),
-            *("--read-only", "--read-only-tmpfs=false", "--tmpfs=/tmp:rw,size=16m"),
-            *("--cap-drop=all", "--security-opt=no-new-privileges", "--memory=512m", "--pids-limit=256"),
-            *("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"),
-            *options,
-            *(self.image, *command),
-        )
-
-
-def stand_in_base(engine: Engine) -> str:
-    """A Debian with Python under the name that the Dockerfile asks for."""
-    tar = engine.home / "base.tar"
-    packages = "python3,python3-venv,ca-certificates"
-    release = platform.freedesktop_os_release()["VERSION_CODENAME"]
-    output("mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", release, tar)
-    container = engine.buildah("from", "scratch")
-    engine.buildah("add", "--quiet", container, tar, "/")
-    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    engine.buildah("config", "--env", f"PATH={path}", container)
-    engine.buildah("commit", "--quiet", "--rm", container, "localhost/bridge-test-base:latest")
-    tar.unlink()
-    return "localhost/bridge-test-base:latest"
-
-
-def pip_mounts(engine: Engine) -> list[str]:
-    """This machine's way to its package index, for the pip inside the build: settings and certificates."""
-    listed = output(sys.executable, "-m", "pip", "config", "list")
-    pattern = r"^(?:global|:env:)\.(cert|proxy|index-url|trusted-host)='(.*)'$"
-    settings: dict[str, str] = dict(re.findall(pattern, listed, re.MULTILINE))
-    certificates = settings.get("cert") or os.environ.get("SSL_CERT_FILE")
-    mounts = [f"--volume={engine.home}/pip.conf:/etc/pip.conf:ro"]
-    if certificates:
-        settings["cert"] = certificates
-        mounts.append(f"--volume={certificates}:{certificates}:ro")
-    lines = ["[global]", *(f"{name} = {value}" for name, value in settings.items())]
-    (engine.home / "pip.conf").write_text("\n".join(lines) + "\n")
-    return mounts
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """The image is there as `engine.image`."""
-    made = Engine(tmp_path_factory.mktemp("image"))
-    given = os.environ.get("BRIDGE_TEST_BASE")
-    base = given or stand_in_base(made)
-    made.buildah(
-        *("build", "--isolation=chroot", "--network=host", f"--pull={'true' if given else 'never'}"),
-        *pip_mounts(made),
-        *(f"--build-arg=BASE={base}", f"--tag={made.image}", str(TOP)),
-    )
-    yield made
-    subprocess.run(made.podman("rm", "--all", "--force", "--time=0"), check=False, capture_output=True)
-    subprocess.run(made.podman("unmount", "--all"), check=False, capture_output=True)
-    subprocess.run(["umount", f"{made.home}/store/overlay"], check=False, capture_output=True)
-    shutil.rmtree(made.home, ignore_errors=True)
 
 
 def test_the_image_says_what_it_is_and_starts_unprivileged(engine: Engine) -> None:
@@ -157,6 +58,23 @@ def test_the_image_says_what_it_is_and_starts_unprivileged(engine: Engine) -> No
     assert config["Cmd"] == ["serve"]
     assert config["Labels"]["org.opencontainers.image.version"] == __version__
     assert output(*engine.hardened("version", command=("--version",))).split()[-1] == __version__
+
+
+def test_the_image_is_small_and_the_service_starts_quickly(
+    engine: Engine, record_testsuite_property: Callable[[str, object], None]
+) -> None:
+    """A megabyte is 10^6 bytes, as registries count."""
+
+    def megabytes(image: str) -> float:
+        (seen,) = json.loads(output(*engine.podman("image", "inspect", image)))
+        return float(seen["Size"]) / 1e6
+
+    own = megabytes(engine.image) - megabytes(BASE)
+    record_testsuite_property("megabytes_over_the_base", round(own))
+    assert own < 130
+    began = time.monotonic()
+    output(*engine.hardened("quick", command=("--version",)))
+    record_testsuite_property("seconds_to_answer_a_command", round(time.monotonic() - began, 2))
 
 
 def test_nothing_but_the_journal_and_temporary_files_can_be_written(engine: Engine, tmp_path: Path) -> None:

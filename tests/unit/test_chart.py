@@ -22,13 +22,23 @@ MORE = {
     "monitoring": {"podmonitor", "prometheusrule"},
     "trial": {"secret"},
     "reload": {"reload"},
+    "dashboard": {"dashboard"},
+    "postgresql": {"deployment", "poddisruptionbudget", "podmonitor", "prometheusrule"},
+    "postgresql-single": {"deployment", "reload"},
 }
-LESS = {"defaults": {"tests/unsigned"}, "open": {"networkpolicy"}, "existing-config": {"configmap", "serviceaccount"}}
+LESS = {
+    "defaults": {"tests/unsigned"},
+    "open": {"networkpolicy"},
+    "existing-config": {"configmap", "serviceaccount"},
+    "postgresql": {"statefulset"},
+    "postgresql-single": {"statefulset"},
+}
 
 
 def render(values: Json | None = None) -> dict[str, Json]:
     """The objects by kind, without those of single features and of `helm test`."""
-    return {each["kind"]: each for name, each in objects(values).items() if name in USUAL and "/" not in name}
+    usual = {*USUAL, "deployment"}
+    return {each["kind"]: each for name, each in objects(values).items() if name in usual and "/" not in name}
 
 
 def notes(values: Json) -> str:
@@ -36,7 +46,9 @@ def notes(values: Json) -> str:
 
 
 def pod(values: Json | None = None) -> Json:
-    spec: Json = render(values)["StatefulSet"]["spec"]["template"]["spec"]
+    found = render(values)
+    (kind,) = {"StatefulSet", "Deployment"} & found.keys()
+    spec: Json = found[kind]["spec"]["template"]["spec"]
     return spec
 
 
@@ -185,16 +197,19 @@ def test_the_service_accepts_what_the_chart_writes(feature: str, tmp_path: Path)
     values = values_of(feature)
     given = {"server": {"publicUrl": "https://hooks.example.com", "adminTokenKey": "admin"}}
     text = render({**values, **given})["ConfigMap"]["data"]["bridge.yaml"]
-    secret = "whsec_" + "c2VjcmV0" * 5
-    for name in re.findall(rf"{SECRETS}/([\w.-]+)", text):
-        (tmp_path / name).write_text(secret)
-    (tmp_path / "bridge.yaml").write_text(text.replace(SECRETS, str(tmp_path)))
+    secret, database = "whsec_" + "c2VjcmV0" * 5, "postgresql://bridge:secret@db/bridge"
+    mounted = {mount["mountPath"] for mount in container(values)["volumeMounts"]}
+    for folder, name in re.findall(r"file: (/run/secrets/[\w-]+)/([\w.-]+)", text):
+        assert folder in mounted
+        (tmp_path / name).write_text(database if name in {"journal-url", "uri"} else secret)
+    (tmp_path / "bridge.yaml").write_text(re.sub(r"/run/secrets/[\w-]+", str(tmp_path), text))
     variables = {each["name"]: each.get("value", secret) for each in container(values)["env"]}
     settings = load_settings(tmp_path / "bridge.yaml", environ=variables)
     assert settings.sources.keys() == values["config"]["sources"].keys()
     assert settings.server.bind == ("0.0.0.0", 8080)  # noqa: S104 (a container serves all its interfaces)
     assert settings.server.admin_bind == ("0.0.0.0", 9090)  # noqa: S104
-    assert settings.journal.url == variables["BRIDGE_JOURNAL_URL"]
+    assert settings.journal.url == variables.get("BRIDGE_JOURNAL_URL", database)
+    assert ("BRIDGE_JOURNAL_URL" in variables) is ("postgresql" not in feature)
 
 
 def test_oauth_takes_the_place_of_the_token() -> None:
@@ -250,6 +265,15 @@ def test_the_image_is_taken_by_digest_when_one_is_given() -> None:
         {"server": {"adminTokenKey": "../etc/passwd"}},
         {"journal": {"volumeGiB": "25Gi"}},
         {"journal": {"retention": "7 days"}},
+        {"journal": {"type": "postgres"}},
+        {"journal": {"type": "postgresql", "url": "postgresql://bridge:secret@db/bridge"}},  # a secret in the values
+        {"journal": {"type": "postgresql", "urlKey": ""}},
+        {"journal": {"type": "postgresql", "maxSizeGiB": 0}},
+        {"podDisruptionBudget": {"minAvailable": 1}},
+        {"podDisruptionBudget": {"maxUnavailable": 0}},  # no node could be drained
+        {"topologySpread": "zones"},
+        {"networkPolicy": {"databaseTo": [{}]}},  # would let everything out
+        {"grafanaDashboard": {"enabled": "yes"}},
         {"shutdown": {"drainSeconds": "25s"}},
         {"service": {"type": "Loadbalancer"}},
         {"resources": {"limit": {"memory": "1Gi"}}},
@@ -279,8 +303,15 @@ def test_a_slip_in_the_values_is_refused(values: Json) -> None:
 @pytest.mark.parametrize(
     "values, word",
     [
-        ({"journal": {"type": "postgresql"}}, "journal.type"),
         ({"replicas": 2}, "server.workers"),
+        ({"replicas": 2}, "journal.type postgresql"),
+        ({"journal": {"urlSecret": "db"}}, "journal.type postgresql"),
+        ({"journal": {"type": "postgresql", "existingClaim": "mine"}}, "journal.existingClaim"),
+        ({"journal": {"type": "postgresql", "persistent": False}}, "journal.persistent"),
+        (
+            {"journal": {"type": "postgresql"}, "replicas": 2, "podDisruptionBudget": {"maxUnavailable": 2}},
+            "than replicas",
+        ),
         ({"existingConfigMap": "mine", "config": {"sources": {"acme": {}}}}, "config.sources"),
         ({"secret": {"name": "mine", "values": {"acme": "x"}}}, "secret.values"),
         ({"journal": {"persistent": False, "existingClaim": "mine"}}, "journal.persistent"),

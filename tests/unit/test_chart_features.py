@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import promql_parser
 import pytest
 
-from tests.charts import ACME, CHART, Json, objects, pod_specs, texts, values_of
+from tests.charts import ACME, CHART, Json, helm_python, objects, pod_specs, texts, values_of
 from tests.unit.test_readme import exposed
 
 SOURCES: Json = {"config": {"sources": {"acme": ACME}}}
@@ -101,7 +104,10 @@ def test_alerts_are_promql_over_metrics_that_the_service_has() -> None:
     for name, rule in rules(values_of("monitoring")).items():
         promql_parser.parse(rule["expr"])
         for metric in re.findall(r"\bbridge_\w+", rule["expr"]):
-            assert {metric, metric.removesuffix("_total"), metric.removesuffix("_bucket")} & families, (name, metric)
+            assert {metric, *(metric.removesuffix(each) for each in ("_total", "_bucket", "_count"))} & families, (
+                name,
+                metric,
+            )
         assert rule["labels"]["severity"] in {"warning", "critical"}
         assert rule["annotations"]["summary"]
         assert 'namespace="prod",pod=~"rel-partner-bridge-[0-9]+"' in rule["expr"]
@@ -113,6 +119,7 @@ def test_every_threshold_moves_an_alert() -> None:
     changed = {
         "refusedWebhooks": 7, "journalShare": 0.51, "pendingShare": 0.52, "oldestPendingSeconds": 77, "pausedFor": "9m",
         "parkedEntries": 8, "refusedSignatureShare": 0.53, "dailyCallsLeft": 78, "answerSeconds": 0.54,
+        "deliveryDelaySeconds": 55, "retryLogGrowth": 56, "ignoredEvents": 57, "unknownEvents": 58,
     }  # fmt: skip
     for name, value in changed.items():
         thresholds = values["prometheusRule"]["thresholds"] | {name: value}
@@ -120,6 +127,26 @@ def test_every_threshold_moves_an_alert() -> None:
         (alert,) = [each for each in usual if usual[each] != moved[each]]
         assert re.search(rf"[> <]{value}$", moved[alert]["expr"]) or moved[alert]["for"] == value
     assert changed.keys() == set(re.findall(r"\$limits\.(\w+)", (CHART / "templates/prometheusrule.yaml").read_text()))
+
+
+def test_the_dashboard_reaches_grafana_as_it_was_written() -> None:
+    board = objects(values_of("dashboard"))["dashboard"]
+    assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert board["metadata"]["annotations"] == {"grafana_folder": "CRM"}
+    written = (CHART / "files" / "dashboard.json").read_text(encoding="utf-8")
+    (name,) = board["data"]
+    assert name.endswith(".json")
+    assert json.loads(board["data"][name]) == json.loads(written)
+    assert json.loads(written)["panels"]
+    assert len(written) < 900_000, "a ConfigMap holds 1 MiB"
+
+
+def test_a_chart_without_its_dashboard_says_so(tmp_path: Path) -> None:
+    copy = shutil.copytree(CHART, tmp_path / "partner-bridge")
+    (copy / "files" / "dashboard.json").unlink(missing_ok=True)
+    helm_python.Chart.load(copy).render({}, name="rel", namespace="prod")
+    with pytest.raises(helm_python.HelmError, match=r"without files/dashboard\.json"):
+        helm_python.Chart.load(copy).render({"grafanaDashboard": {"enabled": True}}, name="rel", namespace="prod")
 
 
 def test_secrets_of_a_trial_become_the_secret_that_the_pod_mounts() -> None:
@@ -192,6 +219,23 @@ def test_a_stopped_release_has_no_pod_and_keeps_its_volume() -> None:
     assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
     assert claim["spec"]["storageClassName"] == "local-path"
     assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
+
+
+def test_under_maintenance_the_pod_has_its_volumes_and_no_service() -> None:
+    usual, found = objects(values_of("default")), objects(values_of("maintenance"))
+    specs = [each["statefulset"]["spec"]["template"]["spec"] for each in (usual, found)]
+    (service,), (sleeper,) = (each["containers"] for each in specs)
+    assert "args" not in sleeper
+    assert sleeper["command"][0] == "sh"
+    # A probe that is never met would keep the old pods of a Deployment beside these.
+    assert not {"startupProbe", "livenessProbe", "readinessProbe", "lifecycle"} & sleeper.keys()
+    for key in ("env", "volumeMounts", "securityContext"):
+        assert sleeper[key] == service[key]
+    assert specs[0]["volumes"] == specs[1]["volumes"]
+    # It reaches the database that the journal may be carried to.
+    assert {5432} in [ports(rule) for rule in found["networkpolicy"]["spec"]["egress"]]
+    assert {5432} not in [ports(rule) for rule in usual["networkpolicy"]["spec"]["egress"]]
+    assert "maintenance is on" in texts(values_of("maintenance"))["templates/NOTES.txt"]
 
 
 def test_placement_image_and_labels_reach_what_they_are_for() -> None:

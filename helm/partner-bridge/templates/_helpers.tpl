@@ -52,6 +52,12 @@ annotations:
 {{- default (include "partner-bridge.fullname" .) .Values.secret.name -}}
 {{- end }}
 
+{{/* Where the pod finds the database's URL: in the service's own Secret, unless another one holds it. */}}
+{{- define "partner-bridge.journalUrlFile" -}}
+{{- $folder := ternary "partner-bridge-journal" "partner-bridge" (ne .Values.journal.urlSecret "") -}}
+{{- printf "/run/secrets/%s/%s" $folder .Values.journal.urlKey -}}
+{{- end }}
+
 {{- define "partner-bridge.configMapName" -}}
 {{- default (include "partner-bridge.fullname" .) .Values.existingConfigMap -}}
 {{- end }}
@@ -105,6 +111,29 @@ affinity:
 {{- end }}
 {{- end }}
 
+{{/* Pods apart from each other, over zones and over nodes. A node that is gone does not count, so that the loss of a
+     zone holds up nobody's replacement; and only pods of one revision are compared, or a rolling update would leave
+     them crooked. */}}
+{{- define "partner-bridge.spread" -}}
+{{- $zones := ternary "DoNotSchedule" "ScheduleAnyway" (eq .Values.topologySpread "required") -}}
+{{- range list (list "topology.kubernetes.io/zone" $zones) (list "kubernetes.io/hostname" "ScheduleAnyway") }}
+- maxSkew: 1
+  topologyKey: {{ first . }}
+  whenUnsatisfiable: {{ last . }}
+  nodeTaintsPolicy: Honor
+  matchLabelKeys: [pod-template-hash]
+  labelSelector:
+    matchLabels:
+      {{- include "partner-bridge.selectorLabels" $ | nindent 6 }}
+{{- end }}
+{{- end }}
+
+{{/* Names of the service's pods, as a regular expression: a StatefulSet numbers them, a Deployment appends a hash and
+     five characters, and cuts a long name with the hyphen between these. */}}
+{{- define "partner-bridge.podNames" -}}
+{{- include "partner-bridge.fullname" . }}-{{ ternary "[0-9]+" "[a-z0-9]+-?[a-z0-9]{5}" (eq .Values.journal.type "sqlite") }}
+{{- end }}
+
 {{/* preStop and SIGTERM share one clock: the pause, the drain, the 4 s that the process may take beyond it,
      and 6 s for a slow node. */}}
 {{- define "partner-bridge.graceSeconds" -}}
@@ -119,7 +148,7 @@ drain_timeout: {{ int .Values.shutdown.drainSeconds }}s
 {{- end }}
 
 {{/* bridge.yaml: the user's part, and `journal` and `server`, which must agree with the pod around them.
-     The addresses and the journal's place come by environment. */}}
+     The addresses, and the place of a journal on a volume, come by environment. */}}
 {{- define "partner-bridge.config" -}}
 {{- $server := include "partner-bridge.fixed" . | fromYaml -}}
 {{- $_ := set $server "max_body" .Values.server.maxBody -}}
@@ -132,6 +161,10 @@ drain_timeout: {{ int .Values.shutdown.drainSeconds }}s
       "max_size" (printf "%dMiB" (div (mul (int .Values.journal.volumeGiB) 1024 8) 10))
       "retention" .Values.journal.retention
       "remember" .Values.journal.remember -}}
+{{- if eq .Values.journal.type "postgresql" -}}
+{{- $_ := set $journal "url" (dict "file" (include "partner-bridge.journalUrlFile" .)) -}}
+{{- $_ := set $journal "max_size" (printf "%dGiB" (int .Values.journal.maxSizeGiB)) -}}
+{{- end -}}
 {{- $config := omit .Values.config "retry" -}}
 {{- with .Values.config.retry }}{{ $_ := set $config "retry" . }}{{ end -}}
 {{- toYaml (merge (dict "server" $server "journal" $journal) $config) -}}
@@ -150,11 +183,18 @@ drain_timeout: {{ int .Values.shutdown.drainSeconds }}s
 
 {{/* What a schema cannot say: values that do not go together. */}}
 {{- define "partner-bridge.refuse" -}}
-{{- if eq .Values.journal.type "postgresql" -}}
-{{- fail "journal.type postgresql: this version of the service keeps its journal in SQLite only, so there is no Deployment with several replicas yet; leave journal.type at sqlite." -}}
-{{- end -}}
+{{- if eq .Values.journal.type "sqlite" -}}
 {{- if gt (int .Values.replicas) 1 -}}
-{{- fail (printf "replicas %d: a SQLite journal on one volume has one writer, and a second pod would have a journal of its own; use 1 (or 0 to stop), and server.workers for more processes." (int .Values.replicas)) -}}
+{{- fail (printf "replicas %d: a SQLite journal on one volume has one writer, and a second pod would have a journal of its own; use 1 (or 0 to stop) and server.workers for more processes, or journal.type postgresql for more pods." (int .Values.replicas)) -}}
+{{- end -}}
+{{- if .Values.journal.urlSecret -}}
+{{- fail "journal.urlSecret needs journal.type postgresql: with sqlite the journal is a file on the pod's volume." -}}
+{{- end -}}
+{{- else if or .Values.journal.existingClaim (not .Values.journal.persistent) -}}
+{{- fail "journal.type postgresql has no volume: leave journal.existingClaim empty and journal.persistent true." -}}
+{{- end -}}
+{{- if and (gt (int .Values.replicas) 1) (ge (int .Values.podDisruptionBudget.maxUnavailable) (int .Values.replicas)) -}}
+{{- fail (printf "podDisruptionBudget.maxUnavailable must be less than replicas (%d), or draining nodes may leave no pod." (int .Values.replicas)) -}}
 {{- end -}}
 {{- if and .Values.existingConfigMap .Values.config.sources -}}
 {{- fail "existingConfigMap and config.sources: the configuration comes from one of them; remove the other." -}}
