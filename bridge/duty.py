@@ -1,7 +1,8 @@
-"""Who is on duty: of all worker processes one delivers, counts the figures and prunes.
+"""Who is on duty: of all processes one delivers, counts the figures and prunes.
 
-The lock decides, and the kernel frees it when its holder dies, so that another worker takes over within
-`ASK_EVERY_S`. A dispatcher whose loop ended is replaced by a new one; the journal knows all that it needs.
+A claim decides (`journal.versions`). Within a pod the kernel frees it when its holder dies, so that another worker
+takes over within `ASK_EVERY_S`; among replicas it lasts for some seconds. A dispatcher whose loop ended is replaced by
+a new one; the journal knows all that it needs.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ import structlog
 
 from bridge.delivery.dispatcher import Dispatcher
 from bridge.delivery.hubspot import HubSpot
+from bridge.delivery.limiter import Limiter
 from bridge.delivery.oauth import OAuthTokens
 from bridge.delivery.ports import OnUnknown as Word
 from bridge.delivery.tokens import Tokens
 from bridge.errors import ConfigError, JournalError, Problem
 from bridge.journal.store import Journal
-from bridge.journal.versions import DispatchLock
-from bridge.model import Clock, PendingRecord
+from bridge.journal.versions import dispatch_claim
+from bridge.model import Clock, PendingRecord, to_us
 from bridge.operations.observing import Observing
 from bridge.settings import Settings
 
 #: How often the journal's figures are counted anew, and a step of retention is made.
 UPKEEP_EVERY_S = 1.0
-#: How often a worker that is not on duty asks for the lock.
+#: How often a process that is not on duty claims it.
 ASK_EVERY_S = 0.25
 #: What open calls get when a new configuration replaces the dispatcher; then they are cut and sent again.
 REPLACE_GRACE_S = 10.0
@@ -62,17 +64,17 @@ class OnUnknown:
 
 
 class Duty:
-    """Runs the dispatcher while this process holds the lock. Thread-safe.
+    """Runs the dispatcher while this process may deliver. Thread-safe.
 
-    Threads: `duty` asks for the lock, does the upkeep and watches; the dispatcher has threads of its own.
+    Threads: `duty` claims that, does the upkeep and watches; the dispatcher has threads of its own.
     """
 
     def __init__(self, *, settings: Settings, clock: Clock, journal: Journal, observing: Observing) -> None:
         self._settings = settings
         self._clock = clock
-        self._journal = journal
+        self._journal = self._journal_of_term = journal
         self._observing = observing
-        self._lock = DispatchLock(settings.journal.url)
+        self._claim = dispatch_claim(settings.journal.url, clock=clock)
         self._log = structlog.get_logger("bridge")
         self._stopping = threading.Event()
         self._wake = threading.Event()  # there is something to do before the time
@@ -84,7 +86,7 @@ class Duty:
         self._thread = threading.Thread(target=self._run, name="duty", daemon=True)
 
     def start(self) -> None:
-        """Ask for the lock from now on."""
+        """Claim to deliver from now on."""
         self._thread.start()
 
     def notify(self) -> None:
@@ -120,7 +122,7 @@ class Duty:
             if self._dispatcher is not None:
                 self._dispatcher.drain(timeout_s=max(0.0, deadline - self._clock.monotonic()))
                 self._dispatcher = None
-        self._lock.release()
+        self._claim.release()
 
     # --- the thread ---
 
@@ -139,15 +141,20 @@ class Duty:
                 self._wake.clear()
 
     def _step(self) -> float:
-        """Take the lock or do what its holder does; returns the seconds until the next step."""
+        """Claim to deliver or do what that brings with it; returns the seconds until the next step."""
         if self._dispatcher is None:
-            if not self._lock.acquire():
+            if not self._claim.acquire():
                 return ASK_EVERY_S
+            self._outdated = False  # it has what is configured now; what comes later outdates it again
             dispatcher = self._make_dispatcher()
             dispatcher.start()
             with self._changing:
                 self._dispatcher = dispatcher
             self._log.info("this process delivers")
+        elif not self._claim.held():
+            self._log.warning("this process delivers no more")
+            self._replace(grace_s=0)
+            return ASK_EVERY_S
         elif self._outdated:
             self._log.info("delivery goes on with the new configuration")
             self._replace(grace_s=REPLACE_GRACE_S)
@@ -169,7 +176,7 @@ class Duty:
     def _upkeep(self, dispatcher: Dispatcher) -> None:
         limit = self._settings.crm.rate_limit
         used = dispatcher.limiter.used(self._clock.monotonic())
-        self._journal.refresh_figures(
+        self._journal_of_term.refresh_figures(
             delivery={
                 "in_flight": dispatcher.in_flight,
                 "limiter": {"calls": limit.calls, "per_s": limit.per_s, "used": used},
@@ -212,12 +219,24 @@ class Duty:
             proxy=crm.proxy,
             ca_file=crm.ca_file,
         )
+        # What people see is counted by whoever delivers, so that it is refused to one who does not any more.
+        self._journal_of_term = self._journal.under(self._claim.epoch)
         return Dispatcher(
-            journal=self._journal,
+            journal=self._journal_of_term,
             crm=client,
             settings=crm,
             retry=self._settings.retry,
             on_unknown=self._on_unknown,
             clock=self._clock,
             observer=self._observing,
+            limiter=self._limiter(),
+            may_call=self._claim.may_call,
         )
+
+    def _limiter(self) -> Limiter:
+        """It counts in what this process or another one did just before."""
+        rate, now = self._settings.crm.rate_limit, self._clock.now()
+        limiter = Limiter(calls=rate.calls, per_s=rate.per_s)
+        starts = self._journal.call_starts(to_us(now - 2 * rate.per_s))
+        limiter.follow([now - us / 1e6 for us in starts], now=self._clock.monotonic())
+        return limiter

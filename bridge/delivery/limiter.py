@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 #: Share of the window by which the spacing is wider than the limit asks. Simulated: no 429 at 0.98 use.
@@ -76,6 +77,14 @@ class Limiter:
         """Grant nothing before `until`: the CRM said 429 although we kept the limit."""
         with self._lock:
             self._held_until = max(self._held_until, until)
+
+    def follow(self, ages: Iterable[float], *, now: float) -> None:
+        """Count in calls that another limiter granted so many seconds ago, and keep the spacing after them."""
+        with self._lock:
+            self._starts = deque(sorted(now - max(0.0, age) for age in ages))
+            self._forget(now)
+            if self._starts:
+                self._next_at = now + self.interval_s
 
     def not_wanted(self) -> None:
         """Nothing is ready to be sent any more: the time that passes is no wait for the limit."""

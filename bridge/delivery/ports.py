@@ -140,6 +140,7 @@ class Settled:
     correlation_id: str | None
     error: str | None  # a bounded word
     step: str  # why this call was made: fresh, probe, suspect, isolation
+    sources: tuple[str, ...] = ()  # whose events the records had
 
 
 class Observer(Protocol):

@@ -33,6 +33,7 @@ def summary(
         correlation_id=answer.correlation_id if isinstance(answer, Answer) else None,
         error=_explained(verdict)[0],
         step=work.step.value,
+        sources=tuple(sorted({source for outcome in outcomes for source in outcome.record.sources})),
     )
 
 
@@ -57,6 +58,7 @@ def log_call(log: FilteringBoundLogger, settled: Settled) -> None:
         "crm call",
         object_type=settled.lane.object_type,
         id_property=settled.lane.id_property or None,
+        sources=settled.sources,
         step=settled.step,
         code=settled.code,
         duration_ms=round(settled.duration_s * 1000),

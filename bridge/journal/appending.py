@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.engine import Connection
 
-from bridge.journal.database import run, select
+from bridge.journal.database import fetch, is_postgresql, run, select
 from bridge.journal.merging import Ask, Merged, merge
 from bridge.model import Event, Intake, Receipt
 
@@ -32,9 +32,12 @@ def append(connection: Connection, events: Sequence[Event], *, now_us: int) -> A
     first: dict[tuple[str, str], Event] = {}
     for event in events:
         first.setdefault((event.source, event.id), event)
-    # Within the transaction lock nobody else writes: what is not known now is new.
-    known = _known_hashes(connection, list(first))
-    numbers = _log_events(connection, {key: event for key, event in first.items() if key not in known}, now_us)
+    if is_postgresql(connection):
+        numbers = _log_events(connection, first, now_us)
+        known = _known_hashes(connection, [key for key in first if key not in numbers])
+    else:  # within the transaction lock nobody else writes: what is not known now is new
+        known = _known_hashes(connection, list(first))
+        numbers = _log_events(connection, {key: event for key, event in first.items() if key not in known}, now_us)
     receipts = []
     for event in events:
         key = (event.source, event.id)
@@ -42,7 +45,8 @@ def append(connection: Connection, events: Sequence[Event], *, now_us: int) -> A
             receipts.append(Receipt(event.id, event.intake))
         else:
             kept = known.get(key) if key not in numbers else first[key].content_hash
-            receipts.append(Receipt(event.id, Intake.DUPLICATE, conflict=kept != event.content_hash))
+            conflict = kept is not None and kept != event.content_hash  # None: retention was faster
+            receipts.append(Receipt(event.id, Intake.DUPLICATE, conflict=conflict))
     asks = [
         Ask(
             event=numbers[key],
@@ -61,7 +65,7 @@ def append(connection: Connection, events: Sequence[Event], *, now_us: int) -> A
 
 
 def _log_events(connection: Connection, new: dict[tuple[str, str], Event], now_us: int) -> dict[tuple[str, str], int]:
-    """Insert these events; returns their numbers by (source, event id)."""
+    """Insert these events, on PostgreSQL but those that are there; returns their numbers by (source, event id)."""
     if not new:
         return {}
     hashes: dict[str, str] = {}  # by root: the events of a request share theirs, which may be long
@@ -95,18 +99,25 @@ def _log_events(connection: Connection, new: dict[tuple[str, str], Event], now_u
                ON CONFLICT (hash) DO UPDATE SET received_us = excluded.received_us""",
             rows=sorted((root, body, now_us) for body, root in hashes.items()),
         )
-    inserted = run(
-        connection,
-        """INSERT INTO events (source, event_id, received_us, occurred_us, content_hash, payload, context, root,
-                               intake, unmappable, waits)
-           SELECT source, event_id, received_us, occurred_us, content_hash, payload, context, root, intake,
-                  unmappable, waits
-             FROM {rows:source text, event_id text, received_us int, occurred_us int, content_hash text,
-                        payload text, context text, root text, intake text, unmappable text, waits int}""",
-        rows=rows,
-    )
-    last = inserted.lastrowid
+    if is_postgresql(connection):
+        # Numbered in the order of arrival, locked in that of their keys, so that two groups cannot wait for each other.
+        logged = fetch(connection, _INSERT_NEW, rows=rows)
+        return {(source, event_id): seq for seq, source, event_id in logged}
+    last = run(connection, _INSERT, rows=rows).lastrowid
     return dict(zip(new, range(last - len(rows) + 1, last + 1), strict=True))
+
+
+_COLUMNS = """source, event_id, received_us, occurred_us, content_hash, payload, context, root, intake, unmappable,
+              waits"""
+_ROWS = """{rows:source text, event_id text, received_us int, occurred_us int, content_hash text, payload text,
+                 context text, root text, intake text, unmappable text, waits int}"""
+_INSERT = f"INSERT INTO events ({_COLUMNS}) SELECT {_COLUMNS} FROM {_ROWS}"
+_INSERT_NEW = f"""
+WITH numbered AS MATERIALIZED (
+  SELECT nextval(pg_get_serial_sequence('events', 'seq')) AS seq, {_COLUMNS} FROM {_ROWS} AS given)
+INSERT INTO events (seq, {_COLUMNS})
+SELECT seq, {_COLUMNS} FROM numbered ORDER BY event_id COLLATE "C", source COLLATE "C"
+ON CONFLICT (event_id, source) DO NOTHING RETURNING seq, source, event_id"""
 
 
 def _known_hashes(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:

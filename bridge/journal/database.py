@@ -1,272 +1,148 @@
-"""One database under the journal: opening it safely, transactions, and the few words of SQL that differ.
+"""The database under the journal: what every backend gives, and the few words of SQL that differ.
 
-Statements of the journal are written once, with `:name` parameters and three kinds of macros that
-`render` fills in: `{rows:a int, b text}` (a JSON array of arrays as a table), `{ids}` (a JSON array of
-integers as a table) and `{greatest}`. One statement serves a whole group: `executemany` would take the
-interpreter's lock once per row.
+`sqlite` and `postgresql` are the backends. Statements are written once, with `:name` parameters and a few macros
+that `render` fills in: `{rows:a int, b text}` (a JSON array of arrays as a table), `{ids}` (a JSON array of integers
+as a table), `{pairs:a.b}` (a JSON object of texts as a table of key and value), `{names:a.b}`, `{list:a.b}` (a JSON
+array of texts, or of arrays, as a table of value) and `{greatest}`. One statement serves a whole group: `executemany`
+would take the interpreter's lock once per row.
 """
 
 from __future__ import annotations
 
 import re
-import sqlite3
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.engine import Connection
 
-from bridge.errors import JournalDamagedError, JournalDiskError, JournalError, JournalUnavailableError
-from bridge.journal.locks import Mark, TransactionLock
-from bridge.journal.place import file_id, refuse_network_file_system, sqlite_path
-from bridge.journal.trouble import failing, rewrite, translated, uri
-
-#: Pages of 4 KiB in the write-ahead log before a checkpoint. SQLite's default of 1,000 costs 30–45 % of the
-#: write rate at groups of 100 events; 8,000 keep the log at about 32 MiB.
-WAL_AUTOCHECKPOINT_PAGES = 8_000
-#: Negative: KiB. Hot pages of records and desired values.
-CACHE_KIB = 32_000
-#: `auto_vacuum`: space is given back when asked for.
-INCREMENTAL = 2
-#: Only foreign tools can make us wait here: our own writers take turns on the transaction lock.
-BUSY_TIMEOUT_MS = 5_000
-#: After a failed write the file is tidied up at most this often: every writer waits meanwhile.
-TIDY_EVERY_S = 0.5
-#: Bytes that must fit before a disk that was full counts as writable again.
-BALLAST = 64 * 1024
-
+T = TypeVar("T")
 Row = Sequence[Any]
 
 
-class Database:
-    """An open SQLite journal. Thread-safe; make it after `fork`, never before.
+class Database(ABC):
+    """An open database. Thread-safe; make it after `fork`, never before."""
 
-    After a failed write or fsync nothing is written before the file could be rewritten (`trouble`); after damage
-    nothing is written at all. All processes of the pod know by the transaction lock's mark.
-    """
+    #: Whether a commit with `durable=False` outlives a crash of the database (not of the machine).
+    relaxed_outlives_crash: bool
 
-    def __init__(self, url: str, *, troubled: Callable[[str], None] = lambda _kind: None) -> None:
-        """`troubled` is told the kind of trouble, each time: `full`, `io`, `read-only`, `damaged`, `gone`."""
-        self.url = make_url(url)
-        self.path = sqlite_path(url)
-        refuse_network_file_system(self.path)
-        self.lock = TransactionLock(self.path.with_name(self.path.name + ".lock"))
-        self._troubled = troubled
-        self._file = file_id(self.path)  # the one that is meant, whatever takes its name later
-        self._was_full = False  # since the last time that there was plenty of room
-        self._tidied_at = float("-inf")  # monotonic: when room was last made, or the file rewritten
-        self._durable = self._engine("FULL")
-        # What a call's end leaves behind may be lost in a power cut (the values are sent again), but not
-        # in a crash of the process: no fsync is waited for.
-        self._relaxed = self._engine("NORMAL")
-
-    def _engine(self, synchronous: str) -> Engine:
-        def connect() -> sqlite3.Connection:
-            connection = sqlite3.connect(
-                uri(self.path, "rw"),  # never makes a file: a journal that went missing is not begun anew
-                uri=True,
-                timeout=BUSY_TIMEOUT_MS / 1000,
-                check_same_thread=False,
-                isolation_level=None,  # transactions are begun below, by name
-            )
-            cursor = connection.cursor()
-            if cursor.execute("PRAGMA auto_vacuum").fetchone() != (INCREMENTAL,):  # setting it is a write, each time
-                cursor.execute(f"PRAGMA auto_vacuum={INCREMENTAL}")  # counts only before the first table
-            cursor.execute("PRAGMA journal_mode=WAL")
-            cursor.execute(f"PRAGMA synchronous={synchronous}")
-            cursor.execute(f"PRAGMA wal_autocheckpoint={WAL_AUTOCHECKPOINT_PAGES}")
-            cursor.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
-            cursor.execute("PRAGMA temp_store=MEMORY")
-            cursor.close()
-            if self._file is None:
-                self._file = file_id(self.path)
-            return connection
-
-        return sa.create_engine(f"sqlite:///{self.path}", creator=connect, pool_size=4, max_overflow=32)
-
-    @contextmanager
-    def write(self, *, durable: bool = True) -> Iterator[Connection]:
+    @abstractmethod
+    def write(self, *, durable: bool = True) -> AbstractContextManager[Connection]:
         """One write transaction, committed at the end of the block, rolled back by an exception.
 
-        Raises JournalUnavailableError when the database cannot be written, JournalDamagedError when it is
-        damaged; data errors (sqlalchemy.exc.DataError, IntegrityError) pass.
+        With `durable` it is on disk then; without, a power cut may undo it. Raises JournalUnavailableError when the
+        database cannot be written, JournalDamagedError when it is damaged; data errors (sqlalchemy.exc.DataError,
+        IntegrityError) pass.
         """
-        engine = self._durable if durable else self._relaxed
-        self._refuse_gone()  # lest a lock file is made where the journal is not
-        with self.lock.held():
-            self._refuse_untrusted()
-            try:
-                with translated(self.path), engine.connect() as connection:
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")
-                    try:
-                        yield connection
-                    except BaseException:
-                        rollback(connection)
-                        raise
-                    try:
-                        connection.exec_driver_sql("COMMIT")
-                    except BaseException:
-                        rollback(connection)
-                        raise
-            except JournalError as error:
-                self._note(error)
-                raise
 
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
+    @abstractmethod
+    def read(self) -> AbstractContextManager[Connection]:
         """One read transaction: a consistent view, never waiting for writers."""
-        self._refuse_gone()
-        try:
-            with translated(self.path), self._relaxed.connect() as connection:
-                connection.exec_driver_sql("BEGIN")
-                try:
-                    yield connection
-                finally:
-                    rollback(connection)
-        except JournalDamagedError:
-            self._troubled("damaged")
-            self.lock.warn(Mark.DAMAGED)
-            raise
 
-    # --- trouble ---
-
-    def check_room(self) -> None:
-        """After the disk was full: raise JournalDiskError unless a good deal can be written again.
-
-        A small change may still fit where a webhook's events do not; then the service is not ready.
+    def transact(self, work: Callable[[Connection], T], *, durable: bool = True, patience_s: float = 0.0) -> T:
+        """What `work` returns, done in one write transaction. It may be called again, after whatever it did before was
+        undone: when transactions got in each other's way, and for `patience_s` when the database cannot be written
+        just now. If it went out of reach the work may have been done already.
         """
-        if not self._was_full:
-            return
-        with self.write() as connection:
-            connection.exec_driver_sql(
-                "INSERT OR REPLACE INTO meta (name, value) VALUES ('ballast', hex(zeroblob(?)))", (BALLAST // 2,)
-            )
-        with self.write() as connection:
-            connection.exec_driver_sql("DELETE FROM meta WHERE name = 'ballast'")
-        self._was_full = False
-        with self.lock.held():
-            self._give_back()
+        del patience_s  # a file is there or it is not
+        with self.write(durable=durable) as connection:
+            return work(connection)
 
-    def _refuse_untrusted(self) -> None:
-        """Raise JournalError unless the file may be written; rewrites it first where that is due."""
-        self._refuse_gone()
-        refuse_mark(self.path, self.lock.mark)
-        if self.lock.mark is not Mark.SUSPECT:
-            return
-        if time.monotonic() - self._tidied_at < TIDY_EVERY_S:
-            raise failing(self.path, "a write failed a moment ago")
-        self._tidied_at = time.monotonic()
-        # Connections that saw the failure are not used again; those that read now are closed by their readers.
-        self._durable.dispose()
-        self._relaxed.dispose()
-        try:
-            rewrite(self.path)
-        except JournalError as error:
-            self._note(error)
-            raise
-        self.lock.mark = Mark.KEPT
+    @abstractmethod
+    def check_writable(self) -> None:
+        """Raise a JournalError unless a transaction can be committed, with fsync, now."""
 
-    def _refuse_gone(self) -> None:
-        """Raise JournalUnavailableError when the file is not the one that was opened: its end would be ours too."""
-        if self._file is not None and file_id(self.path) != self._file:
-            self._troubled("gone")
-            raise JournalUnavailableError(
-                f"the journal {self.path} was moved, removed or replaced while it was in use; put it back, or restart"
-            )
+    @abstractmethod
+    def give_back(self, connection: Connection) -> int:
+        """Give free room back to the file system, if there is much and it takes a moment only; returns how many pages
+        went.
+        """
 
-    def _note(self, error: JournalError) -> None:
-        """Remember what a failed write means for the next one; the lock is held."""
-        if isinstance(error, JournalDamagedError):
-            self._troubled("damaged")
-            self.lock.mark = Mark.DAMAGED
-        elif isinstance(error, JournalDiskError):
-            self._troubled(error.kind)
-            if error.kind == "full":
-                self._was_full = True
-                self._give_back()
-            elif error.kind == "io":
-                self.lock.mark = Mark.SUSPECT
-
-    def _give_back(self) -> None:
-        """Empty the write-ahead log: on a full disk its room is what the journal can help itself with."""
-        if time.monotonic() - self._tidied_at >= TIDY_EVERY_S:
-            self._tidied_at = time.monotonic()
-            with suppress(JournalError):
-                rewrite(self.path)
-
-    # --- the rest ---
-
+    @abstractmethod
     def size(self) -> int:
-        """Bytes on disk, with the write-ahead log."""
-        total = 0
-        for suffix in ("", "-wal"):
-            try:
-                total += self.path.with_name(self.path.name + suffix).stat().st_size
-            except FileNotFoundError:
-                continue
-        return total
+        """Bytes on disk."""
 
+    @abstractmethod
     def close(self) -> None:
         """Close all connections; the object cannot be used afterwards."""
-        self._durable.dispose()
-        self._relaxed.dispose()
-        self.lock.close()
 
 
-def refuse_mark(path: Path, mark: Mark) -> None:
-    """Raise JournalDamagedError when the journal must not be written, whoever found that out."""
-    if mark is Mark.DAMAGED:
-        raise JournalDamagedError(
-            f"the journal {path} was found damaged and is not written any more: restore a backup (`partner-bridge "
-            "journal restore`), or recover a copy with the sqlite3 shell's .recover; `partner-bridge journal verify` "
-            "lifts this when all is well"
-        )
-    if mark is Mark.RESTORING:
-        raise JournalDamagedError(
-            f"a restore of the journal {path} was cut short: run `partner-bridge journal restore` again"
-        )
+def on_postgresql(url: str) -> bool:
+    """Whether this `journal.url` means PostgreSQL."""
+    return url.startswith("postgresql:")
 
 
-def rollback(connection: Connection) -> None:
-    """End the transaction if one is open. SQLite has ended it itself after some errors."""
-    raw: Any = connection.connection.dbapi_connection
-    if raw is not None and raw.in_transaction:
-        raw.rollback()
+def open_database(url: str, *, troubled: Callable[[str], None] = lambda _kind: None) -> Database:
+    """The database of a `journal.url`. `troubled` is told the kind of trouble, each time: `full`, `io`, `read-only`,
+    `damaged`, `gone`.
+    """
+    if on_postgresql(url):
+        from bridge.journal.postgresql import PostgresDatabase
+
+        return PostgresDatabase(url, troubled=troubled)
+    from bridge.journal.sqlite import SqliteDatabase
+
+    return SqliteDatabase(url, troubled=troubled)
 
 
 # --- statements ---------------------------------------------------------------------------------
 
-_MACRO = re.compile(r"\{(rows|ids|pairs|greatest)(?::([^}]*))?\}")
+_MACRO = re.compile(r"\{(rows|ids|pairs|list|names|greatest)(?::([^}]*))?\}")
+_PARAMETER = re.compile(r"(?<![:\w]):([a-z]\w*)")
 _CAST = {"int": "bigint", "text": "text"}
 
 
 @cache
 def render(sql: str, dialect: str = "sqlite") -> str:
     """A statement's text for one dialect."""
+    if dialect == "sqlite":
+        return _MACRO.sub(_sqlite_macro, sql)
+    return _PARAMETER.sub(r"%(\1)s", _MACRO.sub(_postgresql_macro, sql.replace("%", "%%")))
 
-    def macro(match: re.Match[str]) -> str:
-        kind, columns = match.group(1), match.group(2)
-        if kind == "greatest":
-            return "max" if dialect == "sqlite" else "greatest"
-        if kind == "pairs":  # (key, value) of a JSON object in the column named
-            return f"json_each({columns})" if dialect == "sqlite" else f"jsonb_each_text(cast({columns} AS jsonb))"
-        if kind == "ids":
-            if dialect == "sqlite":
-                return "(SELECT value AS id FROM json_each(:ids))"
-            return "(SELECT value::bigint AS id FROM jsonb_array_elements_text(cast(:ids AS jsonb)))"
-        names = [column.split() for column in columns.split(",")]
-        if dialect == "sqlite":
-            picked = ", ".join(f"value ->> {at} AS {name}" for at, (name, _) in enumerate(names))
-            return f"(SELECT {picked} FROM json_each(:rows))"
-        picked = ", ".join(f"(value ->> {at})::{_CAST[kind]} AS {name}" for at, (name, kind) in enumerate(names))
-        return f"(SELECT {picked} FROM jsonb_array_elements(cast(:rows AS jsonb)))"
 
-    return _MACRO.sub(macro, sql)
+def _sqlite_macro(match: re.Match[str]) -> str:
+    kind, columns = match.groups()
+    match kind:
+        case "greatest":
+            return "max"
+        case "pairs" | "list" | "names":
+            return f"json_each({columns})"
+        case "ids":
+            return "(SELECT value AS id FROM json_each(:ids))"
+    picked = ", ".join(f"value ->> {at} AS {name}" for at, (name, _) in enumerate(_columns(columns)))
+    return f"(SELECT {picked} FROM json_each(:rows))"
+
+
+def _postgresql_macro(match: re.Match[str]) -> str:
+    kind, columns = match.groups()
+    match kind:
+        case "greatest":
+            return "greatest"
+        case "pairs":
+            return f"jsonb_each_text(cast({columns} AS jsonb))"
+        case "names":
+            return f"jsonb_array_elements_text(cast({columns} AS jsonb))"
+        case "list":
+            return f"jsonb_array_elements(cast({columns} AS jsonb))"
+        case "ids":
+            return "(SELECT cast(value AS bigint) AS id FROM jsonb_array_elements_text(cast(:ids AS jsonb)))"
+    picked = ", ".join(
+        f"cast(value ->> {at} AS {_CAST[type_]}) AS {name}" for at, (name, type_) in enumerate(_columns(columns))
+    )
+    return f"(SELECT {picked} FROM jsonb_array_elements(cast(:rows AS jsonb)))"
+
+
+def _columns(text: str) -> list[list[str]]:
+    return [column.split() for column in text.split(",")]
+
+
+def is_postgresql(connection: Connection) -> bool:
+    """Whether statements for PostgreSQL are understood here."""
+    return connection.dialect.name == "postgresql"
 
 
 def run(connection: Connection, sql: str, **parameters: Any) -> sa.CursorResult[Any]:
@@ -274,7 +150,7 @@ def run(connection: Connection, sql: str, **parameters: Any) -> sa.CursorResult[
     bound: dict[str, Any] = {
         name: orjson.dumps(value).decode() if name in {"rows", "ids"} else value for name, value in parameters.items()
     }
-    return connection.exec_driver_sql(render(sql), bound)
+    return connection.exec_driver_sql(render(sql, connection.dialect.name), bound)
 
 
 def fetch(connection: Connection, sql: str, **parameters: Any) -> Sequence[Row]:
@@ -285,9 +161,11 @@ def fetch(connection: Connection, sql: str, **parameters: Any) -> Sequence[Row]:
 def select(connection: Connection, columns: str, sql: str, **parameters: Any) -> Sequence[Row]:
     """The rows of a SELECT that yields these columns: for many rows.
 
-    They come as one JSON text, because sqlite3 gives up the interpreter's lock at every row that it hands over,
-    and gets it back only after a busy thread's whole turn.
+    From SQLite they come as one JSON text, because sqlite3 gives up the interpreter's lock at every row that it hands
+    over, and gets it back only after a busy thread's whole turn.
     """
+    if is_postgresql(connection):
+        return run(connection, f"SELECT {columns} FROM ({sql}) AS selected", **parameters).fetchall()
     text = run(connection, f"SELECT json_group_array(json_array({columns})) FROM ({sql})", **parameters).scalar_one()
     rows: Sequence[Row] = orjson.loads(text)
     return rows

@@ -1,4 +1,4 @@
-"""Due, take, settle: what the dispatcher reads from the journal and what it leaves there (G2, G4, G5).
+"""Take, settle: what the dispatcher reads from the journal and what it leaves there (G2, G4, G5).
 
 No transaction is open during a call. *Take* reads the values and marks the records as being in a call.
 *Settle* turns exactly what was sent, by `(record, property, revision)`, into its outcome. It touches the
@@ -13,20 +13,20 @@ confirmed by another call is made due once more at the end of that time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, assert_never
 
 import orjson
 from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch, run, select
+from bridge.journal.locking import lock_records
 from bridge.journal.merging import lane_ids
 from bridge.journal.schema import State
 from bridge.model import (
     Call,
     Delivered,
-    Due,
     Ignored,
     Lane,
     Outcome,
@@ -56,56 +56,6 @@ class Settled:
     delays: list[tuple[str, float]] = field(default_factory=list)
 
 
-def due(
-    connection: Connection,
-    lanes: Callable[[int], Lane],
-    *,
-    limit: int,
-    exclude: Collection[int],
-    now_us: int,
-    horizon_us: int,
-) -> list[Due]:
-    """For every (lane, source) its `limit` oldest due records, without those in `exclude`.
-
-    A due time further ahead than `horizon_us` comes from a clock that was wrong: it is due now.
-    """
-    found: list[Due] = []
-    lane, source = -1, ""
-    while True:
-        following = fetch(
-            connection,
-            # Not (lane, source) > (…): SQLite would step over every row of the queue that was just read.
-            """SELECT lane, source FROM (
-                 SELECT lane, source FROM (SELECT lane, source FROM due WHERE due_us IS NOT NULL AND lane = :lane
-                    AND source > :source ORDER BY source LIMIT 1) AS next_source
-                 UNION ALL
-                 SELECT lane, source FROM (SELECT lane, source FROM due WHERE due_us IS NOT NULL AND lane > :lane
-                    ORDER BY lane, source LIMIT 1) AS next_lane) AS following ORDER BY lane, source LIMIT 1""",
-            lane=lane,
-            source=source,
-        )
-        if not following:
-            return found
-        lane, source = following[0]
-        rows = select(
-            connection,
-            "record, due_us",
-            """SELECT record, due_us FROM (
-                 SELECT record, due_us FROM due WHERE lane = :lane AND source = :source AND due_us <= :now
-                  ORDER BY due_us LIMIT :limit) AS ripe
-               UNION ALL SELECT record, :now AS due_us FROM (
-                 SELECT record FROM due WHERE lane = :lane AND source = :source AND due_us > :horizon
-                  LIMIT :limit) AS misdated""",
-            lane=lane,
-            source=source,
-            now=now_us,
-            horizon=now_us + horizon_us,
-            limit=limit + len(exclude),
-        )
-        free = (Due(ref, lanes(lane), source, due_us) for ref, due_us in rows if ref not in exclude)
-        found.extend(item for item, _ in zip(free, range(limit), strict=False))
-
-
 def take(
     connection: Connection, lanes: Callable[[int], Lane], refs: Sequence[int], *, began_us: int
 ) -> list[PendingRecord]:
@@ -113,6 +63,7 @@ def take(
 
     A record that turns out to have nothing pending is taken out of `due` and left out.
     """
+    lock_records(connection, refs)
     records = select(
         connection,
         "id, lane, record, n, attempts, failing_since_us, doubt_us, doubt_n",
@@ -173,6 +124,13 @@ def take(
     return taken
 
 
+def taken_again(record: PendingRecord, before: PendingRecord | None, *, began_us: int) -> PendingRecord:
+    """What was taken, as it was `before` it was taken in vain: the commit was done, but nobody heard of it."""
+    if before is None or record.doubt_at_us != began_us:
+        return record
+    return replace(record, doubt_at_us=before.doubt_at_us, doubt_n=before.doubt_n)
+
+
 def leave_due(connection: Connection, refs: Sequence[int]) -> Sequence[Sequence[Any]]:
     """Take records that have nothing pending out of `due`; returns (source, since_us) of those that left.
 
@@ -186,7 +144,7 @@ def leave_due(connection: Connection, refs: Sequence[int]) -> Sequence[Sequence[
               AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 0)
               AND EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 1
                              AND d.revision > r.doubt_n AND d.settled_us >= r.doubt_us)
-           RETURNING record""",
+           RETURNING due.record""",
         ids=refs,
         doubt=DOUBT_US,
     )
@@ -221,6 +179,7 @@ def settle(
     judge a record of an earlier call. `call` is None when what was taken was not sent after all.
     """
     settled = Settled()
+    lock_records(connection, {record.ref for record in taken} | {outcome.record.ref for outcome in outcomes})
     call_id = None if call is None else _log_call(connection, taken, outcomes, call)
     _settle_doubt(connection, taken, doubtful=doubtful)
     delivered: list[PendingRecord] = []
@@ -274,9 +233,26 @@ def settle(
     retries = [row for row in retries if row[0] in waiting]
     parked = [row for row in parked if row[0] in waiting]
     _settle_records(connection, delivered, retries, parked, now_us)
+    _forget_failures(connection, [one.record for one in outcomes if isinstance(one, (Ignored, Refused))])
     began_us = now_us if call is None else call.started_at_us
     settled.delays = _leave_due(connection, outcomes, delivered, began_us, now_us)
     return settled
+
+
+def was_settled(
+    connection: Connection, taken: Sequence[PendingRecord], outcomes: Sequence[Outcome], call: Call
+) -> bool:
+    """Whether just this was written down before, by a transaction of which nobody heard that it was done."""
+    rows = fetch(
+        connection,
+        """SELECT 1 FROM calls c JOIN lanes l ON l.id = c.lane WHERE c.started_us = :started AND c.inputs = :inputs
+              AND l.object_type = :object_type AND l.id_property = :id_property""",
+        started=call.started_at_us,
+        inputs=_inputs(taken, outcomes),
+        object_type=call.lane.object_type,
+        id_property=call.lane.id_property,
+    )
+    return bool(rows)
 
 
 def _rows(record: PendingRecord, state: State) -> list[tuple[str, int, int, None, None]]:
@@ -284,8 +260,6 @@ def _rows(record: PendingRecord, state: State) -> list[tuple[str, int, int, None
 
 
 def _log_call(connection: Connection, taken: Sequence[PendingRecord], outcomes: Sequence[Outcome], call: Call) -> int:
-    words = {outcome.record.ref: type(outcome).__name__.lower() for outcome in outcomes}
-    inputs = [[record.ref, record.n, words.get(record.ref, "undecided")] for record in taken]
     found = fetch(
         connection,
         """INSERT INTO calls (lane, started_us, duration_us, status, correlation_id, error, inputs)
@@ -296,9 +270,14 @@ def _log_call(connection: Connection, taken: Sequence[PendingRecord], outcomes: 
         status=call.status,
         correlation_id=call.correlation_id,
         error=call.error,
-        inputs=orjson.dumps(inputs).decode(),
+        inputs=_inputs(taken, outcomes),
     )
     return int(found[0][0])
+
+
+def _inputs(taken: Sequence[PendingRecord], outcomes: Sequence[Outcome]) -> str:
+    words = {outcome.record.ref: type(outcome).__name__.lower() for outcome in outcomes}
+    return orjson.dumps([[record.ref, record.n, words.get(record.ref, "undecided")] for record in taken]).decode()
 
 
 def _settle_doubt(connection: Connection, taken: Sequence[PendingRecord], *, doubtful: bool) -> None:
@@ -338,8 +317,10 @@ def _settle_values(
                       call = :call
                  FROM {rows:record int, property text, revision int, state int, category text, message text} r
                 WHERE desired.record = r.record AND desired.property = r.property
-                  AND desired.revision = r.revision""",
+                  AND desired.revision = r.revision AND (desired.state <> :discarded OR r.state = :delivered)""",
             rows=rows,
+            discarded=int(State.DISCARDED),  # meanwhile, by a person: so it stays, unless the CRM has it by now
+            delivered=int(State.DELIVERED),
             now=now_us,
             call=call_id,
         )
@@ -405,6 +386,20 @@ def _settle_records(
             """UPDATE due SET due_us = NULL WHERE record IN
                  (SELECT id FROM records WHERE id IN (SELECT id FROM {ids}) AND parked_us IS NOT NULL)""",
             ids=[row[0] for row in parked],
+        )
+
+
+def _forget_failures(connection: Connection, records: Sequence[PendingRecord]) -> None:
+    """Records that failed before and for which nothing waits any more are no failures any more."""
+    failed_before = [record.ref for record in records if record.attempts or record.failing_since_us is not None]
+    if failed_before:
+        run(
+            connection,
+            """UPDATE records SET attempts = 0, failing_since_us = NULL, retry_us = NULL, category = NULL,
+                      message = NULL
+                WHERE id IN (SELECT id FROM {ids}) AND parked_us IS NULL
+                  AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = records.id AND d.state = 0)""",
+            ids=failed_before,
         )
 
 

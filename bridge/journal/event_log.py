@@ -87,7 +87,12 @@ def page(
     )
     found = _logged(connection, rows)
     following = rows[-1][0] if len(rows) == PAGE else 0
-    return [event for event in found if chosen.outcome in {None, event.outcome}], len(rows), following
+    return [event for event in found if _is_meant(event.outcome, chosen.outcome)], len(rows), following
+
+
+def _is_meant(outcome: Outcome, wanted: Outcome | None) -> bool:
+    """A refused value is a parked row of the retry log, so `parked` finds its event too."""
+    return wanted in {None, outcome} or (wanted == "parked" and outcome == "refused")
 
 
 def _conditions(chosen: EventFilter) -> tuple[str, dict[str, object]]:

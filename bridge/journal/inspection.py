@@ -47,10 +47,12 @@ INVARIANTS = (
     ("asks of unknown events", "FROM asks a LEFT JOIN events e ON e.seq = a.event WHERE e.seq IS NULL"),
     ("values in an unknown state", "FROM desired WHERE state NOT BETWEEN 0 AND 4"),
     ("events that wait without a reason", "FROM events WHERE waits = 1 AND unmappable IS NULL"),
-    (
-        "unreadable rows of the dispatcher",
-        "FROM dispatcher WHERE NOT json_valid(pauses) OR NOT json_valid(figures) OR id <> 1",
-    ),
+    ("rows of the dispatcher beside its own", "FROM dispatcher WHERE id <> 1"),
+)
+#: The same, in SQLite's words.
+SQLITE_INVARIANTS = (
+    *INVARIANTS,
+    ("unreadable rows of the dispatcher", "FROM dispatcher WHERE NOT json_valid(pauses) OR NOT json_valid(figures)"),
 )
 
 
@@ -118,7 +120,7 @@ def verify(path: Path) -> list[str]:
         problems = _structure(connection, "integrity_check")
         if problems:
             return problems
-        for what, query in INVARIANTS:
+        for what, query in SQLITE_INVARIANTS:
             number = connection.execute(f"SELECT count(*) {query}").fetchone()[0]
             if number:
                 problems.append(f"{number} {what}")

@@ -9,7 +9,7 @@ import orjson
 from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch
-from bridge.journal.retry_log import Filter, narrowed
+from bridge.journal.entries import Entry, Filter, described, narrowed
 
 #: Groups of one answer.
 GROUPS = 50
@@ -28,23 +28,54 @@ class Group:
     last_us: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What a filter means: how many entries, the largest groups of them, and one page."""
+
+    entries: int
+    groups: tuple[Group, ...]
+    more_groups: bool
+    page: tuple[Entry, ...]
+
+
 def count(connection: Connection, chosen: Filter) -> int:
     """How many entries `chosen` means."""
-    parts, parameters = narrowed(chosen)
+    parts, parameters = narrowed(chosen, "1 AS one")
     return int(fetch(connection, f"SELECT count(*) FROM {parts}", **parameters)[0][0])
 
 
-def groups(connection: Connection, chosen: Filter) -> list[Group]:
-    """The entries by category and message, the largest group first."""
-    parts, parameters = narrowed(chosen)
+def overview(connection: Connection, chosen: Filter, *, limit: int, offset: int) -> Overview:
+    """The entries by category and message, the largest group first, and a page of them, oldest failure first.
+
+    One statement, so that the log is read once: it may hold hundreds of thousands.
+    """
+    parts, parameters = narrowed(chosen, "failed_us, kind, ref, category, message")
     rows = fetch(
         connection,
-        f"""SELECT category, message, count(*) AS entries, min(failed_us), max(failed_us) FROM {parts}
-             GROUP BY category, message ORDER BY entries DESC, category, message LIMIT :groups""",
-        groups=GROUPS,
+        f"""WITH entry AS MATERIALIZED (SELECT * FROM {parts})
+            SELECT 'group', category, message, entries, first_us, last_us FROM
+              (SELECT category, message, count(*) AS entries, min(failed_us) AS first_us, max(failed_us) AS last_us
+                 FROM entry GROUP BY category, message ORDER BY entries DESC, category, message LIMIT :groups) AS g
+            UNION ALL SELECT 'entry', kind, NULL, ref, failed_us, NULL FROM
+              (SELECT kind, ref, failed_us FROM entry ORDER BY failed_us, kind, ref LIMIT :limit OFFSET :offset) AS e
+            UNION ALL SELECT 'all', NULL, NULL, count(*), NULL, NULL FROM entry""",
+        groups=GROUPS + 1,
+        limit=limit,
+        offset=offset,
         **parameters,
     )
-    return [Group(category, message or "", int(number), first, last) for category, message, number, first, last in rows]
+    groups = [
+        Group(category, message or "", int(number), first_us, last_us)
+        for what, category, message, number, first_us, last_us in rows
+        if what == "group"
+    ]
+    shown = sorted((failed_us, kind, ref) for what, kind, _, ref, failed_us, _ in rows if what == "entry")
+    return Overview(
+        entries=next(int(number) for what, _, _, number, _, _ in rows if what == "all"),
+        groups=tuple(sorted(groups, key=lambda group: (-group.entries, group.category, group.message))[:GROUPS]),
+        more_groups=len(groups) > GROUPS,
+        page=tuple(described(connection, [f"{kind}-{ref}" for _, kind, ref in shown])),
+    )
 
 
 def payloads(connection: Connection, event_ids: tuple[str, ...], source: str) -> dict[str, str]:

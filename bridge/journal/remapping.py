@@ -17,7 +17,7 @@ notion of taking back; the difference says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -28,6 +28,7 @@ from sqlalchemy.engine import Connection
 from bridge.journal.amending import NEW_N, Mapped, Plan, write
 from bridge.journal.database import fetch, select
 from bridge.journal.kept import Asked, KeptEvent, Remap, Remapped, asked_by, kept_events
+from bridge.journal.locking import lock_addresses, take_turns
 from bridge.journal.merging import Merged
 from bridge.journal.picture import Picture, Word
 from bridge.journal.schema import State
@@ -82,6 +83,10 @@ class Remapping:
 
     def step(self, connection: Connection, mapped: Mapped, *, now_us: int) -> Remade:
         """Replay these events in the open transaction; a dry run only tells."""
+        if not self._dry_run:
+            take_turns(connection)
+        known = _known(connection, [kept.seq for kept, _ in mapped])
+        mapped = [(kept, what) for kept, what in mapped if kept.seq in known]  # retention may have been faster
         today = [(kept, what) for kept, what in mapped if what is not None]
         done = Remade(events=len(today), unmapped=len(mapped) - sum(what.unmappable is None for _, what in today))
         asked = asked_by(connection, [kept.seq for kept, _ in today])
@@ -89,9 +94,10 @@ class Remapping:
         records |= {update.record for _, what in today for update in what.updates}
         if not self._dry_run:
             self._picture = Picture()
+            lock_addresses(connection, records)
         self._picture.read(connection, records)
         plan = Plan({kept.seq: [(kept, what)] for kept, what in mapped})
-        done.differences += _judge(connection, today, plan)
+        done.differences += _judge(known, today, plan)
         for kept, what in today:
             before = asked.get(kept.seq, {})
             wanted = {update.record: {*update.properties, *update.invalid} for update in what.updates}
@@ -186,22 +192,29 @@ class Remapping:
         return lost
 
 
-def _judge(connection: Connection, today: Sequence[tuple[KeptEvent, Remapped]], plan: Plan) -> Iterator[Difference]:
-    """What the events as a whole are taken as."""
-    known = {
+#: What events are taken as, by number: why they cannot be mapped, and their intake.
+_Known = Mapping[int, tuple[str | None, str]]
+
+
+def _known(connection: Connection, seqs: Sequence[int]) -> _Known:
+    return {
         seq: (unmappable, taken_as)
         for seq, unmappable, taken_as in select(
             connection,
             "seq, unmappable, intake",
             "SELECT seq, unmappable, intake FROM events WHERE seq IN (SELECT id FROM {ids})",
-            ids=[kept.seq for kept, _ in today],
+            ids=list(seqs),
         )
     }
+
+
+def _judge(known: _Known, today: Sequence[tuple[KeptEvent, Remapped]], plan: Plan) -> Iterator[Difference]:
+    """What the events as a whole are taken as."""
     for kept, what in today:
-        if known.get(kept.seq) == (what.unmappable, what.taken_as):
+        if known[kept.seq] == (what.unmappable, what.taken_as):
             continue
         plan.judged.append((kept.seq, what.unmappable, what.taken_as))
-        if known.get(kept.seq, (None,))[0] != what.unmappable:
+        if known[kept.seq][0] != what.unmappable:
             note = what.unmappable or "can be mapped now"
             yield Difference(kept.event_id, kept.source, "unmappable", note=note)
 

@@ -26,6 +26,8 @@ metadata = MetaData()
 
 #: The migration that this code needs; `migrations/versions` holds it.
 HEAD = "0001"
+#: Stands for the version of a journal that is being carried over (`moving`): no program serves or migrates it.
+MOVING = "moving"
 
 
 class State(IntEnum):

@@ -35,13 +35,13 @@ class Left:
 
 def stage(connection: Connection, events: Sequence[Event], *, now_us: int) -> int:
     """Keep these events until they are merged; returns the row's id."""
-    done = run(
+    [(number,)] = fetch(
         connection,
-        "INSERT INTO staged (received_us, events) VALUES (:now, :events)",
+        "INSERT INTO staged (received_us, events) VALUES (:now, :events) RETURNING id",
         now=now_us,
         events=encode(events),
     )
-    return int(done.lastrowid)
+    return int(number)
 
 
 def unstage(connection: Connection, ids: Iterable[int]) -> None:

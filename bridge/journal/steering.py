@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 import orjson
 from sqlalchemy.engine import Connection
 
-from bridge.journal.database import fetch, run
+from bridge.journal.database import fetch, is_postgresql, run
+from bridge.journal.locking import lock_dispatcher, lock_records, take_turns
 from bridge.journal.upkeep import OPERATOR, load_pauses
 from bridge.model import Pause, Scope
 
@@ -36,6 +37,7 @@ class Resynced:
 
     records: int = 0
     values: int = 0
+    after: int = 0  # where to go on; 0 at the end
 
 
 def _conditions(chosen: Known) -> tuple[str, dict[str, object]]:
@@ -66,10 +68,11 @@ def count(connection: Connection, chosen: Known) -> Resynced:
 
 def step(connection: Connection, chosen: Known, *, after: int, now_us: int) -> tuple[Resynced, int]:
     """Send the next `STEP` records once more; returns what that was, and where to go on (0 at the end)."""
+    take_turns(connection)
     conditions, parameters = _conditions(chosen)
-    refs: Sequence[int] = [
-        ref
-        for (ref,) in fetch(
+
+    def known() -> list[int]:
+        rows = fetch(
             connection,
             f"""SELECT r.id FROM records r JOIN lanes l ON l.id = r.lane
                  WHERE r.id > :after AND EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND {conditions})
@@ -78,7 +81,14 @@ def step(connection: Connection, chosen: Known, *, after: int, now_us: int) -> t
             step=STEP,
             **parameters,
         )
-    ]
+        return [ref for (ref,) in rows]
+
+    refs = known()
+    locked: set[int] = set()
+    while is_postgresql(connection) and not locked.issuperset(refs):  # what was just delivered is known too
+        lock_records(connection, refs)
+        locked.update(refs)
+        refs = known()
     run(connection, "UPDATE records SET n = n + 1 WHERE id IN (SELECT id FROM {ids})", ids=refs)
     source = "" if chosen.source is None else "AND desired.source = :source"
     values = run(
@@ -109,6 +119,7 @@ def pause(connection: Connection, object_type: str | None, detail: str, *, now_u
     """Stop delivery, or that of one object type; a stop that holds already gets the new detail."""
     scope = Scope.ALL if object_type is None else Scope.OBJECT_TYPE
     made = Pause(scope, object_type or "", OPERATOR, detail, since_us=now_us, until_us=None)
+    lock_dispatcher(connection)
     stored = load_pauses(connection)
     for held in stored:
         if _address(held) == _address(made):
@@ -119,6 +130,7 @@ def pause(connection: Connection, object_type: str | None, detail: str, *, now_u
 
 def resume(connection: Connection, object_type: str | None) -> list[Pause]:
     """End people's pauses, all of them or that of one object type; returns those that ended."""
+    lock_dispatcher(connection)
     stored = load_pauses(connection)
     over = [
         held

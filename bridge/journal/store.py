@@ -10,31 +10,43 @@ Thread-safe. Open it after `fork`.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
+from sqlalchemy.engine import Connection
+
 from bridge.errors import JournalError, JournalFullError
-from bridge.journal import appending, delivering, event_log, overview, retry_log, steering, stories, upkeep
+from bridge.journal import acts, appending, delivering, event_log, overview, retry_log, steering, stories, upkeep
+from bridge.journal.acts import Act
 from bridge.journal.appending import Appended
-from bridge.journal.database import Database, fetch, run
+from bridge.journal.database import fetch, open_database
+from bridge.journal.due import DueScan, due
 from bridge.journal.event_log import EventFilter, Logged
 from bridge.journal.kept import Remap
+from bridge.journal.locking import fence
 from bridge.journal.remapping import CHANGES, Difference, Remapping
-from bridge.journal.retry_log import Discarded, Entry, Filter, Replayed
+from bridge.journal.retry_log import Chosen, Discarded, Entry, Filter, Reference, Replayed
 from bridge.journal.room import Room
 from bridge.journal.staging import SLICE_EVENTS, oldest_left, stage, unmergeable, unstage
 from bridge.journal.steering import Known, Resynced
-from bridge.journal.upkeep import DAY_US, Figures, Retention, give_back
+from bridge.journal.upkeep import DAY_US, Figures, Retention
 from bridge.model import Call, Clock, Due, Event, Lane, Outcome, Pause, PendingRecord, to_us
 from bridge.settings import Journal as JournalSettings
 
+#: Share of `max_size` from which on settled events go before `retention` is over: intake need not be refused then.
+EARLY_AT = 0.9
 #: Intake reopens when the journal has fallen to this share of its limits.
 REOPEN_AT = 0.95
 #: A due time further ahead than this (or than retry.max) comes from a wrong clock.
 DUE_HORIZON_S = 600.0
 #: No call lasts longer; it began so long before its failure at most.
 CALL_LASTS_S = 60.0
+#: How long a database that is out of reach is tried again: intake must answer its senders; a call that is about to
+#: begin must be as old as its doubt; what a call did is worth waiting for, because it would be sent again.
+INTAKE_PATIENCE_S, TAKE_PATIENCE_S, SETTLE_PATIENCE_S = 1.0, 5.0, 20.0
 
 
 class Watcher(Protocol):
@@ -58,16 +70,20 @@ class Journal:
         retry_max_s: float = DUE_HORIZON_S,
         watcher: Watcher | None = None,
     ) -> None:
-        self._database = Database(settings.url, troubled=self._troubled)
+        self._database = open_database(settings.url, troubled=self._troubled)
         self._settings = settings
         self._clock = clock
         self._watcher = watcher
         self._horizon_us = to_us(max(retry_max_s, DUE_HORIZON_S))
         self._lanes: dict[int, Lane] = {}  # lanes are never changed or removed: a cache cannot be stale
         self._lanes_lock = threading.Lock()
+        self._due_scan = DueScan(clock.monotonic)
         self._retention = Retention()
         self._full = False
         self._figures: tuple[float, Figures, int] | None = None
+        # What calls do must survive all but a power cut, in which it is sent again.
+        self._calls_durable = not self._database.relaxed_outlives_crash
+        self._epoch: int | None = None  # of the dispatcher's term, see `under`
 
     # --- intake ---
 
@@ -87,12 +103,16 @@ class Journal:
         if not admitted:
             self.refuse_if_full()
         started = self._clock.monotonic()
-        with self._database.write() as connection:
+
+        def work(connection: Connection) -> Appended:
             now_us = self._now_us()
             appended = appending.append(connection, events, now_us=now_us)
             appended.staged = [stage(connection, rest, now_us=now_us) for rest in staging]
             if staged:
                 unstage(connection, staged)
+            return appended
+
+        appended = self._database.transact(work, patience_s=INTAKE_PATIENCE_S)
         if self._watcher is not None:
             self._watcher.committed(self._clock.monotonic() - started, appended)
         return appended
@@ -155,32 +175,59 @@ class Journal:
     def due(self, *, limit: int, exclude: Collection[int]) -> Sequence[Due]:
         """For every (lane, source) its `limit` oldest due records, leaving out those in `exclude`."""
         with self._database.read() as connection:
-            return delivering.due(
+            return due(
                 connection,
                 lambda number: self._lane(connection, number),
                 limit=limit,
                 exclude=exclude,
                 now_us=self._now_us(),
                 horizon_us=self._horizon_us,
+                scan=self._due_scan,
             )
 
     def take(self, refs: Sequence[int], *, began_at_us: int) -> Sequence[PendingRecord]:
         """Read these records with their pending values and mark them as being in a call."""
-        with self._database.write(durable=False) as connection:
-            return delivering.take(
-                connection, lambda number: self._lane(connection, number), refs, began_us=began_at_us
-            )
+        tried: dict[int, PendingRecord] = {}
+
+        def work(connection: Connection) -> list[PendingRecord]:
+            self._fence(connection)
+            lane = partial(self._lane, connection)
+            taken = delivering.take(connection, lane, refs, began_us=began_at_us)
+            taken = [delivering.taken_again(record, tried.get(record.ref), began_us=began_at_us) for record in taken]
+            tried.update((record.ref, record) for record in taken)
+            return taken
+
+        # Doubt must not be forgotten while its call goes on.
+        return self._database.transact(work, durable=self._calls_durable, patience_s=TAKE_PATIENCE_S)
 
     def settle(
         self, taken: Sequence[PendingRecord], outcomes: Sequence[Outcome], *, call: Call | None, doubtful: bool
     ) -> None:
         """Write down what one call did, in one transaction."""
-        with self._database.write(durable=False) as connection:
-            settled = delivering.settle(
-                connection, taken, outcomes, call=call, doubtful=doubtful, now_us=self._now_us()
-            )
+        tried: list[delivering.Settled] = []
+
+        def work(connection: Connection) -> delivering.Settled:
+            self._fence(connection)
+            if not tried or call is None or not delivering.was_settled(connection, taken, outcomes, call):
+                tried.append(
+                    delivering.settle(connection, taken, outcomes, call=call, doubtful=doubtful, now_us=self._now_us())
+                )
+            return tried[-1]
+
+        settled = self._database.transact(work, durable=self._calls_durable, patience_s=SETTLE_PATIENCE_S)
         if self._watcher is not None:
             self._watcher.settled(settled)
+
+    def under(self, epoch: int | None) -> Journal:
+        """The same journal for one term of the dispatcher: what it takes, settles and notes is refused with a
+        JournalTermError once the term is over. None: no other process can deliver.
+        """
+        journal = copy.copy(self)
+        journal._epoch = epoch  # noqa: SLF001 (one of us)
+        return journal
+
+    def _fence(self, connection: Connection, *, alone: bool = False) -> None:
+        fence(connection, self._epoch, alone=alone)
 
     def _lane(self, connection: Any, number: int) -> Lane:
         with self._lanes_lock:
@@ -193,13 +240,21 @@ class Journal:
 
     def clock_was_set(self, by_us: int) -> None:
         """The wall clock was set by so much: doubts are as old as before, by the new time."""
-        with self._database.write(durable=False) as connection:
+
+        def work(connection: Connection) -> None:
+            self._fence(connection)
             delivering.shift_doubts(connection, by_us)
+
+        self._database.transact(work, durable=False)
 
     def save_pauses(self, pauses: Sequence[Pause]) -> None:
         """Keep these pauses, for a restart and for every worker's status; those of people stay as they are."""
-        with self._database.write(durable=False) as connection:
+
+        def work(connection: Connection) -> None:
+            self._fence(connection, alone=True)
             upkeep.save_pauses(connection, pauses)
+
+        self._database.transact(work, durable=False)
 
     def load_pauses(self) -> Sequence[Pause]:
         """The pauses last saved."""
@@ -211,6 +266,11 @@ class Journal:
         with self._database.read() as connection:
             return upkeep.calls_since(connection, since_us)
 
+    def call_starts(self, since_us: int) -> Sequence[int]:
+        """When the calls began that did so at this time or later and were settled."""
+        with self._database.read() as connection:
+            return upkeep.call_starts(connection, since_us)
+
     def load_secret(self, name: str) -> str | None:
         """What `save_secret` kept under this name; None when there is nothing."""
         with self._database.read() as connection:
@@ -218,8 +278,7 @@ class Journal:
 
     def save_secret(self, name: str, value: str) -> None:
         """Keep a secret over restarts, with fsync. It must never be shown."""
-        with self._database.write() as connection:
-            upkeep.save_meta(connection, name, value)
+        self._database.transact(lambda connection: upkeep.save_meta(connection, name, value))
 
     # --- retry log ---
 
@@ -228,15 +287,22 @@ class Journal:
         with self._database.read() as connection:
             return retry_log.entries(connection, chosen, limit=limit, offset=offset)
 
+    def references(
+        self, chosen: Filter, *, after: Reference | None = None, limit: int | None = None
+    ) -> list[Reference]:
+        """The same entries by their ids alone, for acts; those that come after one if it is given."""
+        with self._database.read() as connection:
+            return retry_log.references(connection, chosen, after=after, limit=limit)
+
     def count_entries(self, chosen: Filter) -> int:
         """How many entries `chosen` means."""
         with self._database.read() as connection:
             return overview.count(connection, chosen)
 
-    def groups(self, chosen: Filter) -> list[overview.Group]:
-        """The entries that `chosen` means by category and message, the largest group first."""
+    def overview(self, chosen: Filter, *, limit: int, offset: int = 0) -> overview.Overview:
+        """The entries that `chosen` means by category and message, and a page of them, oldest failure first."""
         with self._database.read() as connection:
-            return overview.groups(connection, chosen)
+            return overview.overview(connection, chosen, limit=limit, offset=offset)
 
     def payloads(self, entry: Entry) -> dict[str, str]:
         """The kept payloads of an entry's events."""
@@ -252,7 +318,7 @@ class Journal:
             return overview.calls(connection, int(number), since_us=entry.first_failed_us - to_us(CALL_LASTS_S))
 
     def replay(
-        self, chosen: Sequence[Entry], remap: Remap, *, progress: Callable[[int], None] = lambda _: None
+        self, chosen: Sequence[Chosen], remap: Remap, *, progress: Callable[[int], None] = lambda _: None
     ) -> Replayed:
         """Map these entries' events again and make everything due now, in small transactions.
 
@@ -266,8 +332,7 @@ class Journal:
             parked = sum(entry.state == "parked" for entry in step)
             if parked:  # what is retried is pending already, and may be hastened whenever
                 room.check(done=f" ({done.entries} of {len(chosen)} entries are replayed)")
-            with self._database.write() as connection:
-                part = retry_log.replay(connection, step, remap, now_us=self._now_us())
+            part = self._database.transact(partial(retry_log.replay, chosen=step, remap=remap, now_us=self._now_us()))
             done.entries += part.entries
             done.events += part.events
             done.unmapped += part.unmapped
@@ -276,25 +341,41 @@ class Journal:
             progress(len(step))
         return done
 
-    def discard(self, chosen: Sequence[Entry]) -> int:
+    def discard(self, chosen: Sequence[Chosen]) -> int:
         """Give these entries up for good; returns how many values and events that were."""
-        return self._discard(chosen, Filter(), lambda _: None).values
+        return self.discard_still(chosen, Filter()).values
 
     def discard_all(self, chosen: Filter, *, progress: Callable[[int], None] = lambda _: None) -> Discarded:
-        """Give up what the filter means, in small transactions. Each applies it anew: a record that a newer event or
-        a delivery took out of the retry log meanwhile is left alone.
-        """
-        return self._discard(self.entries(chosen), chosen, progress)
+        """Give up what the filter means."""
+        return self.discard_still(self.references(chosen), chosen, progress=progress)
 
-    def _discard(self, found: Sequence[Entry], still: Filter, progress: Callable[[int], None]) -> Discarded:
+    def discard_still(
+        self, found: Sequence[Chosen], still: Filter, *, progress: Callable[[int], None] = lambda _: None
+    ) -> Discarded:
+        """Give up those of these entries that the filter means, in small transactions. Each applies it anew: a record
+        that a newer event or a delivery took out of the retry log meanwhile is left alone.
+        """
         done = Discarded()
         for step in retry_log.steps(found):
-            with self._database.write() as connection:
-                part = retry_log.discard(connection, [entry.id for entry in step], still, now_us=self._now_us())
+            ids = [entry.id for entry in step]
+            part = self._database.transact(partial(retry_log.discard, ids=ids, chosen=still, now_us=self._now_us()))
             done.entries += part.entries
             done.values += part.values
             progress(len(step))
         return done
+
+    def begin_act(self, act: Act) -> bool:
+        """Remember what a person does to many entries; False while another act goes on."""
+        return self._database.transact(lambda connection: acts.begin(connection, act))
+
+    def tell_act(self, act: Act) -> None:
+        """Remember how far it came."""
+        self._database.transact(lambda connection: acts.tell(connection, act), durable=False)
+
+    def latest_act(self) -> Act | None:
+        """The act that began last, and how far it came."""
+        with self._database.read() as connection:
+            return acts.latest(connection)
 
     # --- event log and undo ---
 
@@ -305,18 +386,26 @@ class Journal:
 
     def events(self, chosen: EventFilter, *, after: int = 0) -> Iterator[Logged]:
         """The events that `chosen` means, in the order of their arrival, page by page."""
-        for page in self._event_pages(chosen, after):
+        for page, _ in self._event_pages(chosen, after):
             yield from page
+
+    def recent_events(self, number: int) -> list[Logged]:
+        """The events that came last, newest first; at most `event_log.PAGE`."""
+        with self._database.read() as connection:
+            after = max(0, event_log.newest(connection) - number)
+            found, *_ = event_log.page(connection, EventFilter(), after=after)
+        return found[::-1][:number]
 
     def _event_pages(
         self, chosen: EventFilter, after: int = 0, looked_at: Callable[[int], None] = lambda _: None
-    ) -> Iterator[list[Logged]]:
+    ) -> Iterator[tuple[list[Logged], int]]:
+        """Pages, each with where the next one begins (0 at the end)."""
         with self._database.read() as connection:
             upto = event_log.newest(connection)
         while True:
             with self._database.read() as connection:
                 found, looked, following = event_log.page(connection, chosen, after=after, upto=upto)
-            yield found
+            yield found, following
             looked_at(looked)
             if not following:
                 return
@@ -328,28 +417,38 @@ class Journal:
         remap: Remap,
         *,
         dry_run: bool = False,
+        after: int = 0,
+        enough: Callable[[], bool] = lambda: False,
         differences: Callable[[Sequence[Difference]], None] = lambda _: None,
         progress: Callable[[int], None] = lambda _: None,
     ) -> Replayed:
         """Map kept events again, in small transactions; values that they set are replaced or withdrawn, newer ones
-        never. `differences` is told what changes, step by step.
+        never. `differences` is told what changes, step by step. It begins after the event of this `seq` and ends
+        between two steps when it is `enough`; then `after` of what is returned tells where to go on.
 
         Raises JournalFullError between two steps when the journal is full, lest it stop intake.
         """
         remapping = Remapping(remap, dry_run=dry_run)
         done, room = Replayed(), self._room()
-        for page in self._event_pages(chosen, looked_at=progress):
+        for page, following in self._event_pages(chosen, after, looked_at=progress):
             with self._database.read() as connection:
                 mapped = remapping.read(connection, [event.seq for event in page])
             if not dry_run:
                 room.check(done=f" ({done.events} events are replayed)")
-            with self._database.read() if dry_run else self._database.write() as connection:
-                remade = remapping.step(connection, mapped, now_us=self._now_us())
+            step = partial(remapping.step, mapped=mapped, now_us=self._now_us())
+            if dry_run:
+                with self._database.read() as connection:
+                    remade = step(connection)
+            else:
+                remade = self._database.transact(step)
             done.events += remade.events
             done.unmapped += remade.unmapped
             done.merged.add(remade.merged)
             differences(remade.differences)
             room.made_pending(len({found.record for found in remade.differences if found.what in CHANGES}))
+            done.after = following
+            if enough():
+                break
         return done
 
     def count_known(self, chosen: Known) -> Resynced:
@@ -357,24 +456,34 @@ class Journal:
         with self._database.read() as connection:
             return steering.count(connection, chosen)
 
-    def resync(self, chosen: Known, *, progress: Callable[[int], None] = lambda _: None) -> Resynced:
-        """Make delivered values pending again, in small transactions; `progress` is told of records.
+    def resync(
+        self,
+        chosen: Known,
+        *,
+        after: int = 0,
+        enough: Callable[[], bool] = lambda: False,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> Resynced:
+        """Make delivered values pending again, in small transactions; `progress` is told of records. It ends between
+        two steps when it is `enough`; then `after` of what is returned is what to go on with.
 
         Raises JournalFullError before it begins when that would fill the journal and so stop intake, and between two
         steps when something else filled it meanwhile.
         """
         room = self._room()
-        room.check(wanted=self.count_known(chosen).records)
-        done, after = Resynced(), 0
+        if not after:
+            room.check(wanted=self.count_known(chosen).records)
+        done = Resynced(after=after)
         while True:
             room.check(done=f" ({done.records} records are due)")
-            with self._database.write() as connection:
-                part, after = steering.step(connection, chosen, after=after, now_us=self._now_us())
+            part, done.after = self._database.transact(
+                partial(steering.step, chosen=chosen, after=done.after, now_us=self._now_us())
+            )
             done.records += part.records
             done.values += part.values
             room.made_pending(part.records)
             progress(part.records)
-            if not after:
+            if not done.after or enough():
                 return done
 
     def _room(self) -> Room:
@@ -386,13 +495,13 @@ class Journal:
 
     def pause(self, object_type: str | None = None, *, detail: str = "") -> Pause:
         """Stop delivery, or that of one object type, until a person ends it; with fsync."""
-        with self._database.write() as connection:
-            return steering.pause(connection, object_type, detail, now_us=self._now_us())
+        return self._database.transact(
+            lambda connection: steering.pause(connection, object_type, detail, now_us=self._now_us())
+        )
 
     def resume(self, object_type: str | None = None) -> list[Pause]:
         """End people's pauses, all of them or that of one object type; returns those that ended."""
-        with self._database.write() as connection:
-            return steering.resume(connection, object_type)
+        return self._database.transact(lambda connection: steering.resume(connection, object_type))
 
     # --- stories ---
 
@@ -417,22 +526,33 @@ class Journal:
         """Count the gauges anew and keep them for everyone. `sources` are the configured ones."""
         with self._database.read() as connection:
             figures = upkeep.count(connection, delivery=delivery or {}, sources=sources, now_us=self._now_us())
-        with self._database.write(durable=False) as connection:
+
+        def work(connection: Connection) -> None:
+            self._fence(connection, alone=True)
             upkeep.save_figures(connection, figures)
+
+        self._database.transact(work, durable=False)
         return figures
 
     def prune(self) -> int:
-        """One small step of retention; returns how many rows and pages went: 0 when there was nothing to do."""
+        """One small step of retention; returns how many rows and pages went: 0 when there was nothing to do. Settled
+        events go before their time while the journal is near `max_size`, the oldest first.
+        """
         now_us = self._now_us()
-        with self._database.write(durable=False) as connection:
+        _, size = self._cached_figures()
+        is_near = size >= self._settings.max_size * EARLY_AT
+        retention_us = 0 if is_near else to_us(self._settings.retention_s)
+
+        def work(connection: Connection) -> int:
             pruned = self._retention.step(
                 connection,
-                events_before_us=now_us - to_us(self._settings.retention_s),
+                events_before_us=now_us - retention_us,
                 day_began_us=now_us - now_us % DAY_US,
                 values_before_us=now_us - to_us(self._settings.remember_s),
             )
-            given_back = give_back(connection)
-        return pruned + given_back
+            return pruned + self._database.give_back(connection)
+
+        return self._database.transact(work, durable=False)
 
     def size(self) -> int:
         """Bytes on disk."""
@@ -440,9 +560,7 @@ class Journal:
 
     def check_writable(self) -> None:
         """Raise a JournalError unless a transaction can be committed, with fsync, now."""
-        with self._database.write() as connection:
-            run(connection, "UPDATE dispatcher SET id = 1 WHERE id = 1")
-        self._database.check_room()
+        self._database.check_writable()
 
     def close(self) -> None:
         """Close the database; the object cannot be used afterwards."""

@@ -112,7 +112,7 @@ def _taker(connection: Connection, ref: int, rank: tuple[int, int], name: str) -
     """The event that took a value's place first, as (when, id, source); when is 0 if it came before the value did."""
     statement = """SELECT e.received_us, e.event_id, e.source FROM asks a JOIN events e ON e.seq = a.event
                     WHERE a.record = :ref AND (a.time_us, a.n) > (:time_us, :n) AND a.n {} :n
-                      AND EXISTS (SELECT 1 FROM json_each(a.properties) AS j WHERE j.value = :name)
+                      AND EXISTS (SELECT 1 FROM {{names:a.properties}} AS j WHERE j.value = :name)
                     ORDER BY {} LIMIT 1"""
     for side, order in (("<", "a.time_us DESC, a.n DESC"), (">", "a.n")):
         for received_us, event_id, source in fetch(
@@ -141,8 +141,9 @@ def _delivering_call(
     rows = fetch(
         connection,
         """SELECT c.id FROM (SELECT * FROM calls WHERE started_us >= :from_us AND started_us < :until_us
-                              ORDER BY started_us LIMIT :searched) AS c, json_each(c.inputs) AS input
-            WHERE input.value ->> 0 = :ref AND input.value ->> 1 >= :n AND input.value ->> 2 = 'delivered'
+                              ORDER BY started_us LIMIT :searched) AS c CROSS JOIN {list:c.inputs} AS input
+            WHERE cast(input.value ->> 0 AS bigint) = :ref
+              AND cast(input.value ->> 1 AS bigint) >= :n AND input.value ->> 2 = 'delivered'
             LIMIT 1""",
         from_us=from_us,
         until_us=until_us if until_us is not None else 2**62,
@@ -159,7 +160,8 @@ def of_record(connection: Connection, record: str) -> list[dict[str, Any]]:
     for ref, object_type, id_property, attempts, category, message, parked_us, retry_us in fetch(
         connection,
         """SELECT r.id, l.object_type, l.id_property, r.attempts, r.category, r.message, r.parked_us, r.retry_us
-             FROM lanes l JOIN records r ON r.lane = l.id AND r.record = :record ORDER BY r.id""",
+             FROM records r JOIN lanes l ON l.id = r.lane
+            WHERE r.lane IN (SELECT id FROM lanes) AND r.record = :record ORDER BY r.id""",  # by the index of both
         record=record,
     ):
         values = fetch(

@@ -7,7 +7,6 @@ transaction and goes on where the last one stopped, so that a long retry log is 
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -18,15 +17,11 @@ from sqlalchemy.engine import Connection
 
 from bridge.journal import history, retry_log
 from bridge.journal.database import fetch, one, run
+from bridge.journal.locking import lock_outdated, take_turns
 from bridge.model import Pause, Scope
 
 #: Rows looked at in one step of retention: a few milliseconds under the transaction lock.
 STEP_ROWS = 500
-#: Pages given back to the file system in one step, and how long that may take: beside a busy thread sqlite3 waits
-#: for the interpreter's lock after each.
-VACUUM_PAGES, VACUUM_S = 256, 0.005
-#: Free pages that are kept for what comes next.
-SPARE_PAGES = 256
 #: Events per second are counted over this long.
 RATE_US = 10 * 1_000_000
 DAY_US = 86_400 * 1_000_000
@@ -177,6 +172,11 @@ def calls_since(connection: Connection, since_us: int) -> int:
     return int(fetch(connection, "SELECT count(*) FROM calls WHERE started_us >= :since", since=since_us)[0][0])
 
 
+def call_starts(connection: Connection, since_us: int) -> list[int]:
+    rows = fetch(connection, "SELECT started_us FROM calls WHERE started_us >= :since", since=since_us)
+    return [int(started_us) for (started_us,) in rows]
+
+
 def load_meta(connection: Connection, name: str) -> str | None:
     row = one(connection, "SELECT value FROM meta WHERE name = :name", name=name)
     return None if row is None else str(row["value"])
@@ -204,6 +204,7 @@ class Retention:
 
     def step(self, connection: Connection, *, events_before_us: int, values_before_us: int, day_began_us: int) -> int:
         """Prune one small portion; returns how many rows went. Today's calls stay: they are counted."""
+        take_turns(connection)
         pruned = self._events(connection, events_before_us)
         pruned += self._values(connection, values_before_us)
         pruned += run(
@@ -266,6 +267,7 @@ class Retention:
         refs = [ref for ref, _ in looked_at]
         if not refs:
             return 0
+        lock_outdated(connection, refs, before_us=before_us)
         pruned = run(
             connection,
             """DELETE FROM desired WHERE record IN (SELECT id FROM {ids}) AND state IN (1, 3, 4)
@@ -284,15 +286,3 @@ class Retention:
                 ids=old,
             ).rowcount
         return pruned
-
-
-def give_back(connection: Connection) -> int:
-    """Give free pages back to the file system, if there are many; returns how many went."""
-    free = int(fetch(connection, "PRAGMA freelist_count")[0][0])
-    raw: Any = connection.connection.dbapi_connection
-    given, until = 0, time.monotonic() + VACUUM_S
-    while given < min(free - SPARE_PAGES, VACUUM_PAGES) and time.monotonic() < until:
-        # One page at a time: the pragma yields a row without columns for each, after which sqlite3 ends it.
-        raw.execute("PRAGMA incremental_vacuum(1)")
-        given += 1
-    return given

@@ -1,23 +1,27 @@
 """The journal's version: made or migrated once by the master before it forks; commands only check it.
 
 The schema only grows, so that version N's journal works with N-1's code: a rollback of the service needs no
-rollback of the journal, as long as the newer migrations are marked additive. A journal whose version this
-code has never heard of is refused and left untouched.
+rollback of the journal, and during a rolling update both serve. Such a migration is additive, and says so by keeping
+the first two digits of the version. A journal of any other version that this code has never heard of is refused and
+left untouched.
 """
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Protocol
 
 from sqlalchemy.engine import Connection
 
 from bridge.errors import JournalLockedError, JournalVersionError
 from bridge.journal import inspection
-from bridge.journal.database import Database, fetch, refuse_mark, run
+from bridge.journal.database import fetch, on_postgresql, run
 from bridge.journal.locks import FileLock, Mark, TransactionLock, holder
 from bridge.journal.place import check_folder, sqlite_path
-from bridge.journal.schema import HEAD
+from bridge.journal.schema import HEAD, MOVING
+from bridge.journal.sqlite import SqliteDatabase, refuse_mark
+from bridge.model import Clock
 
 #: Every version that this code can read, oldest first.
 KNOWN = ("0001",)
@@ -25,6 +29,8 @@ KNOWN = ("0001",)
 
 def check_place(url: str) -> None:
     """Raise JournalUnavailableError, with what to change, unless a journal can be kept there."""
+    if on_postgresql(url):
+        return  # `prepare` asks the database
     check_folder(sqlite_path(url))
 
 
@@ -34,19 +40,24 @@ def prepare(url: str) -> None:
     Raises JournalUnavailableError (folder missing, read-only …), JournalVersionError (written by a newer
     version), JournalError (damaged, not a journal), each with what to change; then the file was not touched.
     """
+    if on_postgresql(url):
+        from bridge.journal import postgresql_versions
+
+        postgresql_versions.prepare(url)
+        return
     check_place(url)
-    database = Database(url)
+    database = SqliteDatabase(url)
     try:
         with database.lock.held():
             mark = database.lock.mark
             refuse_mark(database.path, mark)
-            _refuse_unknown(inspection.inspect(database.path, mark=mark, thoroughly=True), database.path)
+            refuse_unknown(inspection.inspect(database.path, mark=mark, thoroughly=True), database.path)
             if not database.path.exists():
                 database.lock.mark = Mark.NEW
                 database.path.touch(0o600)
         with database.write() as connection:
-            if _version(connection) != HEAD:
-                _migrate(connection)
+            if not suffices(_version(connection)):
+                migrate(connection)
                 run(connection, "INSERT INTO dispatcher (id) VALUES (1) ON CONFLICT (id) DO NOTHING")
         with database.lock.held():
             database.lock.mark = Mark.KEPT
@@ -56,18 +67,32 @@ def prepare(url: str) -> None:
 
 def check(url: str) -> None:
     """Raise JournalVersionError unless the journal is there and of this version: commands never migrate."""
+    if on_postgresql(url):
+        from bridge.journal import postgresql_versions
+
+        postgresql_versions.check(url)
+        return
     path = sqlite_path(url)
     if not path.exists():
         raise JournalVersionError(
             f"there is no journal at {path}: start `partner-bridge serve` once, or change journal.url"
         )
     version = inspection.inspect(path)
-    _refuse_unknown(version, path)
-    if version != HEAD:
+    refuse_unknown(version, path)
+    if not suffices(version):
         raise JournalVersionError(
             f"the journal {path} has version {version or 'none'}, this program needs {HEAD}: "
             "start `partner-bridge serve` of this version once, it migrates the journal"
         )
+
+
+def weaknesses(url: str) -> list[str]:
+    """Why less than a commit on disk is promised there, one sentence each."""
+    if on_postgresql(url):
+        from bridge.journal import postgresql_versions
+
+        return postgresql_versions.weaknesses(url)
+    return []
 
 
 def trust_again(url: str) -> bool:
@@ -91,15 +116,26 @@ def _version(connection: Connection) -> str | None:
     return str(rows[0][0]) if rows else None
 
 
-def _refuse_unknown(version: str | None, path: Path) -> None:
-    if version is not None and version not in KNOWN:
+def suffices(version: str | None) -> bool:
+    """Whether this code works on a journal of this version: its own, or what additive migrations made of that."""
+    return version is not None and version[:2] == HEAD[:2] and version >= HEAD
+
+
+def refuse_unknown(version: str | None, path: Path | str) -> None:
+    """Raise JournalVersionError for a version that this code has never heard of."""
+    if version == MOVING:
+        raise JournalVersionError(
+            f"a move to the journal {path} was cut short: run `partner-bridge migrate --to …` again, it goes on there"
+        )
+    if version is not None and version not in KNOWN and not suffices(version):
         raise JournalVersionError(
             f"the journal {path} was written by a newer Partner Bridge (version {version}; this one knows "
             f"{HEAD}); it was left untouched: run the newer program, or restore a backup"
         )
 
 
-def _migrate(connection: Connection) -> None:
+def migrate(connection: Connection) -> None:
+    """Bring the tables up to `HEAD` in the open transaction."""
     from alembic import command
     from alembic.config import Config
 
@@ -139,6 +175,53 @@ class ServiceLock:
         self._lock.close()
 
 
+class NoServiceLock:
+    """On PostgreSQL any number of services share the journal."""
+
+    def acquire(self) -> None: ...
+
+    def release(self) -> None: ...
+
+
+def service_lock(url: str) -> ServiceLock | NoServiceLock:
+    """What keeps a second service away from the journal, where there may be only one."""
+    return NoServiceLock() if on_postgresql(url) else ServiceLock(url)
+
+
+class DispatchClaim(Protocol):
+    """A process's claim to be the one that delivers. Made after `fork`."""
+
+    @property
+    def epoch(self) -> int | None:
+        """What `Journal.under` is told; None: no other process can take over while this one lives."""
+        ...
+
+    def acquire(self) -> bool:
+        """Whether this process is the dispatcher now; never waits for another. May raise JournalError."""
+        ...
+
+    def held(self) -> bool:
+        """False when it was acquired and another process has taken over since."""
+        ...
+
+    def may_call(self) -> bool:
+        """Whether a call may be sent now: asked just before each."""
+        ...
+
+    def release(self) -> None:
+        """Let another process take over at once."""
+        ...
+
+
+def dispatch_claim(url: str, *, clock: Clock) -> DispatchClaim:
+    """A claim to deliver from this journal."""
+    if on_postgresql(url):
+        from bridge.journal.term import Term
+
+        return Term(url, clock=clock)
+    return DispatchLock(url)
+
+
 class DispatchLock:
     """Held by the one process that delivers; freed by the kernel when it dies."""
 
@@ -152,6 +235,16 @@ class DispatchLock:
         Nobody is while the journal is not there: a lock beside nothing would make a second dispatcher once it is back.
         """
         return self._path.exists() and self._lock.acquire(wait=False)
+
+    @property
+    def epoch(self) -> None:
+        return None
+
+    def held(self) -> bool:
+        return True
+
+    def may_call(self) -> bool:
+        return True
 
     def holder(self) -> int | None:
         """The process that delivers, None when none does; 0 where it cannot be named."""

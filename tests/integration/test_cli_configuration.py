@@ -170,6 +170,13 @@ def test_init_writes_a_secret_that_only_its_owner_reads(capsys: pytest.CaptureFi
     assert text not in "".join(capsys.readouterr())
 
 
+def test_init_names_the_secret_that_the_sender_gives(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["init", "--from", "hubspot"]) == 0
+    told = capsys.readouterr().out
+    assert "put the client secret of your HubSpot app in its place before you go live" in told
+    assert "Hubspot" not in told
+
+
 def test_init_never_overwrites(capsys: pytest.CaptureFixture[str]) -> None:
     Path("bridge.yaml").write_text("mine: 1\n", encoding="utf-8")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,18 @@ from werkzeug.test import Client, TestResponse
 
 from bridge.config import load_settings
 from bridge.journal import versions
+from bridge.journal.acts import Act
+from bridge.journal.event_log import EventFilter
 from bridge.journal.history import read
+from bridge.journal.kept import Remap
 from bridge.journal.retry_log import Filter
 from bridge.model import Delivered, Outcome, Parked, Reason, Refused, to_us
+from bridge.operations.console import retries
 from bridge.service import Service
 from bridge.settings import Secret
+from tests.backends import postgresql
 from tests.builders import LANE, call, event
+from tests.running import eventually
 
 HOSTILE = "<script>alert('ä')</script>"
 TOKEN = "an-admin-token-of-sixteen-or-more"
@@ -38,11 +46,17 @@ sources:
 
 @pytest.fixture
 def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    with filled(tmp_path, monkeypatch, CONFIG.replace("FOLDER", str(tmp_path))) as made:
+        yield made
+
+
+@contextmanager
+def filled(folder: Path, monkeypatch: pytest.MonkeyPatch, config: str) -> Iterator[Service]:
     """Three clients: one delivered, one that HubSpot does not know, one with a refused value; and a lost event."""
     monkeypatch.setenv("CRM_TOKEN", "a-token-for-the-sandbox")
     monkeypatch.setenv("ACME_SECRET", "a-secret-of-the-partner-acme")
-    (tmp_path / "bridge.yaml").write_text(CONFIG.replace("FOLDER", str(tmp_path)), encoding="utf-8")
-    settings = load_settings(tmp_path / "bridge.yaml")
+    (folder / "bridge.yaml").write_text(config, encoding="utf-8")
+    settings = load_settings(folder / "bridge.yaml")
     versions.prepare(settings.journal.url)
     made = Service(settings=settings)
     payload = '{"id": "%s", "client": "%s", "name": "New"}'
@@ -76,6 +90,7 @@ class Browser(Client):
     """Asks for pages, as browsers do."""
 
     def open(self, *args: Any, **options: Any) -> TestResponse:
+        options["environ_base"] = {"REMOTE_ADDR": "127.0.0.1"} | dict(options.get("environ_base") or {})
         accept = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
         return super().open(*args, **options | {"headers": accept | dict(options.get("headers") or {})})
 
@@ -95,21 +110,25 @@ def post(browser: Client, path: str, *, page: str = "/", **fields: Any) -> TestR
     return browser.post(path, data={"form_token": found[1], **fields})
 
 
-@pytest.mark.parametrize(
-    "path, shown",
-    [
-        ("/", ["Flow", "Parked", "3", "The last hour"]),
-        ("/sources", ["acme", "bearer"]),
-        ("/sources/acme", ["company_name", "Gold → gold", "acme_client_id", "type != &#39;ping&#39;"]),
-        ("/retries", ["OBJECT_NOT_FOUND", "VALIDATION_ERROR", "UNMAPPABLE", "Replay all 3"]),
-        ("/retries?category=VALIDATION_ERROR", ["unicorn is no option", "1 match"]),
-        ("/retries?record=nobody", ["Nothing matches"]),
-        ("/retries/record-2", ["evt-2", "c0ffee", "&#34;client&#34;"]),
-        ("/trace?id=evt-1", ["delivered", "c0ffee", "Globex"]),
-        ("/trace?id=9", ["refused", "unicorn", "evt-3"]),
-        ("/trace?id=nobody", ["no event and no record"]),
-    ],
-)
+PAGES = [
+    ("/", ["Flow", "Parked", "3", "The last hour"]),
+    ("/sources", ["acme", "bearer"]),
+    ("/sources/acme", ["company_name", "Gold → gold", "acme_client_id", "type != &#39;ping&#39;"]),
+    ("/retries", ["OBJECT_NOT_FOUND", "VALIDATION_ERROR", "UNMAPPABLE", "Replay all 3"]),
+    ("/retries?category=VALIDATION_ERROR", ["unicorn is no option", "1 match"]),
+    ("/retries?record=nobody", ["Nothing matches"]),
+    ("/retries?search=EVT-3", ["Nothing matches"]),
+    ("/retries?search=evt-3", ["1 matches", "unicorn is no option"]),
+    ("/retries?search=unicorn", ["1 matches"]),
+    ("/retries/record-2", ["evt-2", "c0ffee", "&#34;client&#34;"]),
+    ("/trace", ["What came last", "evt-4", "evt-1"]),
+    ("/trace?id=evt-1", ["delivered", "c0ffee", "Globex"]),
+    ("/trace?id=9", ["refused", "unicorn", "evt-3"]),
+    ("/trace?id=nobody", ["no event and no record"]),
+]
+
+
+@pytest.mark.parametrize("path, shown", PAGES)
 def test_every_page_shows_what_is_there(service: Service, path: str, shown: list[str]) -> None:
     """With a strict policy, nothing inline, and a partner's script as text."""
     answer = client(service).get(path)
@@ -121,6 +140,17 @@ def test_every_page_shows_what_is_there(service: Service, path: str, shown: list
     assert "unsafe" not in policy
     assert not re.search(r"<script(?! src=)|<style|\sstyle=|\son\w+=", answer.text)
     assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_every_page_on_postgresql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shows the same."""
+    with postgresql(tmp_path) as url:
+        config = CONFIG.replace("sqlite:///FOLDER/journal.db", url)
+        with filled(tmp_path, monkeypatch, config) as service:
+            browser = client(service)
+            for path, shown in PAGES:
+                text = browser.get(path).text
+                assert [told for told in shown if told not in text] == [], path
 
 
 def test_hostile_texts_are_shown_as_text(service: Service) -> None:
@@ -204,6 +234,147 @@ def test_a_selection_is_discarded_and_nothing_else(service: Service) -> None:
     )
     assert "2 of 2 discarded" in browser.get(meant.location).text
     assert [entry.id for entry in service.journal.entries(Filter())] == ["refused-3"]
+
+
+def park(service: Service, number: int) -> None:
+    """Events that no mapping takes to a record."""
+    service.journal.append([event(f"lost-{n}", updates=(), unmappable="no id") for n in range(number)])
+
+
+def begun(browser: Client, act: str, **chosen: Any) -> str:
+    """Where the browser is led that counted and confirmed an act."""
+    asked = post(browser, "/retries/confirm", page="/retries", act=act, **chosen)
+    assert "4\u202f00" in asked.text.split("<h1>")[1][:40]
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', asked.text.split("<main")[1]))
+    done = post(browser, "/retries/act", page="/retries", **fields | {"act": act})
+    assert done.status_code == 303
+    return str(done.location)
+
+
+def test_thousands_are_acted_on_in_the_background(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answer comes at once; a page that reads itself anew tells how far it is, whichever process is asked; the log
+    tells who did what to how many.
+    """
+    monkeypatch.setattr(retries, "SOON_S", 0.0)
+    park(service, 4_000)
+    browser = client(service)
+    gate, remap = threading.Event(), service._desk._make_remap
+
+    def late() -> Remap:  # asked for while no transaction is open
+        gate.wait(10)
+        return remap()
+
+    service._desk._make_remap = late
+    other = Service(settings=service._settings)
+    location = begun(browser, "replay", search="no id")
+    assert location.startswith("/retries/act/")
+    progress = Browser(other.admin).get(location)
+    assert (progress.status_code, progress.headers["Refresh"]) == (200, "1")
+    assert "of 4\u202f000 done" in progress.text
+    assert "Replaying 4\u202f000 entries" in browser.get("/retries").text
+    assert post(browser, "/retries/act", act="replay", all="true", counted=1, seen="0s").status_code == 409
+    gate.set()
+    assert eventually(lambda: browser.get(location).status_code == 303)
+    done = browser.get(browser.get(location).location)
+    assert "4\u202f000 of 4\u202f000 replayed" in done.text
+    assert "4\u202f000 still cannot be mapped" in done.text
+    other.journal.close()
+    logged = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    [line] = [line for line in logged.splitlines() if "operator acted" in line]
+    for told in ("retries replay", "who=loopback", "address=127.0.0.1", "entries=4000", "(hidden)"):
+        assert told in line
+
+
+def test_an_act_ends_with_the_service(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two transactions; what it did stays done, and the page says so."""
+    monkeypatch.setattr(retries, "SOON_S", 0.0)
+    park(service, 4_000)
+    browser = client(service)
+    location = begun(browser, "discard", category="UNMAPPABLE")
+    service._acts.stop()
+    page = browser.get(browser.get(location).location).text
+    assert "The service was stopped" in page
+    act = service.journal.latest_act()
+    assert act is not None
+    assert service.journal.count_entries(Filter(category="UNMAPPABLE")) == 4_001 - act.done
+    assert post(browser, "/retries/act", act="discard", all="true", counted=1, seen="0s").status_code == 503
+
+
+def test_an_act_whose_process_died_has_ended(service: Service) -> None:
+    long_ago = to_us(time.time() - 60)
+    act = Act("gone", "replay", "session", {}, 4_000, began_us=long_ago, told_us=long_ago, done=600)
+    assert service.journal.begin_act(act)
+    page = client(service).get("/retries?act=gone").text
+    assert "600 of 4\u202f000 replayed" in page
+    assert "The process that worked at it ended" in page
+
+
+def test_wrong_tokens_are_bounded_but_the_right_one_is_always_let_in(service: Service) -> None:
+    """At the form and as a bearer together, by address; sessions go on."""
+    browser, other = client(service, token=True), client(service, token=True)
+    signed_in = Browser(browser.application)
+    assert post(signed_in, "/login", page="/login", token=TOKEN).status_code == 303
+    found = [post(browser, "/login", page="/login", token=f"guess {n}").status_code for n in range(6)]
+    found += [browser.get("/api/pause", headers={"Authorization": f"Bearer {n}"}).status_code for n in range(4)]
+    assert found == [401] * 10
+    for refused in (
+        post(browser, "/login", page="/login", token=TOKEN),
+        browser.get("/api/pause", headers={"Authorization": "Bearer guess"}),
+    ):
+        assert refused.status_code == 429
+        assert 0 < int(refused.headers["Retry-After"]) <= 60
+    assert browser.get("/api/pause", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    assert signed_in.get("/").status_code == 200
+    elsewhere = {"REMOTE_ADDR": "10.1.2.3"}
+    form_token = re.search(r'name="form_token" value="(\w+)"', other.get("/login", environ_base=elsewhere).text)
+    assert form_token
+    sent = {"form_token": form_token[1], "token": TOKEN}
+    assert other.post("/login", data=sent, environ_base=elsewhere).status_code == 303
+
+
+def test_the_api_counts_and_acts_in_portions(service: Service) -> None:
+    """Each request goes on where the last one stopped; what fails anew meanwhile is not met again."""
+    park(service, 7)
+    api = Client(client(service).application)
+    counted = api.post("/api/retries/discard", json={"dry_run": True, "source": "acme"})
+    assert counted.json == {"dry_run": True, "entries": 10}
+    asked: dict[str, Any] = {"category": "UNMAPPABLE", "limit": 3}
+    sizes = []
+    while True:
+        done = api.post("/api/retries/replay", json=asked).json
+        assert done
+        sizes.append((done["entries"], done["unmapped"]))
+        if done["next"] is None:
+            break
+        asked |= {"after": done["next"], "seen": done["seen"]}
+        park(service, 1)
+    assert sizes == [(3, 3), (3, 3), (2, 2)]
+    assert api.post("/api/retries/replay", json=asked | {"after": "nonsense"}).status_code == 422
+    found = api.get("/api/retries?search=evt-3&limit=1").json
+    assert found
+    assert found[0]["record"] == "9"
+
+
+def test_other_long_acts_answer_in_portions_too(service: Service) -> None:
+    """Replay of events, and resync: what is told adds up, and the end is told."""
+    api = Client(client(service).application)
+    resynced = api.post("/api/resync", json={"all": True, "seconds": 60}).json
+    assert resynced == {"dry_run": False, "records": 1, "values": 1, "next": None}
+    assert "next" not in (api.post("/api/resync", json={"all": True}).json or {"next": 1})
+    park(service, 450)
+    sizes, after = [], 0
+    while True:
+        done = service._desk.replay_events(EventFilter(), dry_run=False, after=after, enough=lambda: True)
+        sizes.append(done["events"])
+        if done["next"] is None:
+            break
+        after = done["next"]
+    assert (len(sizes), sum(sizes)) == (3, 454)
+    replayed = api.post("/api/events/replay", json={"source": "acme", "seconds": 60}).json
+    assert replayed
+    assert (replayed["events"], replayed["next"], bool(replayed["until"])) == (454, None, True)
 
 
 def test_delivery_is_stopped_and_resumed(service: Service, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from bridge.errors import JournalDamagedError, JournalError, JournalLockedError, JournalUnavailableError
@@ -20,6 +21,7 @@ from bridge.journal import inspection, versions
 from bridge.journal.backup import Waiting, backup, restore
 from bridge.journal.information import information
 from bridge.journal.locks import Mark, TransactionLock
+from bridge.journal.schema import HEAD
 from bridge.journal.store import Journal
 from bridge.model import Lane, SystemClock
 from bridge.settings import Journal as JournalSettings
@@ -334,11 +336,28 @@ def test_a_damaged_journal_is_told_in_one_line(folder: Path) -> None:
 
 
 def test_a_journal_in_postgresql_has_its_own_tools(folder: Path) -> None:
-    for arguments in (("info",), ("verify",), ("backup", "copy.db"), ("restore", "copy.db")):
+    for arguments in (("backup", "copy.db"), ("restore", "copy.db")):
         done = command(folder, *arguments, url="postgresql://user:hunter2@db.example/bridge")
         assert done.returncode == 1
         [line] = done.stderr.splitlines()
         assert "pg_dump" in line
+        assert "hunter2" not in line
+
+
+def test_a_journal_in_postgresql_is_looked_at_and_checked(folder: Path, database_url: str) -> None:
+    told = json.loads(command(folder, "info", "--json", url=database_url).stdout)
+    assert (told["version"], told["events"], told["pending"], told["delivering"]) == (HEAD, 0, 0, None)
+    assert command(folder, "verify", url=database_url).stdout == "the journal in PostgreSQL is sound\n"
+    with psycopg.connect(database_url) as connection:
+        connection.execute("INSERT INTO due (record, source, lane, due_us, since_us) VALUES (7, 'acme', 1, 1, 1)")
+    done = command(folder, "verify", url=database_url)
+    assert done.returncode == 1
+    assert done.stderr == "the journal in PostgreSQL: 1 due rows without a record\n"
+    for arguments in (("info",), ("verify",)):
+        done = command(folder, *arguments, url="postgresql://user:hunter2@127.0.0.1:1/bridge")
+        assert done.returncode == 1
+        [line] = done.stderr.splitlines()
+        assert "out of reach" in line
         assert "hunter2" not in line
 
 

@@ -12,9 +12,10 @@ import pytest
 
 from bridge.errors import JournalFullError
 from bridge.journal import versions
+from bridge.journal.database import run
 from bridge.journal.retry_log import Filter
+from bridge.journal.sqlite import SPARE_PAGES
 from bridge.journal.store import Journal
-from bridge.journal.upkeep import SPARE_PAGES
 from bridge.model import Lane, SystemClock
 from bridge.settings import Journal as JournalSettings
 from tests.builders import LANE, event
@@ -29,10 +30,8 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def journal(tmp_path: Path, clock: FakeClock) -> Iterator[Journal]:
-    url = f"sqlite:///{tmp_path}/journal.db"
-    versions.prepare(url)
-    opened = Journal(settings=JournalSettings(url=url, max_pending=6), clock=clock)
+def journal(journal_url: str, clock: FakeClock) -> Iterator[Journal]:
+    opened = Journal(settings=JournalSettings(url=journal_url, max_pending=6), clock=clock)
     yield opened
     opened.close()
 
@@ -72,13 +71,13 @@ def test_every_queue_is_found_in_order(journal: Journal) -> None:
     assert [(row.source, row.lane) for row in rows] == [each for each in asked for _ in range(2)]
 
 
-def test_figures_of_a_later_version_are_read(journal: Journal, tmp_path: Path) -> None:
+def test_figures_of_a_later_version_are_read(journal: Journal) -> None:
     """A rollback finds what the newer program kept, and goes on without it; an upgrade misses what it did not."""
     kept = dataclasses.asdict(journal.refresh_figures())
     del kept["waiting"]
-    with sqlite3.connect(tmp_path / "journal.db") as raw:
-        raw.execute("UPDATE dispatcher SET figures = ?", (orjson.dumps(kept | {"something_new": [1]}).decode(),))
-    raw.close()
+    with journal._database.write() as connection:
+        text = orjson.dumps(kept | {"something_new": [1]}).decode()
+        run(connection, "UPDATE dispatcher SET figures = :figures", figures=text)
     assert journal.figures().pending == 0
     assert journal.figures().waiting == ()
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from itertools import count
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.errors import JournalFullError
-from bridge.journal import versions
 from bridge.journal.retry_log import Filter, KeptEvent, Remapped
 from bridge.journal.store import Journal
 from bridge.model import (
@@ -19,6 +18,7 @@ from bridge.model import (
     Event,
     Ignored,
     Intake,
+    Lane,
     Outcome,
     Parked,
     Pause,
@@ -31,17 +31,11 @@ from bridge.model import (
     to_us,
 )
 from bridge.settings import Journal as JournalSettings
-from tests.builders import LANE, call, event, key
+from tests.builders import call, event, key
 from tests.fakes import FakeClock
 
-MakeUrl = Callable[[Path], str]
-
-
-def _sqlite(folder: Path) -> str:
-    return f"sqlite:///{folder}/journal.db"
-
-
-BACKENDS: dict[str, MakeUrl] = {"sqlite": _sqlite}
+#: Examples of one test share a journal, but no events or records.
+EXAMPLES = count()
 
 
 @pytest.fixture
@@ -49,11 +43,9 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-@pytest.fixture(params=list(BACKENDS))
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    made = BACKENDS[request.param](tmp_path)
-    versions.prepare(made)
-    return made
+@pytest.fixture
+def url(journal_url: str) -> str:
+    return journal_url
 
 
 @pytest.fixture
@@ -234,15 +226,14 @@ def test_a_late_event_during_a_call_leaves_nothing_due(journal: Journal, clock: 
     deliver=st.sets(st.integers(0, 25), max_size=3),
 )
 def test_merging_equals_applying_one_by_one_in_order_of_time(
-    tmp_path_factory: pytest.TempPathFactory,
+    url: str,
     changes: list[tuple[str, dict[str, str], int]],
     cuts: set[int],
     deliver: set[int],
 ) -> None:
     """However events are grouped, shuffled and delivered in between, the newest value of each property stands."""
     clock = FakeClock()
-    url = _sqlite(tmp_path_factory.mktemp("journal"))
-    versions.prepare(url)
+    lane = Lane(f"example_{next(EXAMPLES)}")
     journal = Journal(settings=JournalSettings(url=url), clock=clock)
     crm: dict[tuple[str, str], str] = {}
 
@@ -254,7 +245,7 @@ def test_merging_equals_applying_one_by_one_in_order_of_time(
 
     group: list[Event] = []
     for at, (record, properties, offset) in enumerate(changes):
-        group.append(event(f"e{at}", record, properties, at=clock.now() + offset))
+        group.append(event(f"e{at} of {lane}", record, properties, at=clock.now() + offset, lane=lane))
         if at in cuts:
             journal.append(group)
             group = []
@@ -708,6 +699,6 @@ def test_trace_of_an_unknown_id_is_empty(journal: Journal) -> None:
 
 
 def test_lanes_are_told_apart(journal: Journal, clock: FakeClock) -> None:
-    other = type(LANE)("partner_services", "")
+    other = Lane("partner_services", "")
     journal.append([event("e1", "7"), event("e2", "7", lane=other)])
     assert {record.key for record in take(journal, clock)} == {key("7"), key("7", other)}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from bridge.journal.store import Journal
-from bridge.journal.versions import prepare
 from bridge.model import Call, Lane, to_us
 from bridge.settings import Journal as JournalSettings
 from tests.fakes import FakeClock
@@ -13,12 +10,10 @@ from tests.fakes import FakeClock
 NOON = 20_000 * 86_400 + 43_200.0
 
 
-def test_retention_keeps_todays_calls(tmp_path: Path) -> None:
+def test_retention_keeps_todays_calls(journal_url: str) -> None:
     """Also where `retention` is shorter than a day."""
-    url = f"sqlite:///{tmp_path}/journal.db"
-    prepare(url)
     clock = FakeClock(NOON)
-    journal = Journal(settings=JournalSettings(url=url, retention_s=3_600), clock=clock)
+    journal = Journal(settings=JournalSettings(url=journal_url, retention_s=3_600), clock=clock)
     midnight_us = to_us(NOON - 43_200)
     for hours in (13, 11, 2):
         began_us = to_us(NOON - hours * 3_600)

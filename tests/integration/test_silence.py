@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import requests
 
-from bridge.journal import versions
 from bridge.journal.store import Journal
 from bridge.model import to_us
 from bridge.settings import Journal as JournalSettings
@@ -27,10 +26,8 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def journal(tmp_path: Path, clock: FakeClock) -> Iterator[Journal]:
-    url = f"sqlite:///{tmp_path}/journal.db"
-    versions.prepare(url)
-    opened = Journal(settings=JournalSettings(url=url), clock=clock)
+def journal(journal_url: str, clock: FakeClock) -> Iterator[Journal]:
+    opened = Journal(settings=JournalSettings(url=journal_url), clock=clock)
     yield opened
     opened.close()
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.journal import versions
 from bridge.journal.database import fetch
 from bridge.journal.event_log import EventFilter
 from bridge.journal.group_commit import GroupCommit
@@ -30,10 +28,8 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def journal(tmp_path: Path, clock: FakeClock) -> Iterator[Journal]:
-    settings = JournalSettings(url=f"sqlite:///{tmp_path}/journal.db")
-    versions.prepare(settings.url)
-    made = Journal(settings=settings, clock=clock)
+def journal(journal_url: str, clock: FakeClock) -> Iterator[Journal]:
+    made = Journal(settings=JournalSettings(url=journal_url), clock=clock)
     yield made
     made.close()
 

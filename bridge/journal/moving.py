@@ -1,0 +1,229 @@
+"""Moving up: the whole journal from SQLite to PostgreSQL, in steps that a crash can neither lose nor double.
+
+One snapshot of the file is copied table by table. Each step notes how far it came in the transaction that copies, so
+that a second run goes on there; if the file was changed in between, it begins anew. Until the last step has counted
+all tables, the target's version is `MOVING`, which no program serves or migrates.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Table
+
+from bridge.errors import JournalError, JournalLockedError, JournalVersionError
+from bridge.journal import inspection, versions
+from bridge.journal.database import run
+from bridge.journal.locks import TransactionLock
+from bridge.journal.move_target import IDENTITY, LOCAL, MOVED, PROGRESS, Mark, as_json, begin, connected, count
+from bridge.journal.place import sqlite_path
+from bridge.journal.schema import HEAD, metadata
+from bridge.journal.sqlite import SqliteDatabase
+from bridge.journal.trouble import damaged, rewrite
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+#: One step's rows and bytes: about a second's work, and what a crash costs.
+STEP_ROWS = 10_000
+STEP_BYTES = 8 << 20
+
+#: Told the rows that are copied, and all of them.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What is in PostgreSQL now: rows by table. `before`: an earlier run had done it all."""
+
+    rows: Mapping[str, int]
+    before: bool
+
+
+def move(url: str, target: str, *, progress: Progress = lambda _done, _all: None) -> Moved:
+    """Carry the journal over; the file stays as it is. Returns when all of it is committed and counted.
+
+    Raises JournalLockedError beside a running service, JournalDamagedError, JournalVersionError, JournalError for a
+    target that holds something else, JournalUnavailableError when it was cut short: then a second run goes on.
+    """
+    path = sqlite_path(url)
+    versions.check(url)
+    service = versions.ServiceLock(url)
+    if not (service.holder() is None and _free(service)):
+        raise JournalLockedError(f"the journal {path} is in use by a running service: stop that first, then move it")
+    try:
+        if problems := inspection.verify(path):
+            raise damaged(path, problems[0])
+        identity = _identify(url, path)
+        with inspection.reading(path) as origin:
+            if inspection.version_of(path, origin) != HEAD:  # what this program does not know would stay behind
+                raise JournalVersionError(f"the journal {path} is a newer version's: move it with the newer program")
+            state = _state(path)
+            with connected(target) as connection:
+                mark = begin(connection, target, identity, state)
+                if mark is None:
+                    return Moved(count(connection), before=True)
+                _copy(origin, connection, mark, progress)
+                if _state(path) != state:
+                    raise JournalError(
+                        f"the journal {path} was changed while it was copied: run the same command again"
+                    )
+                return Moved(_finish(origin, connection, mark), before=False)
+    finally:
+        service.release()
+
+
+def _free(service: versions.ServiceLock) -> bool:
+    try:
+        service.acquire()
+    except JournalLockedError:
+        return False
+    return True
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+def _identify(url: str, path: Path) -> str:
+    """The journal's lasting name, given to it at its first move; and everything in one file, for `_state`."""
+    with inspection.reading(path) as connection:
+        found = connection.execute("SELECT value FROM meta WHERE name = ?", (IDENTITY,)).fetchone()
+    identity = secrets.token_hex(16) if found is None else str(found[0])
+    if found is None:
+        database = SqliteDatabase(url)
+        try:
+            with database.write() as written:
+                run(written, "INSERT INTO meta (name, value) VALUES (:name, :value)", name=IDENTITY, value=identity)
+        finally:
+            database.close()
+    if _log_size(path):
+        lock = TransactionLock(path.with_name(path.name + ".lock"))
+        try:
+            with lock.held():
+                rewrite(path)
+        finally:
+            lock.close()
+    return identity
+
+
+def _log_size(path: Path) -> int:
+    log = path.with_name(path.name + "-wal")
+    return log.stat().st_size if log.exists() else 0
+
+
+def _state(path: Path) -> str:
+    """What changes whenever the journal does: with an empty write-ahead log every change writes the file."""
+    found = path.stat()
+    return f"{found.st_mtime_ns}-{found.st_size}-{_log_size(path)}"
+
+
+def _keys(table: Table) -> list[str]:
+    return [column.name for column in table.primary_key]
+
+
+def _rows(origin: sqlite3.Connection, table: Table, after: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """The rows after this key, by key."""
+    keys = ", ".join(_keys(table))
+    where = f"WHERE ({keys}) > ({', '.join('?' * len(after))})" if after else ""
+    for row in origin.execute(f"SELECT {_names(table)} FROM {table.name} {where} ORDER BY {keys}", tuple(after)):
+        if table.name != "meta" or row[0] not in LOCAL:
+            yield row
+
+
+def _names(table: Table) -> str:
+    return ", ".join(f'"{column.name}"' for column in table.columns)
+
+
+def _count_origin(origin: sqlite3.Connection) -> dict[str, int]:
+    local = ", ".join(f"'{name}'" for name in sorted(LOCAL))
+    return {
+        table.name: int(
+            origin.execute(
+                f"SELECT count(*) FROM {table.name}" + (f" WHERE name NOT IN ({local})" if table.name == "meta" else "")
+            ).fetchone()[0]
+        )
+        for table in metadata.sorted_tables
+    }
+
+
+# --- copying ------------------------------------------------------------------------------------
+
+
+def _copy(origin: sqlite3.Connection, connection: Connection[Any], mark: Mark, progress: Progress) -> None:
+    """Copy what is left, step by step."""
+    total = sum(_count_origin(origin).values())
+    progress(sum(mark.done.values()), total)
+    for table in metadata.sorted_tables:
+        if mark.table != table.name and table.name in mark.done:
+            continue
+        for step in _steps(_rows(origin, table, mark.after if mark.table == table.name else ())):
+            keys = [[column.name for column in table.columns].index(name) for name in _keys(table)]
+            mark.table, mark.after = table.name, [step[-1][at] for at in keys]
+            mark.done[table.name] = mark.done.get(table.name, 0) + len(step)
+            with connection.transaction():
+                with connection.cursor().copy(f"COPY {table.name} ({_names(table)}) FROM STDIN".encode()) as copy:
+                    for row in step:
+                        copy.write_row(_here(table, row))
+                connection.execute("UPDATE meta SET value = %s WHERE name = %s", (as_json(asdict(mark)), PROGRESS))
+            progress(sum(mark.done.values()), total)
+        mark.done.setdefault(table.name, 0)
+        mark.table, mark.after = "", []
+
+
+def _steps(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    step: list[tuple[Any, ...]] = []
+    size = 0
+    for row in rows:
+        step.append(row)
+        size += sum(len(value) for value in row if isinstance(value, str))
+        if len(step) >= STEP_ROWS or size >= STEP_BYTES:
+            yield step
+            step, size = [], 0
+    if step:
+        yield step
+
+
+def _here(table: Table, row: Sequence[Any]) -> Sequence[Any]:
+    """The row as it stands in the target: nobody is on duty there yet."""
+    if table.name != "dispatcher":
+        return row
+    fresh = {"holder": None, "epoch": 0, "until_us": None}
+    return [fresh.get(column.name, value) for column, value in zip(table.columns, row, strict=True)]
+
+
+def _numbers(origin: sqlite3.Connection) -> Iterator[tuple[str, str, int]]:
+    """Table, key, and the last number that was given, also where its row is gone: `asks` and `desired` name it."""
+    given: dict[str, int] = dict(origin.execute("SELECT name, seq FROM sqlite_sequence").fetchall())
+    for table in metadata.sorted_tables:
+        column = table.autoincrement_column
+        if column is not None:
+            highest = origin.execute(f"SELECT coalesce(max({column.name}), 0) FROM {table.name}").fetchone()[0]
+            if number := max(int(highest), given.get(table.name, 0)):
+                yield table.name, column.name, number
+
+
+def _finish(origin: sqlite3.Connection, connection: Connection[Any], mark: Mark) -> dict[str, int]:
+    """Compare the counts, go on numbering where the file stopped, and let services in: all or nothing."""
+    wanted = _count_origin(origin)
+    with connection.transaction():
+        connection.execute("SET LOCAL synchronous_commit = on")
+        found = count(connection)
+        if found != wanted:
+            differ = "; ".join(
+                f"{name}: {found[name]} for {rows}" for name, rows in wanted.items() if rows != found[name]
+            )
+            raise JournalError(f"the target does not hold what was copied ({differ}): empty it and begin anew")
+        for name, key, number in _numbers(origin):
+            connection.execute("SELECT setval(pg_get_serial_sequence(%s, %s), %s)", (name, key, number))
+        for table in metadata.sorted_tables:
+            connection.execute(f"ANALYZE {table.name}".encode())
+        connection.execute("DELETE FROM meta WHERE name = %s", (PROGRESS,))
+        moved = {"identity": mark.identity, "state": mark.state}
+        connection.execute("INSERT INTO meta (name, value) VALUES (%s, %s)", (MOVED, as_json(moved)))
+        connection.execute("UPDATE alembic_version SET version_num = %s", (mark.version,))
+    return found

@@ -1,0 +1,102 @@
+"""The console over a long history: a million settled records, 100,000 entries in the retry log."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from bridge.config import load_settings
+from bridge.journal.retry_log import Filter
+from bridge.operations.queries import as_query
+from bridge.service import Service
+from tests.integration.test_console import CONFIG, Browser
+from tests.large_journal import fill
+
+SETTLED, PARKED = 1_000_000, 100_000
+#: Seconds of a processor that a page may take, warm: this machine may have other things to do.
+PAGE_S = 0.3
+#: Seconds that intake may wait for a step of an act.
+STEP_S = 0.1
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("large")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CRM_TOKEN", "a-token-for-the-sandbox")
+        patch.setenv("ACME_SECRET", "a-secret-of-the-partner-acme")
+        (folder / "bridge.yaml").write_text(CONFIG.replace("FOLDER", str(folder)), encoding="utf-8")
+        fill(folder / "journal.db", settled=SETTLED, parked=PARKED)
+        made = Service(settings=load_settings(folder / "bridge.yaml"))
+        made.journal.refresh_figures(sources=made._settings.sources)
+        yield made
+        made.journal.close()
+        for file in folder.iterdir():
+            file.unlink()  # half a gigabyte
+
+
+PAGES = [
+    "/",
+    "/sources",
+    "/sources/acme",
+    "/trace",
+    "/trace?id=evt_17",
+    "/trace?id=c17",
+    f"/trace?id=c{SETTLED + 7}",
+    "/retries",
+    f"/retries?offset={PARKED // 2}",
+    f"/retries?offset={PARKED - 10}",
+    "/retries?category=VALIDATION_ERROR",
+    "/retries?category=OBJECT_NOT_FOUND&state=parked",
+    "/retries?source=shop",
+    "/retries?since=2h",
+    "/retries?search=options",
+    f"/retries?search=evt_{SETTLED + 7}",
+    f"/retries?record=c{SETTLED + 7}",
+    f"/retries/record-{SETTLED + 7}",
+    f"/retries/refused-{SETTLED + PARKED // 2}",
+]
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_answers_at_once(service: Service, path: str) -> None:
+    browser = Browser(service.admin)
+    assert browser.get(path).status_code == 200
+    assert min(took(browser, path) for _ in range(3)) < PAGE_S
+
+
+def test_a_group_is_counted_at_once(service: Service) -> None:
+    browser = Browser(service.admin)
+    form_token = re.search(r'name="form_token" value="(\w+)"', browser.get("/").text)
+    assert form_token
+    asked = {"form_token": form_token[1], "act": "replay", **as_query(Filter(category="OBJECT_NOT_FOUND"))}
+    began = time.monotonic()
+    assert (
+        f"Replay {PARKED // 3:,} entries?".replace(",", "\u202f") in browser.post("/retries/confirm", data=asked).text
+    )
+    assert time.process_time() - began < PAGE_S
+
+
+def test_an_act_holds_up_nobody(service: Service) -> None:
+    """Its steps find their entries by their numbers, however many others there are."""
+    found = service.journal.references(Filter(category="VALIDATION_ERROR"))
+    assert len(found) == PARKED // 3
+    began, longest = time.process_time(), 0.0
+
+    def step(_number: int) -> None:
+        nonlocal began, longest
+        longest, began = max(longest, time.process_time() - began), time.process_time()
+
+    service.journal.discard_still(found[:1_000], Filter(category="VALIDATION_ERROR"), progress=step)
+    assert longest < STEP_S
+
+
+def took(browser: Browser, path: str) -> float:
+    began = time.process_time()
+    browser.get(path)
+    return time.process_time() - began
