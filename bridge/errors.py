@@ -73,6 +73,10 @@ class JournalLockedError(JournalError):
     """Another process holds a lock on the journal that this command needs."""
 
 
+class JournalTermError(JournalUnavailableError):
+    """This process does not deliver any more: another one has taken over."""
+
+
 class JournalVersionError(JournalError):
     """The journal was written by another version of Partner Bridge."""
 

@@ -17,6 +17,8 @@ from gevent import hub as gevent_hub
 from gevent.lock import BoundedSemaphore
 from gevent.threadpool import ThreadPool
 
+from bridge.intake.unreadable import LateBodyError
+
 WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 #: Bytes of a body that goes to another thread; what is longer is cut, and then no JSON any more.
@@ -109,8 +111,11 @@ class Threads:
         self._pool = ThreadPool(size)
 
     def serve(self, app: WSGI, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """The app's answer. The body is read here, because sockets belong to the loop."""
-        environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(MAX_BODY))
+        """The app's answer. The body is read here, because sockets belong to the loop; raises LateBodyError."""
+        try:
+            environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(MAX_BODY))
+        except TimeoutError as error:
+            raise LateBodyError from error
         started: list[Any] = []
 
         def start(status: str, headers: list[tuple[str, str]], _exc_info: Any = None) -> None:

@@ -51,6 +51,11 @@ def iso(us: int | None) -> str | None:
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def printable(text: str) -> str:
+    """Without what could steer a terminal: a partner's bytes are nobody's commands."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Lane:
     """What may share one batch call: an object type and the property that its ids are values of.

@@ -8,6 +8,7 @@ threads and open databases do not survive one.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import math
 import os
 import resource
@@ -15,11 +16,13 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import structlog
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
@@ -28,7 +31,7 @@ from bridge.journal import versions
 from bridge.loop import LoopSignals, Turns, breathe
 from bridge.operations import logs
 from bridge.settings import Settings
-from bridge.worker import CONNECTIONS, IDLE_S, STOP_MARGIN_S, BridgeWorker, Log, stop_service
+from bridge.worker import CONNECTIONS, IDLE_S, STOP_MARGIN_S, BridgeWorker, Log, stop_service, take_slot
 
 #: Open files that the service would like: a usual limit of 1,024 is less than its connections need.
 FILES = 4_096
@@ -38,6 +41,12 @@ HEADER_FIELDS = 100
 HEADER_BYTES = 8190
 #: A worker whose main loop is silent for this long is killed and replaced.
 HEARTBEAT_S = 60
+
+#: What heartbeats and counters of all workers may come to.
+SCRATCH_BYTES = 4 << 20
+COUNTERS_PREFIX = "partner-bridge-"
+#: Seconds for which a folder is not taken for one that was left: it may not be locked yet.
+COUNTERS_YOUNG_S = 10.0
 
 #: Builds a worker's service, given its settings and how its requests wait.
 MakeService = Callable[[Settings, LoopSignals], Any]
@@ -49,6 +58,10 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
     def reload(self) -> None:
         self.app.reload_settings()
         self.kill_workers(signal.SIGHUP)
+
+    def handle_usr2(self) -> None:
+        """Not with a journal that one service holds: a second master beside this one could only be refused."""
+        self.log.warning("SIGUSR2 is not used: to change the program, stop this service and start the new one")
 
     def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
         """Of those that wait each once: many reloads must not delay a stop."""
@@ -89,7 +102,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no t
             "max_requests": 0,
             "preload_app": False,
             "control_socket_disable": True,
-            "worker_tmp_dir": memory_folder(),
+            "worker_tmp_dir": scratch_folder(),
             "limit_request_line": REQUEST_LINE,
             "limit_request_fields": HEADER_FIELDS,
             "limit_request_field_size": HEADER_BYTES,
@@ -99,6 +112,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no t
             "proc_name": "partner-bridge",
             "logconfig_dict": self._logging_config,
             "accesslog": None,
+            "pre_fork": take_slot,
             "worker_exit": stop_service,
             "when_ready": lambda _arbiter: self._ready(),
         }
@@ -129,10 +143,20 @@ def address(bind: tuple[str, int]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def memory_folder() -> str | None:
-    """A folder in memory for heartbeats and counters: a disk that hangs must not look like a dead worker."""
-    shared = Path("/dev/shm")  # noqa: S108 (the point is that it is memory)
-    return str(shared) if shared.is_dir() and os.access(shared, os.W_OK) else None
+def scratch_folder() -> str:
+    """A folder for heartbeats and counters, in memory if there is room: a disk that hangs must not look like a dead
+    worker, and a counter that finds no room ends its process. Raises BridgeError when there is none anywhere.
+    """
+    folders = ["/dev/shm"]  # noqa: S108 (the point is that it is memory)
+    with contextlib.suppress(FileNotFoundError):
+        folders.append(tempfile.gettempdir())
+    for folder in folders:
+        if os.access(folder, os.W_OK) and shutil.disk_usage(folder).free >= SCRATCH_BYTES:
+            return folder
+    raise BridgeError(
+        f"heartbeats and counters need {SCRATCH_BYTES >> 20} MiB in a folder that can be written, and there is no such "
+        f"room in {' or '.join(folders)}: free some, or name another folder by the environment variable TMPDIR"
+    )
 
 
 def refuse_taken_ports(settings: Settings) -> None:
@@ -160,13 +184,36 @@ def allow_files() -> None:
 
 @contextmanager
 def counters_folder() -> Iterator[None]:
-    """A folder in which all processes keep their counters; set before prometheus-client is imported."""
-    folder = tempfile.mkdtemp(prefix="partner-bridge-", dir=memory_folder())
+    """A folder in which all processes keep their counters; set before prometheus-client is imported.
+
+    A worker that ends comes by here too: it leaves the folder to the others, unless the master is gone.
+    """
+    master = os.getpid()
+    remove_left_counters(scratch := scratch_folder())
+    folder = tempfile.mkdtemp(prefix=COUNTERS_PREFIX, dir=scratch)
+    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     try:
         yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if os.getpid() == master or os.getppid() != master:
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_left_counters(scratch: str) -> None:
+    """Remove the counters of services that were killed as a whole: of any other, some process holds the lock."""
+    for left in Path(scratch).glob(f"{COUNTERS_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime < COUNTERS_YOUNG_S:
+                continue
+            lock = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+            finally:
+                os.close(lock)
 
 
 def run(settings: Settings, *, load_settings: Callable[[], Settings], ready: Callable[[], None] = lambda: None) -> int:
@@ -177,10 +224,12 @@ def run(settings: Settings, *, load_settings: Callable[[], Settings], ready: Cal
     allow_files()
     refuse_taken_ports(settings)
     versions.check_place(settings.journal.url)
-    lock = versions.ServiceLock(settings.journal.url)
+    lock = versions.service_lock(settings.journal.url)
     lock.acquire()
     try:
         versions.prepare(settings.journal.url)
+        for weakness in versions.weaknesses(settings.journal.url):
+            structlog.get_logger("bridge").warning(weakness)
         with counters_folder():
             from bridge.service import Service  # counts only from here on, see `counters_folder`
 
@@ -194,5 +243,8 @@ def run(settings: Settings, *, load_settings: Callable[[], Settings], ready: Cal
             except SystemExit as stop:
                 return int(stop.code or 0)
     finally:
+        # The interpreter takes its handlers back while it ends: a second signal then would be its death.
+        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)
         lock.release()
     return 0

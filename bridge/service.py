@@ -30,10 +30,12 @@ from bridge.journal.store import Journal
 from bridge.journal.upkeep import Figures
 from bridge.model import Clock, SystemClock, iso
 from bridge.operations.access import guard
+from bridge.operations.acts import Acts
 from bridge.operations.admin_api import api_blueprint
 from bridge.operations.api import admin_blueprint, health_blueprint
 from bridge.operations.console import console_blueprint
 from bridge.operations.desk import JournalDesk, pause_document, waiting_document
+from bridge.operations.guesses import Guesses
 from bridge.operations.health import OLD_PENDING_S, STUCK_AFTER_S, BoundedCheck, Verdict
 from bridge.operations.metrics import Gauges, Metrics
 from bridge.operations.observing import Observing
@@ -85,8 +87,8 @@ class Service:
         self._observing = Observing(self.metrics)
         self._log = structlog.get_logger("bridge")
         self._drain_by: float | None = None
-        self._reload_succeeded = True
         self._reloading = threading.Lock()
+        self.metrics.expect(settings.sources)
         self.journal = Journal(
             settings=settings.journal,
             clock=self._clock,
@@ -100,6 +102,9 @@ class Service:
         self._turns = turns
         self._quotas = Quotas(counters_folder())
         self._endpoints = endpoints(settings, self._quotas)
+        self._desk = JournalDesk(journal=self.journal, make_remap=lambda: make_remap(self._settings))
+        self._acts = Acts(desk=self._desk, journal=self.journal)
+        self._guesses = Guesses(counters_folder())
         self.public = self._public_app()
         self.admin = self._admin_app()
 
@@ -107,6 +112,7 @@ class Service:
 
     def start(self) -> None:
         """Begin to deliver, or to wait for the dispatch lock."""
+        self.ready()  # starts the thread that probes need
         self._duty.start()
 
     def reload(self, load: Callable[[], Settings]) -> None:
@@ -121,7 +127,7 @@ class Service:
             settings, fixed = load().beside(self._settings)
             new_endpoints = endpoints(settings, self._quotas)
         except Exception as error:  # noqa: BLE001 (whatever it is, the old one stays and people are told)
-            self._reload_succeeded = False
+            self.metrics.reloaded(succeeded=False)
             problems = str(error).splitlines() if isinstance(error, BridgeError) else where(error)
             self._log.error("the configuration was not reloaded", error=type(error).__name__, problems=problems)
             return
@@ -132,7 +138,8 @@ class Service:
         self.journal.reconfigure(settings.journal, retry_max_s=settings.retry.max_s)
         self._duty.reconfigure(settings)
         self.admin = self._admin_app()
-        self._reload_succeeded = True
+        self.metrics.expect(settings.sources)
+        self.metrics.reloaded(succeeded=True)
         self._log.info("the configuration was reloaded", sources=sorted(settings.sources))
 
     def begin_drain(self) -> None:
@@ -145,6 +152,7 @@ class Service:
         self.begin_drain()
         assert self._drain_by is not None  # noqa: S101 (begin_drain has set it)
         self._commits.close()
+        self._acts.stop()
         self._duty.stop(deadline=self._drain_by - CLOSING_S)
         self.journal.close()
 
@@ -185,7 +193,6 @@ class Service:
             daily_calls_left=figures.delivery.get("daily_calls_left"),
             journal_bytes=self.journal.size(),
             journal_limit=self._settings.journal.max_size,
-            reload_succeeded=self._reload_succeeded,
         )
 
     def _silent(self, figures: Figures) -> dict[str, bool]:
@@ -271,13 +278,20 @@ class Service:
         app.url_map.merge_slashes = False  # no redirects: senders do not follow them
         app.register_blueprint(health_blueprint(self, detail=True))
         app.register_blueprint(admin_blueprint(self, self.metrics))
-        desk = JournalDesk(journal=self.journal, make_remap=lambda: make_remap(self._settings))
-        app.register_blueprint(api_blueprint(desk))
+        app.register_blueprint(api_blueprint(self._desk))
         app.register_blueprint(openapi_blueprint(lambda: self._settings))
         app.register_blueprint(
-            console_blueprint(desk=desk, vitals=self, metrics=self.metrics, settings=lambda: self._settings)
+            console_blueprint(
+                desk=self._desk,
+                acts=self._acts,
+                vitals=self,
+                metrics=self.metrics,
+                settings=lambda: self._settings,
+                guesses=self._guesses,
+            )
         )
-        guard(app, host=self._settings.server.admin_bind[0], token=self._settings.server.admin_token)
+        server = self._settings.server
+        guard(app, host=server.admin_bind[0], token=server.admin_token, guesses=self._guesses)
         register_problem_handlers(app)
         return app
 

@@ -183,7 +183,7 @@ class Retry:
 @dataclass(frozen=True, slots=True)
 class Server:
     """`bind` and `admin_bind` are (host, port). `threads` is how many webhooks each of the `workers` works on at once,
-    from when a body is there whole until it is answered; others wait, and after 20 s are answered 503. Connections
+    from when a body is there whole until it is answered; others wait, and after 4 s are answered 503. Connections
     and bodies on their way do not count.
     """
 

@@ -105,6 +105,7 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
     """Serves connections as greenlets, without monkey-patching, and tells the service of SIGTERM at once."""
 
     service: Any = None
+    slot: int = 0  # which of the workers it is: one that takes a dead one's place has the same
     sockets: list[Any]
 
     def init_process(self) -> None:
@@ -123,6 +124,9 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
         super().init_process()
 
     def load_wsgi(self) -> None:
+        from bridge.operations.metrics import count_as  # counts only from here on, see `server.counters_folder`
+
+        count_as(self.slot)
         self.service = self.app.make_service(LoopSignals())
         self.wsgi = self._route
         gc.collect()
@@ -262,6 +266,12 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
 def room_for_connections(files: int) -> int:
     """How many connections may wait, twice as many being open, when so many files may be."""
     return max(1, min(CONNECTIONS, (files - OWN_FILES) // 2)) if files >= 0 else CONNECTIONS
+
+
+def take_slot(arbiter: Any, worker: BridgeWorker) -> None:
+    """The hook `pre_fork`: the lowest number that no living worker has."""
+    taken = {each.slot for each in arbiter.WORKERS.values()}
+    worker.slot = min(set(range(len(taken) + 1)) - taken)
 
 
 def stop_service(_arbiter: object, worker: BridgeWorker) -> None:

@@ -79,13 +79,14 @@ class History:
 class Partner:
     """Sends events until told to stop, as partners do: some late, some twice, some forged, again when refused 5xx."""
 
-    def __init__(self, service: Running, history: History, *, seed: int) -> None:
-        self._service = service
+    def __init__(self, services: Running | Sequence[Running], history: History, *, seed: int) -> None:
+        """Of several replicas each delivery goes to any, a second one to another perhaps."""
+        self._services = [services] if isinstance(services, Running) else list(services)
         self._history = history
         self._chance = random.Random(seed)
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._verify = Verify("standard-webhooks", (Secret(file=service.folder / "acme.secret"),))
+        self._verify = Verify("standard-webhooks", (Secret(file=self._services[0].folder / "acme.secret"),))
         self.stopping = threading.Event()
 
     def run(self, seed: int) -> None:
@@ -141,7 +142,7 @@ class Partner:
             {"company_name": "name"}.get(name, name): value for name, value in event.values.items()
         }
         body = orjson.dumps(payload)
-        url = f"{self._service.url}/webhooks/acme"
+        url = f"{self._chance.choice(self._services).url}/webhooks/acme"
         headers = sign(self._verify, body=body, url=url, now=time.time(), delivery_id=f"msg_{event.id}")
         if forged:
             body = body.replace(b"name", b"n4me", 1)

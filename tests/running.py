@@ -37,7 +37,7 @@ crm:
   timeout: {timeout}
   batch_size: {batch_size}
 journal:
-  url: sqlite:///{folder}/journal.db
+  url: {journal_url}
   max_pending: {max_pending}
   retention: {retention}
   remember: {remember}
@@ -101,6 +101,7 @@ class Running:
     timeout: str = "10s"
     drain_timeout: str = "10s"
     public_url: str = "https://hooks.example.com"
+    journal_url: str = ""  # a file in the folder
     environ: Mapping[str, str] = field(default_factory=dict)
     module: str = "bridge"
     port: int = field(default_factory=free_port)
@@ -108,6 +109,7 @@ class Running:
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
+        self.journal_url = self.journal_url or f"sqlite:///{self.folder}/journal.db"
         (self.folder / "acme.secret").write_text(SECRET + "\n", encoding="utf-8")
         (self.folder / "acme.secret").chmod(0o600)
         (self.folder / "crm.token").write_text("a-token-for-the-sandbox\n", encoding="utf-8")
@@ -119,7 +121,7 @@ class Running:
         daily = "" if self.daily is None else f", daily: {self.daily}"
         text = CONFIG.format(
             crm_url=self.crm_url,
-            folder=self.folder,
+            journal_url=self.journal_url,
             port=self.port,
             admin_port=self.admin_port,
             workers=self.workers,
@@ -252,7 +254,7 @@ class Running:
     @contextlib.contextmanager
     def journal(self) -> Iterator[Journal]:
         """The journal, beside the running service."""
-        opened = Journal(settings=JournalSettings(url=f"sqlite:///{self.folder}/journal.db"), clock=SystemClock())
+        opened = Journal(settings=JournalSettings(url=self.journal_url), clock=SystemClock())
         try:
             yield opened
         finally:

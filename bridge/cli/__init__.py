@@ -29,6 +29,7 @@ COMMANDS = {
     "resume": "bridge.cli.steering:resume",
     "status": "bridge.cli.tracing:status",
     "journal": "bridge.cli.journaling:journal",
+    "migrate": "bridge.cli.moving:migrate",
     "schema": "bridge.cli.configuration:schema",
     "sandbox": "bridge.cli.sandbox:sandbox",
 }
@@ -54,6 +55,13 @@ def partner_bridge() -> None:
     """Partner webhooks in, HubSpot batch updates out: in order, within the limits, nothing lost."""
 
 
+def complain(text: str) -> None:
+    """An error on stderr; what prints it in colour is imported only now, as most commands end without one."""
+    from bridge.cli import printing
+
+    printing.complain(text)
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; every error of ours is one clear sentence on stderr.
 
@@ -67,14 +75,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except click.Abort:
-        print("partner-bridge: interrupted", file=sys.stderr)
+    except click.Abort as stop:
+        complain(str(stop) or "interrupted")
         return 130
     except click.ClickException as error:
         error.show(file=sys.stderr)
         return error.exit_code
     except BridgeError as error:
-        print(f"partner-bridge: {error}", file=sys.stderr)
+        complain(str(error))
         return 1
     except BrokenPipeError:
         sys.stderr.close()
@@ -82,10 +90,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("BRIDGE_LOG_LEVEL", "").lower() == "debug":
             raise
-        print(
-            f"partner-bridge: unexpected {type(error).__name__}: {error}; this is a defect of ours, "
-            "BRIDGE_LOG_LEVEL=debug shows where",
-            file=sys.stderr,
+        complain(
+            f"unexpected {type(error).__name__}: {error}; this is a defect of ours, BRIDGE_LOG_LEVEL=debug shows where"
         )
         return 70
     return status if isinstance(status, int) else 0

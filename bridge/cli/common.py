@@ -45,6 +45,16 @@ def load_for_journal(config: Path) -> Settings:
     return load_settings(config, sandbox=True)
 
 
+def source_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The configured sources that begin so, for the shell; none where the configuration cannot be read."""
+    config = ctx.params.get("config") or os.environ.get("BRIDGE_CONFIG") or DEFAULT_CONFIG
+    try:
+        names = load_for_journal(Path(config)).sources
+    except Exception:  # noqa: BLE001 (whatever it is, a shell that asks for a completion wants no error)
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def typed(words: str, config: Path) -> str:
     """A command to type, with the configuration named where it is not the usual one."""
     usual = config == DEFAULT_CONFIG or os.environ.get("BRIDGE_CONFIG") == str(config)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bridge.cli.common import config_option, typed
+from bridge.cli.printing import complain, say
 from bridge.config.templates import DEFAULT, TEMPLATES, Template
 from bridge.errors import BridgeError, CrmUnreachableError, Problem
 from bridge.settings import Settings
@@ -47,23 +48,23 @@ def check(ctx: click.Context, config: Path, *, sandbox: bool, portal: bool, as_j
             problems += comparison.problems
             warnings += comparison.warnings
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", style="yellow", err=True)
     if as_json:
         click.echo(_as_json(problems))
     else:
         for problem in problems:
-            click.echo(str(problem), err=True)
+            say(str(problem), style="red", err=True)
     trouble = comparison.trouble if comparison is not None else ""
     if portal and comparison is None:
         trouble = "the portal was not asked; mend the file first"
     if trouble:
-        click.echo(f"partner-bridge: {trouble}", err=True)
+        complain(trouble)
     if problems:
         ctx.exit(1)
     if trouble:
         ctx.exit(OUT_OF_REACH)
     if findings.settings is not None and not as_json:
-        click.echo(f"{config}: sound ({_counts(findings.settings)})")
+        say(f"{config}: sound ({_counts(findings.settings)})", style="green")
         if comparison is not None and comparison.compared:
             click.echo(f"the portal agrees about {', '.join(comparison.compared)}")
         if sandbox:
@@ -101,7 +102,7 @@ def init(ctx: click.Context, config: Path, sender: str | None, *, portal: bool, 
         try:
             comments = listed(base_url)
         except CrmUnreachableError as error:
-            click.echo(f"partner-bridge: {error}; nothing was written", err=True)
+            complain(f"{error}; nothing was written")
             ctx.exit(OUT_OF_REACH)
     secret = config.parent / template.secret_file
     try:
@@ -128,9 +129,9 @@ def _write_secret(path: Path, template: Template) -> bool:
 
 def _about_secret(path: Path, template: Template, *, fresh: bool) -> str:
     state = f"wrote {path}: a fresh signing secret" if fresh else f"kept {path}: the signing secret that was there"
-    if template.ours:
+    if not template.theirs:
         return f"{state}; give it to the partner, and keep it out of version control"
-    return f"{state}, to try things out; put {template.source.capitalize()}'s own in its place before you go live"
+    return f"{state}, to try things out; put {template.theirs} in its place before you go live"
 
 
 def _counts(settings: Settings) -> str:

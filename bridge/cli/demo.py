@@ -10,6 +10,7 @@ import base64
 import os
 import secrets
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,8 +18,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ from bridge.settings import Journal as JournalSettings
 SETTLE_S = 60.0
 #: Webhooks sent at a time.
 SENDERS = 4
+#: Webhooks that are sent while it is kept, and the seconds between two.
+LIVE, LIVE_EVERY_S = 1_800, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +85,10 @@ def demo(events: int, keep: bool) -> int:
             out.print(summary(sent, entries, len(crm.ledger.calls("update")), accounted))
             next_steps()
             if keep:
-                out.print(f"\nStill running: {place.url}. The console is {place.admin_url}/ Ctrl-C ends it.")
-                wait_for_interrupt()
+                out.print(f"\nStill running, with a webhook every {LIVE_EVERY_S:.0f} s for an hour. The console is")
+                out.print(f"  {place.admin_url}/")
+                out.print("Ctrl-C ends it.")
+                stay(place, events)
     return 0 if accounted else 1
 
 
@@ -284,10 +290,17 @@ def next_steps() -> None:
         click.echo(f"  {program} {command}")
 
 
-def wait_for_interrupt() -> None:
-    """Until Ctrl-C."""
+def stay(place: Place, made: int) -> None:
+    """Until Ctrl-C; meanwhile the console has something to show. `made` events were sent before."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the service must not be left behind
+    live = iter(Samples(LIVE, seed=8, begins=datetime.now(UTC), after=made))
     try:
-        while True:
-            time.sleep(3600)
+        with requests.Session() as session:
+            session.trust_env = False
+            while True:
+                time.sleep(LIVE_EVERY_S)
+                with suppress(requests.RequestException):
+                    if sample := next(live, None):
+                        post(session, place, sample)
     except KeyboardInterrupt:
         click.echo()

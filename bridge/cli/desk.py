@@ -13,6 +13,7 @@ import click
 from bridge.cli.common import Command, config_option, load_for_journal
 
 if TYPE_CHECKING:
+    from bridge.journal.kept import Remap
     from bridge.journal.store import Journal
     from bridge.operations.desk import Desk
     from bridge.settings import Settings
@@ -64,11 +65,16 @@ def at_desk(place: Place) -> Iterator[Desk]:
             yield remote
         return
     from bridge.operations.desk import JournalDesk
-    from bridge.service import make_remap
 
     settings = load_for_journal(place.config)
+
+    def make_remap() -> Remap:
+        from bridge.service import make_remap as of_settings  # takes the whole service, which only a replay needs
+
+        return of_settings(settings)
+
     with opened(settings) as journal:
-        yield JournalDesk(journal=journal, make_remap=lambda: make_remap(settings))
+        yield JournalDesk(journal=journal, make_remap=make_remap)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from bridge.cli.common import Command
+from bridge.cli.common import Command, source_names
 from bridge.cli.desk import Place, at_desk, desk_options
 from bridge.cli.printing import Moment, print_json, print_json_rows, print_table, progress
 from bridge.journal.event_log import OUTCOMES, EventFilter
@@ -24,7 +24,7 @@ def selection(command: Command) -> Command:
     """The filters of §1 of the interface, as options."""
     options: list[Callable[[Command], Command]] = [
         click.argument("ids", nargs=-1),
-        click.option("--source", help="Only events of this source."),
+        click.option("--source", shell_complete=source_names, help="Only events of this source."),
         click.option("--since", type=Moment(), help="Received at or after this time (ISO 8601, or 2h)."),
         click.option("--until", type=Moment(), help="Received at or before this time."),
         click.option("--outcome", type=click.Choice(OUTCOMES), help="Only events that this became of."),

@@ -12,23 +12,27 @@ from typing import TYPE_CHECKING
 import click
 
 from bridge.cli.common import config_option, load_for_journal, typed
-from bridge.cli.printing import iso, print_json, print_table, progress
+from bridge.cli.printing import iso, print_json, print_table, progress, say
 from bridge.errors import BridgeError, JournalDamagedError
 
 if TYPE_CHECKING:
     from bridge.journal.backup import Progress
+    from bridge.journal.information import Information
+    from bridge.journal.postgresql_information import PostgresInformation
     from bridge.settings import Journal
 
 
 @click.group()
 def journal() -> None:
-    """The journal's file: look at it, check it, back it up while serving, restore it."""
+    """The journal: look at it, check it; where it is a file, back it up while serving, restore it."""
 
 
-def settings_of(config: Path) -> Journal:
-    """The journal's settings. Raises BridgeError unless it is a file that these commands can handle."""
+def file_settings(config: Path) -> Journal:
+    """The journal's settings. Raises BridgeError unless it is a file, which can be copied."""
+    from bridge.journal.database import on_postgresql
+
     settings = load_for_journal(config).journal
-    if not settings.url.startswith("sqlite:"):
+    if on_postgresql(settings.url):
         raise BridgeError(
             "the journal is in PostgreSQL, whose own tools look after it: back it up with pg_dump, restore it with "
             "pg_restore while no service runs, and `partner-bridge pause` before you start one"
@@ -41,16 +45,13 @@ def settings_of(config: Path) -> Journal:
 @click.option("--json", "json_", is_flag=True, help="One object.")
 def info(config: Path, json_: bool) -> int:
     """Show what the journal holds, and who uses it."""
-    from bridge.journal.information import information
-
-    settings = settings_of(config)
-    found = information(settings.url)
+    settings = load_for_journal(config).journal
+    found = _information(settings.url)
     document = {
-        name.removesuffix("_us") + "_at" if name.endswith("_us") else name: value
+        name.removesuffix("_us") + "_at" if name.endswith("_us") else name: str(value) if name == "path" else value
         for name, value in asdict(found).items()
     }
     document |= {
-        "path": str(found.path),
         "oldest_event_at": iso(found.oldest_event_us),
         "newest_event_at": iso(found.newest_event_us),
         "oldest_pending_at": iso(found.oldest_pending_us),
@@ -62,13 +63,25 @@ def info(config: Path, json_: bool) -> int:
     if json_:
         print_json(document)
         return 0
-    document |= {"serving": _who(found.serving), "delivering": _who(found.delivering)}
+    document |= {name: _who(document[name]) for name in ("serving", "delivering") if name in document}
     print_table(["what", "value"], [[name, "-" if value is None else str(value)] for name, value in document.items()])
     return 0
 
 
-def _who(pid: int | None) -> str:
-    return "nobody" if pid is None else f"process {pid}" if pid else "a process elsewhere"
+def _information(url: str) -> Information | PostgresInformation:
+    from bridge.journal.database import on_postgresql
+
+    if on_postgresql(url):
+        from bridge.journal import postgresql_information
+
+        return postgresql_information.information(url)
+    from bridge.journal.information import information
+
+    return information(url)
+
+
+def _who(process: int | str | None) -> str:
+    return "nobody" if process is None else f"process {process}" if process else "a process elsewhere"
 
 
 @journal.command()
@@ -77,10 +90,13 @@ def _who(pid: int | None) -> str:
 def verify(config: Path, json_: bool) -> int:
     """Check the whole journal, also while serving; ends with 1 when it is damaged."""
     from bridge.journal import inspection, versions
+    from bridge.journal.database import on_postgresql
     from bridge.journal.place import sqlite_path
     from bridge.journal.trouble import damaged
 
-    url = settings_of(config).url
+    url = load_for_journal(config).journal.url
+    if on_postgresql(url):
+        return _verify_postgresql(url, json_=json_)
     path = sqlite_path(url)
     problems: list[str] = []
     error: JournalDamagedError | None = None
@@ -94,13 +110,26 @@ def verify(config: Path, json_: bool) -> int:
         print_json({"path": str(path), "sound": not problems, "problems": problems})
     if error is not None:
         for problem in problems[1:]:
-            click.echo(f"also: {problem}", err=True)
+            say(f"also: {problem}", err=True)
         raise error
     if versions.trust_again(url):
         click.echo("it had been found damaged; from now on it is written again", err=True)
     if not json_:
         click.echo(f"the journal {path} is sound")
     return 0
+
+
+def _verify_postgresql(url: str, *, json_: bool) -> int:
+    from bridge.journal import postgresql_information
+
+    problems = postgresql_information.verify(url)
+    if json_:
+        print_json({"path": None, "sound": not problems, "problems": problems})
+    elif not problems:
+        click.echo("the journal in PostgreSQL is sound")
+    for problem in problems:
+        say(f"the journal in PostgreSQL: {problem}", err=True)
+    return 1 if problems else 0
 
 
 @journal.command()
@@ -111,7 +140,7 @@ def backup(file: Path, config: Path, json_: bool) -> int:
     """Copy the journal to FILE, also while serving, and check the copy. It holds payloads and may hold secrets."""
     from bridge.journal.backup import backup as write
 
-    settings = settings_of(config)
+    settings = file_settings(config)
     with copying("backing up") as told:
         made = write(settings.url, file, progress=told)
     if json_:
@@ -134,7 +163,7 @@ def restore(file: Path, config: Path, json_: bool) -> int:
     from bridge.journal.backup import restore as put_back
     from bridge.model import SystemClock
 
-    settings = settings_of(config)
+    settings = file_settings(config)
     with copying("restoring") as told:
         done = put_back(settings.url, file, clock=SystemClock(), progress=told)
     newest = iso(done.newest_us)

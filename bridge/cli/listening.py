@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bridge.cli.common import DEFAULT_CONFIG, config_option, load_for_journal
+from bridge.cli.common import DEFAULT_CONFIG, config_option, load_for_journal, source_names
 from bridge.errors import BridgeError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--port", type=click.IntRange(0, 65535), help="In place of the configured one; 0 takes a free one.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line for each request.")
 @click.option("--credentials", is_flag=True, help="Show and keep Authorization and cookies too; else they are masked.")
-@click.argument("source")
+@click.argument("source", shell_complete=source_names)
 def listen(config: Path, source: str, save: Path | None, port: int | None, *, as_json: bool, credentials: bool) -> int:
     """Receive for one source and show each request: verdict, events, what would be sent.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bridge.cli.common import config_option, load_for_journal
+from bridge.cli.common import config_option, load_for_journal, source_names
 from bridge.cli.printing import print_json
 from bridge.errors import BridgeError, PayloadError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command("map")
 @config_option
 @click.option("--header", "headers", multiple=True, metavar="'K: V'", help="A header the mapping looks at.")
-@click.argument("source")
+@click.argument("source", shell_complete=source_names)
 @click.argument("file", default="-")
 def map_(config: Path, source: str, file: str, headers: tuple[str, ...]) -> int:
     """Show what a payload would become, and touch nothing.

@@ -1,7 +1,11 @@
-"""How commands print: tables and colours on a terminal, plain lines in a pipe, JSON when asked."""
+"""How commands print: tables and colours on a terminal, plain lines in a pipe, JSON when asked.
+
+What partners and the CRM wrote is shown escaped, so that it can neither steer a terminal nor forge a line.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,16 +16,78 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from bridge.model import iso
-from bridge.operations.queries import moment_us
+from bridge.model import iso, printable
 
-__all__ = ["Moment", "console", "iso", "print_json", "print_json_rows", "print_table", "progress"]
+__all__ = [
+    "Declined",
+    "Moment",
+    "complain",
+    "confirm",
+    "console",
+    "iso",
+    "print_json",
+    "print_json_rows",
+    "print_table",
+    "printable",
+    "progress",
+    "say",
+]
+
+#: How words that tell what became of something look on a terminal.
+STYLES = {
+    "delivered": "green",
+    "unchanged": "green",
+    "pending": "cyan",
+    "retrying": "yellow",
+    "unknown": "yellow",
+    "parked": "red",
+    "refused": "red",
+    "superseded": "dim",
+    "ignored": "dim",
+    "discarded": "dim",
+}
+_STYLED = frozenset({"state", "outcome"})
+#: A column whose cells are no longer than this is not broken into lines while another can be.
+SHORT_CELL = 24
+_MILLISECONDS = re.compile(r"(T\d\d:\d\d:\d\d)\.\d+Z")
 
 
-def console() -> Console:
-    """Standard output; wide in a pipe, so that nothing is cut."""
-    return Console(width=None if sys.stdout.isatty() else 240, highlight=False)
+def console(*, err: bool = False) -> Console:
+    """Standard output, or stderr; wide in a pipe, so that nothing is cut."""
+    stream = sys.stderr if err else sys.stdout
+    return Console(width=None if stream.isatty() else 240, highlight=False, stderr=err)
+
+
+def say(text: str, *, style: str = "", err: bool = False) -> None:
+    """One line, in this style on a terminal."""
+    if (sys.stderr if err else sys.stdout).isatty():
+        console(err=err).print(Text(printable(text), style), soft_wrap=True)
+    else:
+        click.echo(printable(text), err=err)
+
+
+def complain(text: str) -> None:
+    """An error on stderr, line by line: what is wrong and what to change."""
+    for number, line in enumerate(text.splitlines() or [text]):
+        say(line if number else f"partner-bridge: {line}", style="red", err=True)
+
+
+class Declined(click.Abort):
+    """A person did not confirm; the message says what that means."""
+
+
+def confirm(question: str) -> None:
+    """Go on if a person says so. Raises Declined."""
+    try:
+        confirmed = click.confirm(printable(question), err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise Declined("nobody is there to answer, and nothing was done; --yes goes on without asking") from None
+    if not confirmed:
+        raise Declined("nothing was done")
 
 
 def print_json(document: Any) -> None:
@@ -39,24 +105,30 @@ def print_json_rows(rows: Iterable[Any]) -> int:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on a terminal; tab-separated lines with a header in a pipe."""
+    """A table on a terminal, with words of `STYLES` coloured; tab-separated lines with a header in a pipe."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
-            click.echo("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
+            click.echo("\t".join(printable(cell.replace("\t", " ").replace("\n", " ")) for cell in row))
         return
+    out = console()
+    shown = [[printable(_MILLISECONDS.sub(r"\1Z", cell)) for cell in row] for row in rows]
+    widths = [max(map(len, cells)) for cells in zip(columns, *shown, strict=True)]
+    short = [width if width <= SHORT_CELL else None for width in widths]
+    fits = sum((width or SHORT_CELL) + 2 for width in short) <= out.width
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console().print(table, markup=False)
+    for column, width in zip(columns, short, strict=True):
+        table.add_column(column, overflow="fold", min_width=width if fits else None)
+    for row in shown:
+        styles = (STYLES.get(cell, "") if column in _STYLED else "" for column, cell in zip(columns, row, strict=True))
+        table.add_row(*map(Text, row, styles))
+    out.print(table)
 
 
 @contextmanager
 def progress(text: str, total: int | None) -> Iterator[Progress]:
     """A progress bar on a terminal, nothing in a pipe."""
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -74,6 +146,8 @@ class Moment(click.ParamType[int]):
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from bridge.operations.queries import moment_us  # takes the journal's modules, which few commands need
+
         if isinstance(value, int):
             return value
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -18,9 +19,13 @@ from bridge.operations.queries import as_query
 
 #: Rows fetched at a time.
 ROWS = 1_000
+#: Entries of the retry log that one request acts on: seconds at most.
+ACTED_ON = 1_000
+#: Seconds of other acts before people are told how far they are.
+PORTION_S = 2
 CONNECT_TIMEOUT_S = 3.0
-#: For the answer: a large replay is one request.
-PATIENCE_S = 3_600.0
+#: For the answer: large acts are done in portions, but a journal may be slow.
+PATIENCE_S = 600.0
 
 
 class AdminUnreachableError(BridgeError):
@@ -62,6 +67,11 @@ class RemoteDesk:
             if len(rows) < ROWS:
                 return
 
+    def count_retries(self, chosen: Filter) -> int:
+        """How many entries the filter means."""
+        counted: Document = self._post("/api/retries/replay", as_query(chosen) | {"dry_run": True})
+        return int(counted["entries"])
+
     def retry(self, entry_id: str) -> Document | None:
         """One entry with the stories of the events behind it."""
         entry: Document | None = self._get(f"/api/retries/{quote(entry_id, safe='')}", {}, missing=None)
@@ -69,15 +79,30 @@ class RemoteDesk:
 
     def replay_retries(self, chosen: Filter, *, progress: Progress = _quiet) -> Document:
         """Map the kept payloads with the service's mapping and send them now."""
-        done: Document = self._post("/api/retries/replay", as_query(chosen) | {"all": True})
-        progress(done["entries"])
-        return done
+        return self._act_on_retries("replay", chosen, progress)
 
     def discard_retries(self, chosen: Filter, *, progress: Progress = _quiet) -> Document:
         """Give entries up for good."""
-        done: Document = self._post("/api/retries/discard", as_query(chosen) | {"all": True})
-        progress(done["entries"])
-        return done
+        return self._act_on_retries("discard", chosen, progress)
+
+    def _act_on_retries(self, what: str, chosen: Filter, progress: Progress) -> Document:
+        """In portions: no request lasts long, and people see how far it is. What comes meanwhile is not meant."""
+        total: Counter[str] = Counter()
+        for done in self._portions(f"/api/retries/{what}", as_query(chosen) | {"all": True, "limit": ACTED_ON}):
+            total.update(done)
+            progress(done["entries"])
+        return dict(total)
+
+    def _portions(self, path: str, asked: dict[str, Any]) -> Iterator[Document]:
+        """The answers to an act that is done in portions."""
+        while True:
+            done = self._post(path, asked)
+            asked |= {name: done.pop(name) for name in ("seen", "until") if name in done}
+            following = done.pop("next", None)
+            yield done
+            if following is None:
+                return
+            asked["after"] = following
 
     # --- the event log ---
 
@@ -91,18 +116,28 @@ class RemoteDesk:
             after = rows[-1]["seq"]
 
     def count_events(self, chosen: EventFilter) -> int | None:  # noqa: ARG002 (the desk's signature)
-        """Unknown from here: the whole replay is one request."""
+        """Unknown from here."""
         return None
 
     def replay_events(
         self, chosen: EventFilter, *, dry_run: bool, shown: int = DIFFERENCES, progress: Progress = _quiet
     ) -> Document:
         """Map kept events again; a dry run only tells what would change."""
-        done: Document = self._post(
-            "/api/events/replay", as_query(chosen) | {"all": True, "dry_run": dry_run, "limit": shown}
-        )
-        progress(done["events"])
-        return done
+        asked = as_query(chosen) | {"all": True, "dry_run": dry_run, "limit": shown, "seconds": PORTION_S}
+        total: Counter[str] = Counter()
+        changes: Counter[str] = Counter()
+        found: list[Document] = []
+        for done in self._portions("/api/events/replay", asked):
+            total.update({name: done[name] for name in ("events", "unmapped")})
+            changes.update(done["changes"])
+            found += done["differences"]
+            progress(done["events"])
+        differences = sorted(found, key=lambda one: one["what"] == "kept")[:shown]  # it must not hide what changes
+        left_out = changes.total() - len(differences)
+        return {
+            "dry_run": dry_run, **total, "changes": dict(sorted(changes.items())), "differences": differences,
+            "left_out": left_out,
+        }  # fmt: skip
 
     def trace(self, wanted: str) -> Document:
         """The stories of an event or a record."""
@@ -113,9 +148,12 @@ class RemoteDesk:
 
     def resync(self, chosen: Known, *, dry_run: bool, progress: Progress = _quiet) -> Document:
         """Send known values once more; a dry run counts them."""
-        done: Document = self._post("/api/resync", as_query(chosen) | {"all": True, "dry_run": dry_run})
-        progress(done["records"])
-        return done
+        total: Counter[str] = Counter()
+        asked = as_query(chosen) | {"all": True, "dry_run": dry_run, "seconds": PORTION_S}
+        for done in self._portions("/api/resync", asked):
+            total.update({name: done[name] for name in ("records", "values")})
+            progress(done["records"])
+        return {"dry_run": dry_run, **total}
 
     def pauses(self) -> list[Document]:
         """Every pause that holds, whoever made it."""

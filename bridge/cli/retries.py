@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,11 +11,10 @@ from typing import Any
 
 import click
 
-from bridge.cli.common import Command
+from bridge.cli.common import Command, source_names, typed
 from bridge.cli.desk import Place, at_desk, desk_options
-from bridge.cli.printing import Moment, iso, print_json, print_json_rows, print_table, progress
+from bridge.cli.printing import STYLES, Moment, confirm, iso, print_json, print_json_rows, print_table, progress, say
 from bridge.journal.retry_log import Filter
-from bridge.operations.desk import Desk
 
 NOTHING = "nothing in the retry log matches"
 
@@ -24,7 +24,7 @@ def selection(command: Command) -> Command:
     options: list[Callable[[Command], Command]] = [
         click.argument("ids", nargs=-1),
         click.option("--state", type=click.Choice(["retrying", "parked"]), help="Only entries in this state."),
-        click.option("--source", help="Only entries of this source."),
+        click.option("--source", shell_complete=source_names, help="Only entries of this source."),
         click.option("--category", help="Only this category, e.g. OBJECT_NOT_FOUND."),
         click.option("--record", help="Only this record id."),
         click.option("--since", type=Moment(), help="First failed at or after this time (ISO 8601, or 2h)."),
@@ -95,26 +95,28 @@ def show(entry_id: str, place: Place, json_: bool) -> int:
     with at_desk(place) as desk:
         document = desk.retry(entry_id)
     if document is None:
-        click.echo(f"{NOTHING}: {entry_id}", err=True)
+        say(f"{NOTHING}: {entry_id}", err=True)
         return 1
     if json_:
         print_json(document)
         return 0
     events = document.pop("events")
     for name, value in document.items():
-        click.echo(f"{name:16} {', '.join(value) if isinstance(value, list) else '-' if value is None else value}")
+        text = ", ".join(value) if isinstance(value, list) else "-" if value is None else str(value)
+        say(f"{name:16} {text}", style=STYLES.get(text, ""))
     for story in events:
-        click.echo(f"event {story['event']} of {story['source']}, received {iso(story['received_us'])}")
-    click.echo(f"next: partner-bridge retries replay {entry_id}, or partner-bridge retries discard {entry_id}")
+        say(f"event {story['event']} of {story['source']}, received {iso(story['received_us'])}")
+    replay_, discard_ = (typed(f"retries {act} {shlex.quote(entry_id)}", place.config) for act in ("replay", "discard"))
+    click.echo(f"next: {replay_}, or {discard_}")
     return 0
 
 
-def _count(desk: Desk, options: dict[str, Any], all_: bool) -> tuple[Filter, int]:
-    """What to act on, and how much that is; acting on everything must be said."""
+def _to_act_on(options: dict[str, Any], all_: bool) -> Filter:
+    """What to act on; acting on everything must be said."""
     wanted = chosen(options)
     if wanted == Filter() and not all_:
         raise click.UsageError("say which entries: IDs, a filter, or --all")
-    return wanted, sum(1 for _ in desk.retries(wanted))
+    return wanted
 
 
 @retries.command()
@@ -123,8 +125,9 @@ def _count(desk: Desk, options: dict[str, Any], all_: bool) -> tuple[Filter, int
 @click.option("--json", "json_", is_flag=True, help="What was done, as an object.")
 def replay(place: Place, all_: bool, json_: bool, **options: Any) -> int:
     """Map the kept payloads with today's mapping and send them now; newer values are never overwritten."""
+    wanted = _to_act_on(options, all_)
     with at_desk(place) as desk:
-        wanted, entries = _count(desk, options, all_)
+        entries = desk.count_retries(wanted)
         if not entries:
             click.echo(NOTHING, err=True)
             return 1
@@ -150,15 +153,16 @@ def discard(place: Place, all_: bool, yes: bool, json_: bool, **options: Any) ->
 
     What changed since it was counted is left alone: a newer event for a record is never discarded with it.
     """
+    wanted = _to_act_on(options, all_)
     with at_desk(place) as desk:
         seen_us = round(time.time() * 1_000_000)
-        wanted, entries = _count(desk, options, all_)
+        entries = desk.count_retries(wanted)
         if not entries:
             click.echo(NOTHING, err=True)
             return 1
         wanted = replace(wanted, seen_us=seen_us)  # what comes while a person makes up their mind is not meant
         if not yes:
-            click.confirm(f"give up {entries} entries for good?", abort=True, err=True)
+            confirm(f"give up {entries} entries for good?")
         with progress("discarding", entries) as bar:
             done = desk.discard_retries(wanted, progress=lambda n: bar.advance(bar.task_ids[0], n))
     if json_:

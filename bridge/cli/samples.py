@@ -56,16 +56,22 @@ class Sample:
 
 @dataclass(slots=True)
 class Samples:
-    """Makes `number` webhooks, reproducibly, and knows what the CRM should hold after them."""
+    """Makes `number` webhooks, reproducibly, and knows what the CRM should hold after them.
+
+    The first is dated at `begins`, an hour ago unless it is given, each other one a second later; `after` are the
+    events that other samples made before.
+    """
 
     number: int
     seed: int = 7
+    begins: datetime | None = None
+    after: int = 0
     _model: dict[str, dict[str, tuple[datetime, str]]] = field(default_factory=dict)
     _made: int = 0
 
     def __iter__(self) -> Iterator[Sample]:
         chance = random.Random(self.seed)  # noqa: S311 (samples)
-        start = datetime.now(UTC) - timedelta(hours=1)
+        start = self.begins or datetime.now(UTC) - timedelta(hours=1)
         special = [self._late, self._invalid, self._refused, self._unknown, self._nameless, self._ignored, self._forged]
         last: Sample | None = None
         for at in range(self.number):
@@ -90,7 +96,7 @@ class Samples:
     def _event(self, client: Mapping[str, Any], moment: datetime, kind: str = "client.updated") -> dict[str, Any]:
         self._made += 1
         return {
-            "id": f"evt_{self._made:05}",
+            "id": f"evt_{self.after + self._made:05}",
             "type": kind,
             "timestamp": moment.isoformat().replace("+00:00", "Z"),
             "data": {"client": dict(client)},
@@ -136,12 +142,12 @@ class Samples:
         return Sample("late: older than what came before", self._event(client, earlier))
 
     def _invalid(self, chance: random.Random, moment: datetime) -> Sample:
-        client = self._client(chance) | {"id": f"plan-{self._made}", "plan": "Platinum"}
+        client = self._client(chance) | {"id": f"plan-{self.after + self._made}", "plan": "Platinum"}
         self._learn(client, moment)
         return Sample("invalid: a plan that the mapping does not know", self._event(client, moment))
 
     def _refused(self, chance: random.Random, moment: datetime) -> Sample:
-        client = self._client(chance) | {"id": f"product-{self._made}"}
+        client = self._client(chance) | {"id": f"product-{self.after + self._made}"}
         self._learn(client, moment)
         return Sample(
             "refused: an option that the CRM does not have",
@@ -149,7 +155,7 @@ class Samples:
         )
 
     def _unknown(self, chance: random.Random, moment: datetime) -> Sample:
-        client = self._client(chance) | {"id": f"unknown-{self._made}"}
+        client = self._client(chance) | {"id": f"unknown-{self.after + self._made}"}
         return Sample("unknown: a client that the CRM does not have", self._event(client, moment))
 
     def _nameless(self, chance: random.Random, moment: datetime) -> Sample:

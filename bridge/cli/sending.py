@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import click
 
 from bridge.cli.answered import LISTENING, Answer, Asked, explain, first_id, print_answers
-from bridge.cli.common import config_option, load_for_journal, typed
+from bridge.cli.common import config_option, load_for_journal, source_names, typed
 from bridge.cli.payloads import headers_of, read, source_of
 from bridge.cli.printing import progress
 from bridge.errors import BridgeError
@@ -36,7 +36,7 @@ _OF_THE_WAY = frozenset(
 @click.option("--url", help="Where to post; default: the configured port of this machine.")
 @click.option("--count", default=1, show_default=True, type=click.IntRange(min=1), help="How often.")
 @click.option("--header", "headers", multiple=True, metavar="'K: V'", help="A header to send along; repeatable.")
-@click.argument("source")
+@click.argument("source", shell_complete=source_names)
 @click.argument("file", required=False)
 def send(config: Path, source: str, file: str | None, url: str | None, count: int, headers: tuple[str, ...]) -> int:
     """Sign a payload as the partner would and post it to a running service.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from bridge.cli.common import config_option, typed
 from bridge.errors import BridgeError
 from bridge.settings import Secret, Settings
 
+#: Variables that gunicorn reads, beside those that bear its name.
+GUNICORNS = frozenset({"WEB_CONCURRENCY", "SENDFILE", "FORWARDED_ALLOW_IPS", "LISTEN_FDS", "LISTEN_PID"})
 #: Imports and a bind; a machine that is busy takes its time.
 SANDBOX_START_S = 20.0
 
@@ -26,6 +29,8 @@ SANDBOX_START_S = 20.0
 @click.option("--sandbox", is_flag=True, help="Deliver to a built-in sandbox CRM instead of HubSpot.")
 def serve(config: Path, sandbox: bool) -> int:
     """Run the service in the foreground until SIGTERM or Ctrl-C."""
+    for name in forget_gunicorns(os.environ):
+        click.echo(f"warning: {name} is not used; the server is configured by bridge.yaml alone", err=True)
     from bridge import server
     from bridge.config import load
 
@@ -42,6 +47,16 @@ def serve(config: Path, sandbox: bool) -> int:
             load_settings=lambda: towards(load(config, sandbox=True).settings, url),
             ready=lambda: _next(settings, config),
         )
+
+
+def forget_gunicorns(environ: MutableMapping[str, str]) -> list[str]:
+    """Remove gunicorn's own variables, before it is imported: they would undo what is promised (`max_requests` and
+    `preload`), take other sockets, or end the start with a traceback. Returns the names of those that were set.
+    """
+    found = sorted(name for name in environ if name.startswith("GUNICORN_") or name in GUNICORNS)
+    for name in found:
+        del environ[name]
+    return found
 
 
 def _next(settings: Settings, config: Path) -> None:
@@ -69,22 +84,21 @@ def free_port() -> int:
 def sandbox_process(*options: str) -> Iterator[str]:
     """A sandbox CRM in a process of its own; yields its URL and ends it afterwards."""
     port = free_port()
-    child = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "bridge", "sandbox", "--until-eof", "--port", str(port), *options],
         stdin=subprocess.PIPE,
         # Ctrl-C in a terminal reaches the whole group; the sandbox must outlive the service's drain.
         process_group=0,
-    )
-    try:
-        wait_until_open(port, child)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        child.terminate()
+    ) as child:
         try:
-            child.wait(5)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            wait_until_open(port, child)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            child.terminate()
+            try:
+                child.wait(5)
+            except subprocess.TimeoutExpired:
+                child.kill()
 
 
 def wait_until_open(port: int, child: subprocess.Popen[bytes]) -> None:

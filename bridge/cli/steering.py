@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from bridge.cli.common import source_names
 from bridge.cli.desk import Place, at_desk, desk_options
-from bridge.cli.printing import print_json, progress
+from bridge.cli.printing import confirm, print_json, progress, say
 from bridge.journal.steering import Known
 
 
 @click.command()
-@click.option("--source", help="Only values that this source set.")
+@click.option("--source", shell_complete=source_names, help="Only values that this source set.")
 @click.option("--object-type", help="Only records of this object type.")
 @click.option("--record", help="Only this record id.")
 @click.option("--all", "all_", is_flag=True, help="Everything that the journal knows.")
@@ -39,7 +40,7 @@ def resync(
         if yes:
             click.echo(f"sending {text} once more", err=True)
         else:
-            click.confirm(f"send {text} once more?", abort=True, err=True)
+            confirm(f"send {text} once more?")
         with progress("making due", known["records"]) as bar:
             done = desk.resync(wanted, dry_run=False, progress=lambda n: bar.advance(bar.task_ids[0], n))
     if json_:
@@ -62,7 +63,7 @@ def pause(place: Place, object_type: str | None, reason: str, json_: bool) -> in
         print_json(made)
     else:
         what = f"delivery to {made['target']}" if made["target"] else "all delivery"
-        click.echo(f"{what} is paused; `partner-bridge resume` ends it")
+        say(f"{what} is paused; `partner-bridge resume` ends it")
     return 0
 
 
@@ -79,9 +80,13 @@ def resume(place: Place, object_type: str | None, json_: bool) -> int:
         print_json(over)
         return 0
     for ended in over:
-        click.echo(f"resumed: {ended['target'] or 'all delivery'}")
+        say(f"resumed: {ended['target'] or 'all delivery'}")
     if not over:
         click.echo("no operator's pause holds" + (f" for {object_type}" if object_type else ""))
     for pause_ in left:
-        click.echo(f"still paused: {pause_['reason']} ({pause_['target'] or 'all'}) {pause_['detail']}", err=True)
+        say(
+            f"still paused: {pause_['reason']} ({pause_['target'] or 'all'}) {pause_['detail']}",
+            style="yellow",
+            err=True,
+        )
     return 0

@@ -8,7 +8,7 @@ import click
 
 from bridge.cli.common import load_for_journal
 from bridge.cli.desk import Place, at_desk, desk_options
-from bridge.cli.printing import iso, print_json, print_table
+from bridge.cli.printing import STYLES, complain, iso, print_json, print_table, say
 from bridge.cli.remote import RemoteDesk
 from bridge.errors import BridgeError
 
@@ -33,24 +33,24 @@ def trace(wanted: str, place: Place, json_: bool) -> int:
         for story in records:
             _print_record(story)
         if not events and not records:
-            click.echo(f"no event and no record {wanted} in the journal", err=True)
+            say(f"no event and no record {wanted} in the journal", err=True)
     return 0 if events or records else 1
 
 
 def _print_event(story: dict[str, Any]) -> None:
-    click.echo(f"event {story['event']} of {story['source']}")
-    click.echo(f"  received {iso(story['received_us'])}, taken as {story['taken_as']}")
+    say(f"event {story['event']} of {story['source']}")
+    say(f"  received {iso(story['received_us'])}, taken as {story['taken_as']}")
     if story["occurred_us"] is not None:
-        click.echo(f"  occurred {iso(story['occurred_us'])}")
+        say(f"  occurred {iso(story['occurred_us'])}")
     if story["unmappable"]:
         waits = ", waits in the retry log" if story["waits"] else ""
-        click.echo(f"  could not be mapped: {story['unmappable']}{waits}")
+        say(f"  could not be mapped: {story['unmappable']}{waits}")
     for asked in story["records"]:
-        click.echo(f"  asked {asked['object_type']} {asked['record']} ({asked['id_property'] or 'record id'}):")
+        say(f"  asked {asked['object_type']} {asked['record']} ({asked['id_property'] or 'record id'}):")
         if not asked["properties"]:
-            click.echo("    nothing any more, since it was replayed")
+            say("    nothing any more, since it was replayed")
         for fate in asked["properties"]:
-            click.echo(f"    {fate['property']}: {_fate(fate)}")
+            say(f"    {fate['property']}: {_fate(fate)}", style=STYLES.get(fate["fate"], ""))
 
 
 def _fate(fate: dict[str, Any]) -> str:
@@ -74,18 +74,18 @@ def _call(call: dict[str, Any]) -> str:
 
 
 def _print_record(story: dict[str, Any]) -> None:
-    click.echo(f"record {story['record']} of {story['object_type']} ({story['id_property'] or 'record id'})")
+    say(f"record {story['record']} of {story['object_type']} ({story['id_property'] or 'record id'})")
     if story["category"]:
         following = f", next attempt {iso(story['next_attempt_us'])}" if story["next_attempt_us"] else ""
-        click.echo(f"  {story['state']}: {story['category']}: {story['message']}{following}")
+        say(f"  {story['state']}: {story['category']}: {story['message']}{following}")
     for value in story["values"]:
         text = (
             f"  {value['property']} = {value['value']!r}, {value['state']}, set by event {value['event'] or '(pruned)'}"
         )
-        click.echo(text + (f": {value['category']}: {value['message']}" if value["message"] else ""))
+        say(text + (f": {value['category']}: {value['message']}" if value["message"] else ""))
     for asked in story["events"]:
         names = ", ".join(asked["properties"])
-        click.echo(f"  event {asked['event']} of {asked['source']} at {iso(asked['time_us'])}: {names}")
+        say(f"  event {asked['event']} of {asked['source']} at {iso(asked['time_us'])}: {names}")
 
 
 @click.command()
@@ -102,25 +102,42 @@ def status(place: Place, json_: bool) -> int:
         with RemoteDesk(admin_url, place.admin_token, patience_s=STATUS_PATIENCE_S) as desk:
             document = desk.status()
     except BridgeError as error:
-        click.echo(f"partner-bridge: {error}", err=True)
+        complain(str(error))
         return 3
     degraded = list(document.get("degraded", []))
     if json_:
         print_json(document)
     else:
-        rows = [[name, _plain(value)] for name, value in document.items() if name != "sources"]
-        print_table(["figure", "value"], rows)
-        print_table(
-            ["source", "last event", "events per second"],
-            [
-                [name, str(of["last_event_at"] or "never"), str(of["events_per_second"])]
-                for name, of in document.get("sources", {}).items()
-            ],
-        )
+        print_status(document)
     return 1 if degraded else 0
 
 
+def print_status(document: dict[str, Any]) -> None:
+    """In one word first, then the figures, then the sources."""
+    degraded = document.get("degraded", [])
+    say("degraded" if degraded else "healthy", style="bold red" if degraded else "bold green")
+    for why in degraded:
+        say(f"  {why}", style="red")
+    left_out = {"degraded", "sources", "pauses"}
+    rows = [[name, _plain(value)] for name, value in document.items() if name not in left_out]
+    print_table(["figure", "value"], rows)
+    if pauses := document.get("pauses"):
+        print_table(
+            ["paused", "target", "since", "until", "detail"],
+            [[str(each[name] or "-") for name in ("reason", "target", "since", "until", "detail")] for each in pauses],
+        )
+    print_table(
+        ["source", "last event", "events per second", "silent"],
+        [
+            [name, str(of["last_event_at"] or "never"), str(of["events_per_second"]), _plain(of.get("silent", False))]
+            for name, of in document.get("sources", {}).items()
+        ],
+    )
+
+
 def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list):
         return "; ".join(_plain(item) for item in value) or "none"
     if isinstance(value, dict):

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bridge.cli.printing import printable
 from bridge.errors import PayloadError
 from bridge.intake.dry_run import report
 from bridge.intake.mapping import CompiledSource, Mapped
@@ -180,11 +181,6 @@ def _cut(lines: list[str], most: int | None) -> list[str]:
     if most is None or len(lines) <= most:
         return lines
     return [*lines[:most], f"… {len(lines) - most} more lines; --save keeps them"]
-
-
-def printable(text: str) -> str:
-    """Without what could steer a terminal: a partner's bytes are nobody's commands."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def print_block(document: Mapping[str, Any], out: Console) -> None:

@@ -233,12 +233,12 @@ def _standard_secret() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A file for one kind of sender. `ours`: the secret is chosen by us and given to the sender."""
+    """A file for one kind of sender. `theirs` names the secret that the sender gives; empty: we give it one of ours."""
 
     source: str
     text: str
     new_secret: Callable[[], str]
-    ours: bool
+    theirs: str = ""
 
     @property
     def secret_file(self) -> str:
@@ -249,10 +249,12 @@ class Template:
 DEFAULT = "standard-webhooks"
 
 TEMPLATES = {
-    DEFAULT: Template("acme", _HEAD + _STANDARD, _standard_secret, ours=True),
-    "stripe": Template("stripe", _HEAD + _STRIPE, _raw_secret, ours=False),
-    "shopify": Template("shopify", _HEAD + _SHOPIFY, _raw_secret, ours=False),
-    "hubspot": Template("hubspot", _HEAD + _HUBSPOT.removeprefix("\n"), _raw_secret, ours=False),
-    "github": Template("github", _HEAD + _GITHUB, _raw_secret, ours=True),
-    "hmac": Template("acme", _HEAD + _HMAC, _raw_secret, ours=True),
+    DEFAULT: Template("acme", _HEAD + _STANDARD, _standard_secret),
+    "stripe": Template("stripe", _HEAD + _STRIPE, _raw_secret, "the endpoint's signing secret that Stripe shows"),
+    "shopify": Template("shopify", _HEAD + _SHOPIFY, _raw_secret, "the client secret of your Shopify app"),
+    "hubspot": Template(
+        "hubspot", _HEAD + _HUBSPOT.removeprefix("\n"), _raw_secret, "the client secret of your HubSpot app"
+    ),
+    "github": Template("github", _HEAD + _GITHUB, _raw_secret),
+    "hmac": Template("acme", _HEAD + _HMAC, _raw_secret),
 }

@@ -110,7 +110,8 @@ def _text(path: Path) -> str:
         raise _refusal(path, "not UTF-8; save the file as UTF-8", line) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError([Problem("", f"the configuration file {path} cannot be read: {reason}")]) from error
+        hint = "make it readable for the user that runs partner-bridge, or name another with --config"
+        raise ConfigError([Problem("", f"the configuration file {path} cannot be read: {reason}; {hint}")]) from error
 
 
 def _refusal(path: Path, message: str, line: int) -> ConfigError:

@@ -15,11 +15,17 @@ from gunicorn.http import errors
 
 from bridge.intake.problems import document, where
 
+
+class LateBodyError(Exception):
+    """The body did not arrive in time."""
+
+
 _STATUSES: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.LimitRequestLine, 414, "The request line is longer than is taken here."),
     (errors.LimitRequestHeaders, 431, "The headers are more or longer than is taken here."),
     (errors.UnsupportedTransferCoding, 501, "The only Transfer-Encoding that is taken is chunked."),
     (errors.ExpectationFailed, 417, "The only expectation that is met is 100-continue."),
+    (LateBodyError, 408, "The body did not arrive in time."),
     (errors.ParseException, 400, "This is not a request as RFC 9112 has it."),
 )
 #: Parse errors by their class that are our own fault.

@@ -29,20 +29,22 @@ from bridge.intake.mapping import CompiledSource, Mapped
 from bridge.intake.problems import Refusal, problem, register_problem_handlers, where
 from bridge.intake.quotas import Quota
 from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verdict, Verifier
-from bridge.model import Clock, Event, Intake, Receipt, SystemClock
+from bridge.model import Clock, Event, Intake, Receipt, RecordKey, SystemClock
 
 __all__ = ["Appender", "Counts", "Endpoint", "Observer", "Webhooks", "register_problem_handlers"]
 
 #: How many ids and errors an answer lists.
 MAX_LISTED = 100
+#: How many event ids a line of the log lists, and how much of each.
+MAX_LOGGED, MAX_LOGGED_ID = 5, 80
 #: The source's name in metrics where there is no such source.
 UNKNOWN_SOURCE = "unknown"
 
 #: Seconds until a sender should try again, from and to: jittered, so that they do not come all at once.
 _FULL_RETRY_S = (15, 45)
 _SOON_RETRY_S = (2, 10)
-#: Seconds that a request waits for its turn.
-TURN_PATIENCE_S = 20.0
+#: Seconds that a request waits for its turn: a sender gives up after 5 s (Shopify) or later, and some never try again.
+TURN_PATIENCE_S = 4.0
 #: Statuses that HTTP gives no body.
 _WITHOUT_BODY = frozenset({204, 205})
 
@@ -59,7 +61,10 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What one request brought; `unlisted` are names of `pairs:` that nobody listed."""
+    """What one request brought: events by what they were taken as, the records that accepted ones are about, and the
+    first few ids. `unlisted` are names of `pairs:` that nobody listed; `reason` is why nothing was taken, where the
+    status does not say it.
+    """
 
     accepted: int = 0
     duplicates: int = 0
@@ -68,6 +73,9 @@ class Counts:
     invalid: int = 0
     conflicts: int = 0
     unlisted: int = 0
+    records: int = 0
+    event_ids: tuple[str, ...] = ()
+    reason: str | None = None
 
 
 class Appender(Protocol):
@@ -151,6 +159,7 @@ class Webhooks:
                 raise Refusal(404, "There is no such source.", slug="unknown-source")  # noqa: TRY301
             response, counts = self._take(endpoint)
         except Refusal as refusal:
+            counts = Counts(reason=refusal.slug)
             response = problem(
                 refusal.status,
                 refusal.detail,
@@ -305,7 +314,7 @@ class Webhooks:
             self._log.warning(
                 "event id used again for other content",
                 source=endpoint.source.name,
-                events=conflicts[:MAX_LISTED],
+                event_ids=loggable(conflicts),
             )
         reply = endpoint.source.source.reply
         if reply.body == "none" or reply.status in _WITHOUT_BODY:
@@ -325,9 +334,12 @@ def count(receipts: Sequence[Receipt], mapped: Mapped) -> Counts:
     """The figures of an answer: each event is exactly one of accepted, duplicate, ignored, parked."""
     by_intake = dict.fromkeys(Intake, 0)
     conflicts = 0
-    for receipt in receipts:
+    records: set[RecordKey] = set()
+    for receipt, event in zip(receipts, mapped.events, strict=True):
         by_intake[receipt.intake] += 1
         conflicts += receipt.conflict
+        if receipt.intake is Intake.ACCEPTED:
+            records.update(update.record for update in event.updates)
     return Counts(
         accepted=by_intake[Intake.ACCEPTED],
         duplicates=by_intake[Intake.DUPLICATE],
@@ -336,7 +348,14 @@ def count(receipts: Sequence[Receipt], mapped: Mapped) -> Counts:
         invalid=len(mapped.invalid),
         conflicts=conflicts,
         unlisted=mapped.unlisted,
+        records=len(records),
+        event_ids=loggable([event.id for event in mapped.events[:MAX_LOGGED]]),
     )
+
+
+def loggable(event_ids: Sequence[str]) -> tuple[str, ...]:
+    """The first few ids, cut: a line of the log has a bounded length, whatever a sender writes."""
+    return tuple(event_id[:MAX_LOGGED_ID] for event_id in event_ids[:MAX_LOGGED])
 
 
 def _query() -> Mapping[str, str]:

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import math
+import time
 
 from flask import Flask, g, request
 
 from bridge.intake.problems import Refusal
 from bridge.operations import sessions
+from bridge.operations.guesses import Guesses
 from bridge.settings import Secret, SecretUnavailableError
 
 #: The console's blueprint, and what of it is there to be let in.
@@ -35,9 +38,10 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def guard(app: Flask, *, host: str, token: Secret | None) -> None:
+def guard(app: Flask, *, host: str, token: Secret | None, guesses: Guesses | None = None) -> None:
     """Let the app ask every request for what it needs; `g.who` tells afterwards who is there."""
     loopback = is_loopback(host)
+    guesses = guesses or Guesses()
 
     def check() -> None:
         if request.path in OPEN:
@@ -49,6 +53,9 @@ def guard(app: Flask, *, host: str, token: Secret | None) -> None:
             if request.endpoint in SIGN_IN:
                 return
             if not _knows(token):
+                if "Authorization" in request.headers:
+                    refuse_guesser(guesses)
+                    guesses.count(request.remote_addr, time.monotonic())
                 raise Refusal(
                     401,
                     "Send the admin token as `Authorization: Bearer TOKEN`.",
@@ -69,6 +76,18 @@ def guard(app: Flask, *, host: str, token: Secret | None) -> None:
             g.who = "loopback"
 
     app.before_request(check)
+
+
+def refuse_guesser(guesses: Guesses) -> None:
+    """Raise Refusal while too many wrong tokens came from where the request comes from."""
+    wait_s = guesses.wait_s(request.remote_addr, time.monotonic())
+    if wait_s:
+        raise Refusal(
+            429,
+            f"Too many wrong tokens came from your address. Try again in {math.ceil(wait_s)} s; the right token as a "
+            "bearer is answered at once.",
+            headers={"Retry-After": str(math.ceil(wait_s))},
+        )
 
 
 def _name(host: str) -> str:

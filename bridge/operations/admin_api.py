@@ -1,13 +1,16 @@
 """`/api/…` on the admin port: what the command line and the console use.
 
-GET  /api/retries            the filters of `retries list`, limit, offset → [entry, …]
+GET  /api/retries            the filters of `retries list`, search, limit, offset → [entry, …]
 GET  /api/retries/{id}       one entry with the stories of its events
-POST /api/retries/replay     filters, or all: true → what was done
-POST /api/retries/discard    likewise; seen: when they were counted, so that what came since is spared
+POST /api/retries/replay     filters, or all: true → what was done; dry_run only counts; seen: when they were counted,
+                             so that what came since is spared; limit: so many now, then `next` and `seen` are what
+                             to give as `after` and `seen` in the request that goes on
+POST /api/retries/discard    likewise
 GET  /api/events             the filters of `events list`, limit, after → [event, …]
-POST /api/events/replay      filters, or all: true; dry_run, limit → differences and what was done
+POST /api/events/replay      filters, or all: true; dry_run, limit → differences and what was done; seconds: so long
+                             now, then `next` and `until` are what to give as `after` and `until` to go on
 GET  /api/trace/{id}         the stories of an event or a record
-POST /api/resync             filters, or all: true; dry_run → how much
+POST /api/resync             filters, or all: true; dry_run → how much; seconds, after likewise
 GET, POST, DELETE /api/pause the pauses; object_type, reason → a pause; ?object_type= → the pauses that ended
 
 Bodies must be JSON and say so: a form of another site cannot. Every act is logged: who, what, how many.
@@ -15,7 +18,9 @@ Bodies must be JSON and say so: a form of another site cannot. Every act is logg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -27,8 +32,10 @@ from marshmallow import Schema, ValidationError
 from bridge.errors import JournalError, JournalFullError
 from bridge.intake.bodies import read_body
 from bridge.intake.problems import Refusal, problem
+from bridge.journal.retry_log import Filter, Reference
 from bridge.operations import queries
-from bridge.operations.desk import DIFFERENCES, Desk
+from bridge.operations.desk import DIFFERENCES, Document, JournalDesk
+from bridge.operations.logged import log_act
 
 #: Rows of one answer unless the request says otherwise.
 ROWS = 1_000
@@ -38,7 +45,7 @@ MAX_BODY = 1_000_000
 _log = structlog.get_logger("bridge.admin")
 
 
-def api_blueprint(desk: Desk) -> Blueprint:
+def api_blueprint(desk: JournalDesk) -> Blueprint:
     """All routes. Who may use them is `access.guard`'s business."""
     routes = Blueprint("api", __name__, url_prefix="/api")
 
@@ -51,8 +58,7 @@ def api_blueprint(desk: Desk) -> Blueprint:
     @routes.get("/retries")
     def retries() -> Response:
         chosen, options = _arguments(queries.RetriesPage())
-        offset = options.get("offset", 0)
-        return _answer(islice(desk.retries(chosen), offset, offset + options.get("limit", ROWS)))
+        return _answer(desk.retries_page(chosen, limit=options.get("limit", ROWS), offset=options.get("offset", 0)))
 
     @routes.get("/retries/<entry_id>")
     def retry(entry_id: str) -> Response:
@@ -63,13 +69,25 @@ def api_blueprint(desk: Desk) -> Blueprint:
 
     @routes.post("/retries/replay")
     def replay_retries() -> Response:
-        chosen, _ = _act(queries.RetriesAct())
-        return _done("retries replay", queries.as_query(chosen), desk.replay_retries(chosen))
+        return act_on_retries("replay", lambda _chosen, found: desk.replay_found(found))
 
     @routes.post("/retries/discard")
     def discard_retries() -> Response:
-        chosen, _ = _act(queries.RetriesAct())
-        return _done("retries discard", queries.as_query(chosen), desk.discard_retries(chosen))
+        return act_on_retries("discard", desk.discard_found)
+
+    def act_on_retries(what: str, do: Callable[[Filter, Sequence[Reference]], Document]) -> Response:
+        chosen, options = _act(queries.RetriesAct(), may_say_nothing=lambda asked: bool(asked.get("dry_run")))
+        if options.get("dry_run"):
+            return _answer({"dry_run": True, "entries": desk.count_retries(chosen)})
+        limit = options.get("limit")
+        if limit is not None and chosen.seen_us is None:  # what fails anew meanwhile must not be met again
+            chosen = replace(chosen, seen_us=round(time.time() * 1_000_000))
+        found = desk.found_retries(chosen, after=options.get("after"), limit=limit)
+        done = do(chosen, found)
+        if limit is not None and chosen.seen_us is not None:
+            done["next"] = found[-1].place if len(found) == limit else None
+            done["seen"] = queries.exact_iso(chosen.seen_us)
+        return _done(f"retries {what}", queries.as_query(chosen), done)
 
     @routes.get("/events")
     def events() -> Response:
@@ -81,7 +99,17 @@ def api_blueprint(desk: Desk) -> Blueprint:
     def replay_events() -> Response:
         chosen, options = _act(queries.EventsAct(), may_say_nothing=lambda asked: bool(asked.get("dry_run")))
         dry_run = options.get("dry_run", False)
-        done = desk.replay_events(chosen, dry_run=dry_run, shown=options.get("limit", DIFFERENCES))
+        if "seconds" in options and chosen.until_us is None:  # what comes meanwhile must not be chased
+            chosen = replace(chosen, until_us=round(time.time() * 1_000_000))
+        done = desk.replay_events(
+            chosen,
+            dry_run=dry_run,
+            shown=options.get("limit", DIFFERENCES),
+            after=options.get("after", 0),
+            enough=_deadline(options),
+        )
+        if "seconds" in options and chosen.until_us is not None:
+            done["until"] = queries.exact_iso(chosen.until_us)
         return _answer(done) if dry_run else _done("events replay", queries.as_query(chosen), done)
 
     @routes.get("/trace/<path:wanted>")
@@ -95,7 +123,7 @@ def api_blueprint(desk: Desk) -> Blueprint:
     def resync() -> Response:
         chosen, options = _act(queries.ResyncAct(), may_say_nothing=lambda asked: bool(asked.get("dry_run")))
         dry_run = options.get("dry_run", False)
-        done = desk.resync(chosen, dry_run=dry_run)
+        done = desk.resync(chosen, dry_run=dry_run, after=options.get("after", 0), enough=_deadline(options))
         return _answer(done) if dry_run else _done("resync", queries.as_query(chosen), done)
 
     @routes.get("/pause")
@@ -135,6 +163,14 @@ def _act(
     return chosen, options
 
 
+def _deadline(options: dict[str, Any]) -> Callable[[], bool] | None:
+    """Whether the seconds that were asked for are over; None if none were."""
+    if "seconds" not in options:
+        return None
+    ends = time.monotonic() + options["seconds"]
+    return lambda: time.monotonic() >= ends
+
+
 def _body() -> Any:
     if request.mimetype != "application/json":
         raise Refusal(415, "Send the body as application/json.")
@@ -162,14 +198,3 @@ def _done(act: str, chosen: dict[str, Any], result: Any) -> Response:
     """Log an act and answer what it did."""
     log_act(act, chosen, result)
     return _answer(result)
-
-
-def log_act(act: str, chosen: dict[str, Any], result: Any) -> None:
-    """Who did what to how much. Texts that look like an address, and HubSpot's, are not logged."""
-    shown = {
-        name: len(value) if isinstance(value, list) else "(hidden)" if name == "message" or "@" in str(value) else value
-        for name, value in chosen.items()
-    }
-    counts = {"pauses": len(result)} if isinstance(result, list) else result
-    figures = {name: count for name, count in counts.items() if isinstance(count, int)}
-    _log.info("operator acted", act=act, who=g.get("who", "?"), address=request.remote_addr, filter=shown, **figures)

@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+from bridge.journal.entries import PORTION, portions
 from bridge.journal.event_log import EventFilter, Logged
 from bridge.journal.history import Minute
 from bridge.journal.history import read as read_history
 from bridge.journal.kept import Remap
 from bridge.journal.remapping import Difference
-from bridge.journal.retry_log import Entry, Filter
+from bridge.journal.retry_log import Entry, Filter, Reference
 from bridge.journal.steering import Known
 from bridge.journal.store import Journal
 from bridge.model import Pause, iso
@@ -27,16 +28,25 @@ WAITING = 10
 
 Document = dict[str, Any]
 Progress = Callable[[int], None]
+#: Whether to end here, and to go on later.
+Enough = Callable[[], bool]
 
 
 def _quiet(_done: int) -> None:
     """Tell nobody."""
 
 
+def _never() -> bool:
+    """Go on to the end."""
+    return False
+
+
 class Desk(Protocol):
     """What commands and the console need of a journal, here or elsewhere. `progress` is told how many were done."""
 
     def retries(self, chosen: Filter) -> Iterator[Document]: ...
+
+    def count_retries(self, chosen: Filter) -> int: ...
 
     def retry(self, entry_id: str) -> Document | None: ...
 
@@ -75,7 +85,8 @@ class JournalDesk:
 
     def retries(self, chosen: Filter) -> Iterator[Document]:
         """The entries, oldest failure first."""
-        return map(entry_document, self._journal.entries(chosen))
+        for found in portions(self._journal.references(chosen), PORTION):
+            yield from map(entry_document, self._journal.entries(Filter(ids=tuple(each.id for each in found))))
 
     def retry(self, entry_id: str) -> Document | None:
         """One entry with the stories of the events behind it."""
@@ -93,9 +104,10 @@ class JournalDesk:
         """Some of the entries, oldest failure first."""
         return list(map(entry_document, self._journal.entries(chosen, limit=limit, offset=offset)))
 
-    def retry_groups(self, chosen: Filter) -> list[Document]:
-        """The entries by category and message, the largest group first."""
-        return [
+    def retry_overview(self, chosen: Filter, *, limit: int, offset: int) -> Document:
+        """How many entries the filter means, the largest groups of one cause, and a page, oldest failure first."""
+        found = self._journal.overview(chosen, limit=limit, offset=offset)
+        groups = [
             {
                 "category": group.category,
                 "message": group.message,
@@ -103,8 +115,14 @@ class JournalDesk:
                 "first_failed_at": iso(group.first_us),
                 "last_failed_at": iso(group.last_us),
             }
-            for group in self._journal.groups(chosen)
+            for group in found.groups
         ]
+        return {
+            "entries": found.entries,
+            "groups": groups,
+            "more_groups": found.more_groups,
+            "page": list(map(entry_document, found.page)),
+        }
 
     def retry_behind(self, entry_id: str) -> Document | None:
         """One entry with all that is known of it: its events' stories and payloads, and the calls that carried it."""
@@ -120,14 +138,28 @@ class JournalDesk:
         """What the last hour brought, by minutes; oldest first."""
         return read_history(self._journal.figures().history)
 
+    def found_retries(
+        self, chosen: Filter, *, after: Reference | None = None, limit: int | None = None
+    ) -> list[Reference]:
+        """The entries that the filter means, by their ids alone; those that come after one if it is given."""
+        return self._journal.references(chosen, after=after, limit=limit)
+
     def replay_retries(self, chosen: Filter, *, progress: Progress = _quiet) -> Document:
         """Map the kept payloads with today's mapping and send them now."""
-        done = self._journal.replay(self._journal.entries(chosen), self._make_remap(), progress=progress)
+        return self.replay_found(self.found_retries(chosen), progress=progress)
+
+    def replay_found(self, found: Sequence[Reference], *, progress: Progress = _quiet) -> Document:
+        """The same for these entries."""
+        done = self._journal.replay(found, self._make_remap(), progress=progress)
         return {"entries": done.entries, "events": done.events, "unmapped": done.unmapped}
 
     def discard_retries(self, chosen: Filter, *, progress: Progress = _quiet) -> Document:
         """Give entries up for good: those that the filter still means at the moment of the act."""
-        done = self._journal.discard_all(chosen, progress=progress)
+        return self.discard_found(chosen, self.found_retries(chosen), progress=progress)
+
+    def discard_found(self, chosen: Filter, found: Sequence[Reference], *, progress: Progress = _quiet) -> Document:
+        """The same for these entries."""
+        done = self._journal.discard_still(found, chosen, progress=progress)
         return {"entries": done.entries, "given_up": done.values}
 
     # --- the event log ---
@@ -136,14 +168,27 @@ class JournalDesk:
         """The events after the one of this `seq`, in the order of their arrival."""
         return map(event_document, self._journal.events(chosen, after=after))
 
+    def recent_events(self, number: int) -> list[Document]:
+        """The events that came last, newest first."""
+        return list(map(event_document, self._journal.recent_events(number)))
+
     def count_events(self, chosen: EventFilter) -> int | None:
         """How many events a replay will look at, for its progress."""
         return self._journal.count_events(chosen)
 
     def replay_events(
-        self, chosen: EventFilter, *, dry_run: bool, shown: int = DIFFERENCES, progress: Progress = _quiet
+        self,
+        chosen: EventFilter,
+        *,
+        dry_run: bool,
+        shown: int = DIFFERENCES,
+        progress: Progress = _quiet,
+        after: int = 0,
+        enough: Enough | None = None,
     ) -> Document:
-        """Map kept events again; a dry run only tells what would change."""
+        """Map kept events again; a dry run only tells what would change. `next` is where to go on when it was `enough`,
+        None at the end.
+        """
         changes: list[Difference] = []
         kept: list[Difference] = []
         counts: Counter[str] = Counter()
@@ -156,11 +201,17 @@ class JournalDesk:
                     told.append(difference)
 
         done = self._journal.replay_events(
-            chosen, self._make_remap(), dry_run=dry_run, differences=tell, progress=progress
+            chosen,
+            self._make_remap(),
+            dry_run=dry_run,
+            after=after,
+            enough=enough or _never,
+            differences=tell,
+            progress=progress,
         )
         # What is only kept must not hide what changes.
         differences = list(map(difference_document, [*changes, *kept][:shown]))
-        return {
+        return _to_go_on(done.after, enough) | {
             "dry_run": dry_run,
             "events": done.events,
             "unmapped": done.unmapped,
@@ -175,10 +226,16 @@ class JournalDesk:
 
     # --- steering ---
 
-    def resync(self, chosen: Known, *, dry_run: bool, progress: Progress = _quiet) -> Document:
-        """Send known values once more; a dry run counts them."""
-        found = self._journal.count_known(chosen) if dry_run else self._journal.resync(chosen, progress=progress)
-        return {"dry_run": dry_run, "records": found.records, "values": found.values}
+    def resync(
+        self, chosen: Known, *, dry_run: bool, progress: Progress = _quiet, after: int = 0, enough: Enough | None = None
+    ) -> Document:
+        """Send known values once more; a dry run counts them. `next` as with `replay_events`."""
+        if dry_run:
+            found = self._journal.count_known(chosen)
+        else:
+            found = self._journal.resync(chosen, after=after, enough=enough or _never, progress=progress)
+        told = {"dry_run": dry_run, "records": found.records, "values": found.values}
+        return told | _to_go_on(found.after, enough)
 
     def pauses(self) -> list[Document]:
         """Every pause that holds, whoever made it."""
@@ -191,6 +248,10 @@ class JournalDesk:
     def resume(self, object_type: str | None) -> list[Document]:
         """End people's pauses; returns those that ended."""
         return list(map(pause_document, self._journal.resume(object_type)))
+
+
+def _to_go_on(after: int, enough: Enough | None) -> Document:
+    return {} if enough is None else {"next": after or None}
 
 
 # --- documents ----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 from bridge.errors import JournalError
@@ -52,8 +53,9 @@ class Vitals(Probed, Protocol):
 class BoundedCheck:
     """A check that may hang, answered in time whatever it does. Thread-safe.
 
-    It runs in a thread of its own, at most one at a time, and its verdict counts for `fresh_s`: a disk that hangs
-    costs one thread, and anybody who can reach the public port may ask as often as they like.
+    It runs in a thread of its own, one at a time, and its verdict counts for `fresh_s`: a disk that hangs costs one
+    thread, and anybody who can reach the public port may ask as often as they like. The thread is kept, because a
+    limit of processes that is reached later must not look like a journal in trouble.
     """
 
     def __init__(
@@ -63,20 +65,37 @@ class BoundedCheck:
         self._check = check
         self._patience_s = patience_s
         self._fresh_s = fresh_s
-        #: Guards `_latest`.
+        #: Guards `_latest` and `_thread`.
         self._mutex = threading.Lock()
         self._latest: _Run | None = None
+        self._asked: SimpleQueue[_Run] = SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     def __call__(self) -> Verdict:
         with self._mutex:
             now = time.monotonic()
             latest = self._latest
             if latest is None or (latest.ended.is_set() and now - latest.began >= self._fresh_s):
+                try:
+                    self._start_thread()
+                except RuntimeError as error:
+                    return Verdict(ok=False, why=f"the journal cannot be checked ({error})")
                 self._latest = latest = _Run(now)
-                threading.Thread(target=self._run, args=(latest,), name="readiness", daemon=True).start()
+                self._asked.put(latest)
         if not latest.ended.wait(latest.began + self._patience_s - now):
             return Verdict(ok=False, why="the journal does not answer")
         return latest.verdict
+
+    def _start_thread(self) -> None:
+        """Raises RuntimeError when the system grants no thread; the next question tries again."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._answer, name="readiness", daemon=True)
+            thread.start()
+            self._thread = thread
+
+    def _answer(self) -> None:
+        while True:
+            self._run(self._asked.get())
 
     def _run(self, run: _Run) -> None:
         try:

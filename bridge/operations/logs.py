@@ -14,13 +14,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import orjson
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from bridge.errors import ConfigError, Problem
+from bridge.model import printable
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("json", "console")
@@ -47,6 +49,7 @@ class Lines:
         #: One at a time writes: the thread, or `flush` at the end.
         self._writing = threading.Lock()
         atexit.register(self.flush)
+        os.register_at_fork(after_in_child=self._lines.clear)  # what waits there is the parent's to write
 
     def __call__(self, *_names: object) -> Lines:
         return self
@@ -90,7 +93,9 @@ class Lines:
         while self._lines:
             lines.append(self._lines.popleft())
         if self._dropped:
-            lines.append(f'{{"event":"log lines dropped","level":"warning","lines":{self._dropped}}}')
+            at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+            lost = {"lines": self._dropped, "event": "log lines dropped", "level": "warning", "timestamp": at}
+            lines.append(_to_json(lost))
             self._dropped = 0
         if lines:
             self._out.write("\n".join(lines) + "\n")
@@ -117,6 +122,11 @@ def _to_json(document: object, **_options: Any) -> str:
     return orjson.dumps(document, default=str).decode()
 
 
+def _escaped(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """For people: the renderer escapes texts with blanks, and leaves others as a sender wrote them."""
+    return {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
+
+
 def configure(environ: Mapping[str, str]) -> dict[str, Any]:
     """Set up structlog by `BRIDGE_LOG_LEVEL` and `BRIDGE_LOG_FORMAT`.
 
@@ -136,14 +146,15 @@ def configure(environ: Mapping[str, str]) -> dict[str, Any]:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: Processor = (
-        structlog.processors.JSONRenderer(serializer=_to_json)
-        if form == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
-    )
+    rendering: list[Processor] = [structlog.processors.format_exc_info]
+    if form == "json":
+        rendering.append(structlog.processors.JSONRenderer(serializer=_to_json))
+    else:
+        coloured = sys.stdout.isatty() and not environ.get("NO_COLOR")
+        rendering = [_escaped, *rendering, structlog.dev.ConsoleRenderer(colors=coloured)]
     lines = Lines(sys.stdout)
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        processors=[*shared, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=lines,
         cache_logger_on_first_use=True,
@@ -156,11 +167,7 @@ def configure(environ: Mapping[str, str]) -> dict[str, Any]:
             "ours": {
                 "()": structlog.stdlib.ProcessorFormatter,
                 "foreign_pre_chain": [*shared, structlog.stdlib.add_logger_name],
-                "processors": [
-                    structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                    structlog.processors.format_exc_info,
-                    renderer,
-                ],
+                "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
             }
         },
         "handlers": {"stdout": {"()": LinesHandler, "lines": lines, "formatter": "ours"}},

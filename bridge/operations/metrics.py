@@ -1,23 +1,29 @@
 """The metrics of the service, right with any number of worker processes.
 
 Counters and histograms are kept per process and added up at the scrape (prometheus-client's multiprocess
-mode, on when `PROMETHEUS_MULTIPROC_DIR` is set before this module is imported). Gauges come from the journal
-at the scrape, so that every worker gives the same answer.
+mode, on when `PROMETHEUS_MULTIPROC_DIR` is set before this module is imported); a worker in the place of one that died
+goes on with its counts, so that nothing is seen to fall and files do not become more. Gauges come from the journal at
+the scrape, so that every worker and replica gives the same answer and none lingers after its process: rules take their
+maximum, never their sum.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from bridge import __version__
 from bridge.errors import JournalError
+from bridge.intake.signatures import Reason
 from bridge.model import Intake, Pause
 
 WEBHOOK_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -25,6 +31,23 @@ COMMIT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 CALL_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 20, 30, 60)
 DELAY_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 900, 3600, 6 * 3600, 86400)
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 40, 60, 80, 99, 100)
+
+#: What becomes of an event at the door: the label `outcome` of `bridge_events_total`.
+EVENT_OUTCOMES = (*map(str, Intake), "invalid", "conflict")
+#: Answers that alerts count.
+WATCHED_CODES = ("202", "401", "503")
+#: Rows of the retry log that are told of also when there are none, so that its growth from nothing is seen.
+USUAL_ENTRIES = (
+    ("parked", "GAVE_UP"),
+    ("parked", "OBJECT_NOT_FOUND"),
+    ("parked", "UNMAPPABLE"),
+    ("parked", "VALIDATION_ERROR"),
+    ("retrying", "UNCONFIRMED"),
+)
+#: Categories are the CRM's words: of more than so many the rarer ones are told as `OTHER`.
+MAX_CATEGORIES = 30
+#: The file, among the counters of all processes, that stands for a configuration that was refused.
+REFUSED_MARK = "configuration-refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +64,18 @@ class Gauges:
     daily_calls_left: int | None
     journal_bytes: int
     journal_limit: int
-    reload_succeeded: bool = True
+
+
+def bounded(entries: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str], int]:
+    """Rows of the retry log by state and category, of which there are at most `MAX_CATEGORIES` and `OTHER`."""
+    found: Tally[tuple[str, str]] = Tally(dict.fromkeys(USUAL_ENTRIES, 0))
+    by_category: Tally[str] = Tally({category: 0 for _, category in USUAL_ENTRIES})
+    for _, category, number in entries:
+        by_category[category] += number
+    told = {category for category, _ in by_category.most_common(MAX_CATEGORIES)}
+    for state, category, number in entries:
+        found[state, category if category in told else "OTHER"] += number
+    return dict(found)
 
 
 class _GaugeCollector(Collector):
@@ -61,10 +95,6 @@ class _GaugeCollector(Collector):
             ),
             "bridge_journal_size_bytes": ("Bytes of the journal on disk.", gauges.journal_bytes),
             "bridge_journal_limit_bytes": ("journal.max_size.", gauges.journal_limit),
-            "bridge_config_last_reload_successful": (
-                "1 if the configuration was last read without problems.",
-                int(gauges.reload_succeeded),
-            ),
         }
         for name, (text, value) in plain.items():
             yield GaugeMetricFamily(name, text, value=value)
@@ -74,11 +104,8 @@ class _GaugeCollector(Collector):
                 "CRM calls left until the portal's midnight.",
                 value=gauges.daily_calls_left,
             )
-        build = GaugeMetricFamily("bridge_build_info", "1, labelled with the version.", labels=["version"])
-        build.add_metric([__version__], 1)
-        yield build
         entries = GaugeMetricFamily("bridge_retry_log_entries", "Rows of the retry log.", labels=["state", "category"])
-        for state, category, number in gauges.entries:
+        for (state, category), number in sorted(bounded(gauges.entries).items()):
             entries.add_metric([state, category], number)
         yield entries
         paused = GaugeMetricFamily(
@@ -101,11 +128,29 @@ class _GaugeCollector(Collector):
         yield silent
 
 
+class _OwnCollector(Collector):
+    """What is known without the journal."""
+
+    def __init__(self, *, reloaded: bool) -> None:
+        self._reloaded = reloaded
+
+    def collect(self) -> Iterable[Metric]:
+        build = GaugeMetricFamily("bridge_build_info", "1, labelled with the version.", labels=["version"])
+        build.add_metric([__version__], 1)
+        yield build
+        yield GaugeMetricFamily(
+            "bridge_config_last_reload_successful",
+            "1 if the configuration was last read without problems.",
+            value=int(self._reloaded),
+        )
+
+
 class Metrics:
     """All counters and histograms of one process. Thread-safe, as prometheus-client's are."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._reloaded = True
         registry = self._registry
         self.webhooks = Counter(
             "bridge_webhooks_total", "Webhook requests answered.", ["source", "code"], registry=registry
@@ -172,31 +217,69 @@ class Metrics:
         if number:
             self.events.labels(source, str(outcome)).inc(number)
 
+    def expect(self, sources: Iterable[str]) -> None:
+        """Begin what these sources will be counted by: a rate does not see the step from nothing to one."""
+        for source in sources:
+            for code in WATCHED_CODES:
+                self.webhooks.labels(source, code)
+            for outcome in EVENT_OUTCOMES:
+                self.events.labels(source, outcome)
+            self.verifications.labels(source, "accepted", "0")
+            for reason in get_args(Reason):
+                self.verifications.labels(source, reason, "")
+            self.delivery_delay.labels(source)
+
+    def reloaded(self, *, succeeded: bool) -> None:
+        """How the configuration was last read, by whichever process: all of them tell the same."""
+        self._reloaded = succeeded
+        if (folder := _shared_folder()) is None:
+            return
+        mark = folder / REFUSED_MARK
+        if succeeded:
+            mark.unlink(missing_ok=True)
+        else:
+            mark.touch()
+
     def counted(self, name: str) -> list[tuple[dict[str, str], float]]:
-        """One counter of all processes: its labels and what it counts, since the service began."""
-        registry = self._registry
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library types only a part of itself
+        """One counter of all processes: its labels and what it counts since the service began, unless it is none."""
         return [
             (sample.labels, sample.value)
-            for family in registry.collect()
+            for family in self._counters().collect()
             for sample in family.samples
-            if sample.name == name
+            if sample.name == name and sample.value
         ]
 
     def exposition(self, gauges: Callable[[], Gauges]) -> bytes:
         """The text that `GET /metrics` answers: all processes' counters and the deployment's gauges."""
-        registry = CollectorRegistry()
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library types only a part of itself
-            counted = generate_latest(registry)
-        else:
-            counted = generate_latest(self._registry)
+        folder = _shared_folder()
+        now = CollectorRegistry()
+        now.register(_OwnCollector(reloaded=self._reloaded if folder is None else not (folder / REFUSED_MARK).exists()))
         try:
             read = gauges()
-        except JournalError:  # counted above; what is known without the journal is told all the same
-            return counted
-        now = CollectorRegistry()
-        now.register(_GaugeCollector(lambda: read))
-        return counted + generate_latest(now)
+        except JournalError:  # counted below; what is known without the journal is told all the same
+            pass
+        else:
+            now.register(_GaugeCollector(lambda: read))
+        return generate_latest(self._counters()) + generate_latest(now)
+
+    def _counters(self) -> CollectorRegistry:
+        """The counters of all processes."""
+        if _shared_folder() is None:
+            return self._registry
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library types only a part of itself
+        return registry
+
+
+def count_as(slot: int) -> None:
+    """Count in this slot of the shared folder from now on, beginning with what is there: a process that died left it.
+    No two processes may have the same at a time. Called before any `Metrics` is made.
+    """
+    if _shared_folder() is not None:
+        values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]  # as elsewhere
+
+
+def _shared_folder() -> Path | None:
+    """Where all processes of the service count together, if they do."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return Path(folder) if folder else None

@@ -42,8 +42,9 @@ class Observing:
         self._log.info(
             "webhook",
             source=source,
-            code=code,
+            code=str(code),
             duration_ms=round(duration_s * 1000, 1),
+            reason=counts.reason,
             accepted=counts.accepted,
             duplicates=counts.duplicates,
             ignored=counts.ignored,
@@ -51,6 +52,8 @@ class Observing:
             invalid=counts.invalid,
             conflicts=counts.conflicts,
             unlisted=counts.unlisted,
+            records=counts.records,
+            event_ids=counts.event_ids,
         )
 
     def verification(self, source: str, result: str, secret: int | None) -> None:
@@ -60,7 +63,7 @@ class Observing:
     def unreadable(self, code: int, error: str, address: str) -> None:
         """A request that the HTTP parser refused, on either port: its content is not logged."""
         self._metrics.webhooks.labels(UNKNOWN_SOURCE, str(code)).inc()
-        self._log.warning("request unreadable", code=code, error=error, address=address)
+        self._log.warning("request unreadable", code=str(code), error=error, address=address)
 
     # --- journal ---
 

@@ -14,7 +14,7 @@ from typing import Any
 from marshmallow import Schema, ValidationError, fields, post_load, validate
 
 from bridge.journal.event_log import OUTCOMES, EventFilter
-from bridge.journal.retry_log import Filter
+from bridge.journal.retry_log import Filter, Reference
 from bridge.journal.steering import Known
 
 _AGES_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -51,8 +51,21 @@ class _Moment(fields.Field[int]):
             raise ValidationError(str(error)) from error
 
 
+class _Place(fields.Field[Reference]):
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Reference:
+        try:
+            return Reference.at(str(value))
+        except ValueError as error:
+            raise ValidationError(str(error)) from error
+
+
 def _text(**options: Any) -> fields.String:
     return fields.String(validate=validate.Length(min=1, max=_TEXT), **options)
+
+
+def _seconds() -> fields.Integer:
+    """How long an act may take before it answers with where to go on."""
+    return fields.Integer(validate=validate.Range(1, 600))
 
 
 def _ids() -> fields.List[str]:
@@ -68,6 +81,7 @@ class RetriesQuery(Schema):
     category = _text()
     message = _text()
     record = _text()
+    search = _text()
     since = _Moment(attribute="since_us")
     before = _Moment(attribute="before_us")
 
@@ -85,11 +99,14 @@ class RetriesPage(RetriesQuery):
 
 class RetriesAct(RetriesQuery):
     """What acts on the retry log take; acting on everything must be said. `seen` is when a person counted what they
-    confirm: what came later is not meant.
+    confirm: what came later is not meant. `limit` bounds how many are acted on at once, `after` goes on after them.
     """
 
     all = fields.Boolean()
+    dry_run = fields.Boolean()
     seen = _Moment(attribute="seen_us")
+    limit = fields.Integer(validate=validate.Range(1, 10_000))
+    after = _Place()
 
 
 class EventsQuery(Schema):
@@ -120,6 +137,8 @@ class EventsAct(EventsQuery):
     all = fields.Boolean()
     dry_run = fields.Boolean()
     limit = fields.Integer(validate=validate.Range(0, 100_000))
+    seconds = _seconds()
+    after = fields.Integer(validate=validate.Range(0))
 
 
 class ResyncAct(Schema):
@@ -130,6 +149,8 @@ class ResyncAct(Schema):
     record = _text()
     all = fields.Boolean()
     dry_run = fields.Boolean()
+    seconds = _seconds()
+    after = fields.Integer(validate=validate.Range(0))
 
     @post_load
     def make(self, data: dict[str, Any], **_: Any) -> tuple[Known, dict[str, Any]]:

@@ -1,70 +1,83 @@
-"""`intake`: signed single-event webhooks, verified, mapped, fsynced; against a bare Flask view."""
+"""`intake`: signed single-event webhooks, verified, mapped and fsynced; against a bare Flask view."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 
-from bridge.settings import Secret, Verify
-from tests.bench.load import SOURCE, Figures, prepare, run_wrk
-from tests.running import free_port, running
+from bridge.journal.event_log import EventFilter
+from tests.bench.load import MOST_PER_S, SOURCE, Figures, prepare, send
+from tests.bench.processes import module, process
+from tests.bench.row import Row, Sample, Size, at_least, at_most, never_over
+from tests.running import SECRET, Running, free_port, running
 
-ROUNDS = 3
-SECONDS = 5.0
 WORKERS = 2
+CONNECTIONS = (32, 64)
 
 
-def bench(*, connections: int = 32, array: int = 1) -> dict[str, object]:
-    """Both sides in turn; medians."""
-    ours: list[Figures] = []
-    bare: list[Figures] = []
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        folder = Path(name)
-        for turn in range(ROUNDS):
-            bare.append(_bare(folder, connections))
-            ours.append(_ours(folder / f"round-{turn}", connections, array))
-    ratio = median(figures.per_s for figures in ours) / median(figures.per_s for figures in bare)
-    return {
-        "name": "intake" if array == 1 else "intake-bulk",
-        "connections": connections,
-        "events_per_s": [round(figures.per_s * array) for figures in ours],
-        "p50_ms": [figures.p50_ms for figures in ours],
-        "p99_ms": [figures.p99_ms for figures in ours],
-        "bare_per_s": [round(figures.per_s) for figures in bare],
-        "bare_p99_ms": [figures.p99_ms for figures in bare],
-        "ratio": round(ratio, 3),
-        "failed": sum(figures.failed for figures in ours),
-    }
+def rounds(size: Size) -> Iterator[Sample]:
+    while True:
+        sample: dict[str, float] = {}
+        for connections in CONNECTIONS:
+            bare, ours = ceiling(size, connections), bridge(size, connections)
+            sample |= {
+                f"÷ ceiling, {connections} connections": ours.per_s / bare.per_s,
+                f"p99 ÷ its p99, {connections} connections": ours.p99_ms / bare.p99_ms,
+                f"webhooks/s, {connections} connections": ours.per_s,
+                f"ceiling/s, {connections} connections": bare.per_s,
+                f"p50 ms, {connections} connections": ours.p50_ms,
+                f"p99 ms, {connections} connections": ours.p99_ms,
+                "failed": ours.failed + bare.failed + sample.get("failed", 0),
+            }
+        yield sample
 
 
-def _bare(folder: Path, connections: int) -> Figures:
+def ceiling(size: Size, connections: int) -> Figures:
+    """What a bare view answers in the same gunicorn worker, as many of them."""
     port = free_port()
-    child = subprocess.Popen([sys.executable, "-m", "tests.bench.bare", str(port), str(WORKERS)])
-    try:
-        secret = folder / "bare.secret"
-        secret.write_text("whsec_" + "A" * 32 + "\n", encoding="utf-8")
-        verify = Verify("standard-webhooks", (Secret(file=secret),))
-        prepare(folder, verify, url="http://127.0.0.1/", number=2000, threads=1, records=1000)
-        time.sleep(1.5)
-        return run_wrk(folder, f"http://127.0.0.1:{port}", "/webhooks/acme", connections=connections, seconds=SECONDS)
-    finally:
-        child.terminate()
-        child.wait(10)
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as name,
+        process(module("tests.bench.bare", port, WORKERS), port=port),
+    ):
+        (Path(name) / "acme.secret").write_text(SECRET + "\n", encoding="utf-8")
+        prepared = prepare(Path(name), number=2000)
+        return send(prepared, f"http://127.0.0.1:{port}/webhooks/acme", connections=connections, seconds=size.seconds)
 
 
-def _ours(folder: Path, connections: int, array: int) -> Figures:
-    folder.mkdir()
-    # A CRM that is away: intake alone is measured, as during an outage.
-    with running(folder, f"http://127.0.0.1:{free_port()}", sources=SOURCE, workers=WORKERS) as service:
-        verify = Verify("standard-webhooks", (Secret(file=folder / "acme.secret"),))
-        number = int(60_000 / array)
-        prepare(folder, verify, url=service.url, number=number, threads=1, records=10_000, array=array)
-        return run_wrk(folder, service.url, "/webhooks/acme", connections=connections, seconds=SECONDS)
+def bridge(size: Size, connections: int) -> Figures:
+    """What the bridge takes while the CRM is away: intake alone, as during an outage."""
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as name,
+        running(Path(name), f"http://127.0.0.1:{free_port()}", sources=SOURCE, workers=WORKERS) as service,
+    ):
+        return load_on(service, connections=connections, seconds=size.seconds)
 
 
-if __name__ == "__main__":
-    print(bench(connections=int(sys.argv[1]) if len(sys.argv) > 1 else 32))  # noqa: T201
+def load_on(service: Running, *, connections: int, seconds: float, first: int = 0) -> Figures:
+    """Load a service; every webhook that it answered must be in its journal, as an event of its own."""
+    before = count_events(service)
+    prepared = prepare(service.folder, number=int(max(1.0, seconds) * MOST_PER_S), first=first)
+    figures = send(prepared, f"{service.url}/webhooks/acme", connections=connections, seconds=seconds)
+    assert figures.answered - figures.failed < prepared.requests, "the prepared requests ran out"
+    kept = count_events(service) - before
+    assert figures.answered - figures.failed <= kept, f"{figures.answered} answered, {kept} kept"
+    return figures
+
+
+def count_events(service: Running) -> int:
+    with service.journal() as journal:
+        return journal.count_events(EventFilter())
+
+
+ROW = Row(
+    name="intake",
+    measures="signed single-event webhooks: verified, 8 properties mapped, fsynced, 202; 2 workers",
+    against="a bare Flask view under the same gunicorn worker, as many of them",
+    goals=(
+        *(at_least(f"÷ ceiling, {connections} connections", 0.65) for connections in CONNECTIONS),
+        *(at_most(f"p99 ÷ its p99, {connections} connections", 4) for connections in CONNECTIONS),
+        never_over("failed", 0),
+    ),
+    rounds=rounds,
+)

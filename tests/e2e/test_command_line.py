@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import subprocess
 import time
@@ -172,6 +173,60 @@ def test_a_typo_in_the_configuration_names_the_place(stopped: Running) -> None:
 def test_a_missing_secret_names_its_file(stopped: Running) -> None:
     (stopped.folder / "acme.secret").unlink()
     says(stopped.run("serve"), "acme.secret", "sources.acme.verify.secrets")
+
+
+#: What is replaced in bridge.yaml or written into a file, and what the one message must name.
+MISTAKES = {
+    "unknown-key": ("flush_interval:", "flush_intervall:", "crm.flush_intervall"),
+    "wrong-type": ("batch_size: 100", "batch_size: many", "crm.batch_size"),
+    "no-url": ("base_url: http:", "base_url: hapi:", "crm.base_url"),
+    "empty-secret": ("acme.secret", "", "sources.acme.verify.secrets"),
+    "placeholder-secret": ("acme.secret", "changeme\n", "sources.acme.verify.secrets"),
+    "empty-token": ("crm.token", "", "crm.token"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_f52_a_mistake_is_one_message_soon_and_check_says_the_same(stopped: Running, mistake: str) -> None:
+    """Exit status 1 after less than 2 s of work, whatever else the machine does."""
+    old, new, named = MISTAKES[mistake]
+    if (stopped.folder / old).exists():
+        (stopped.folder / old).write_text(new, encoding="utf-8")
+    else:
+        text = stopped.config.read_text(encoding="utf-8")
+        assert old in text
+        stopped.config.write_text(text.replace(old, new, 1), encoding="utf-8")
+    told = set()
+    for command in ("serve", "check"):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = stopped.run(command)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+        says(done, named)
+        told.add(done.stderr.removeprefix("partner-bridge: "))
+    assert len(told) == 1
+    assert not (stopped.folder / "journal.db").exists()
+
+
+def test_f52_a_secret_that_everybody_may_read_is_warned_of(service: Running) -> None:
+    """Kubernetes mounts secrets like that, so it is no reason not to serve."""
+    (service.folder / "acme.secret").chmod(0o644)
+    assert service.stop() == 0
+    service.start()
+    for text in (service.log.read_text(encoding="utf-8"), service.run("check").stderr):
+        assert any(line.startswith("warning: ") and "acme.secret" in line for line in text.splitlines()), text
+
+
+def test_f52_an_address_where_nobody_answers_is_told_while_webhooks_are_taken(stopped: Running) -> None:
+    """It may come up later: no reason not to start."""
+    assert stopped.run("check").returncode == 0
+    stopped.start()
+    try:
+        assert stopped.post({"id": "e1", "client": "c1", "at": time.time(), "name": "A"}).status_code == 202
+        assert eventually(lambda: any(pause["reason"] == "outage" for pause in stopped.status()["pauses"]))
+        assert any("paused: outage" in why for why in stopped.status()["degraded"])
+    finally:
+        stopped.stop()
 
 
 def test_a_port_in_use_names_the_setting(stopped: Running) -> None:

@@ -187,7 +187,7 @@ def test_kill_9_in_the_middle_of_a_load_loses_nothing_accepted(tmp_path: Path, w
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_kill_9_again_and_again(tmp_path: Path, seed: int) -> None:
     """The same with more kills at other moments."""
     kill_round(tmp_path, workers=1 + seed % 2, seed=100 + seed, kills=5)

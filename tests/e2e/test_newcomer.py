@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -41,6 +42,29 @@ def test_the_demo_accounts_for_every_event(tmp_path: Path) -> None:
         assert kind in done.stdout
     assert next(line.split()[-1] for line in done.stdout.splitlines() if line.startswith("  ")) == "init"
     assert time.monotonic() - began < 60
+
+
+def test_a_demo_that_is_kept_leads_into_the_console(tmp_path: Path) -> None:
+    """With data that goes on coming; a stop leaves nothing behind."""
+    printed = tmp_path / "printed"
+    (tmp_path / "tmp").mkdir()
+    with printed.open("w") as output:
+        kept = subprocess.Popen(
+            [*BRIDGE, "demo", "--events", "20", "--keep"],
+            stdout=output,
+            env=os.environ | {"TMPDIR": str(tmp_path / "tmp")},
+            start_new_session=True,
+        )
+    try:
+        assert eventually(lambda: "Ctrl-C ends it" in printed.read_text(), within_s=60), printed.read_text()
+        console = re.findall(r"^ +(http://127.0.0.1:\d+/)$", printed.read_text(), re.MULTILINE)[-1]
+        before = requests.get(f"{console}api/events", timeout=9).json()
+        assert requests.get(console, headers={"Accept": "text/html"}, timeout=9).text.count("<figure") == 6
+        assert eventually(lambda: len(requests.get(f"{console}api/events", timeout=9).json()) > len(before))
+    finally:
+        kept.terminate()
+    assert kept.wait(30) == 0
+    assert list((tmp_path / "tmp").glob("partner-bridge-demo-*")) == []
 
 
 def next_command(printed: str) -> list[str]:

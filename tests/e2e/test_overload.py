@@ -19,6 +19,8 @@ from bridge.sandbox import Crm, SandboxServer
 from bridge.settings import Secret, Verify
 from tests.running import ACME, Running, eventually, running
 
+#: Of load beyond what can be taken; twice as long as a request waits for its turn.
+SECONDS = 8.0
 TWO_SOURCES = ACME + ACME.replace("acme:", "beta:", 1)
 
 
@@ -87,9 +89,10 @@ def test_f36_a_full_journal_refuses_at_once_tells_what_fills_it_and_reopens(tmp_
 
         server.start()
         assert eventually(service.idle)
-        # Half of each of the first calls is beta's, so that 20 records are there after some 40, not after 200.
-        order = [found.id for found in crm.ledger.applied()]
-        assert max(order.index(f"b{at}") for at in range(20)) < 60
+        # Half of each of the first calls is beta's, so that its 20 records are in the first 4 or so, not in the last 2
+        # of 20; as many as are in flight may overtake one.
+        carried = [call.inputs for call in crm.ledger.calls("update") if call.status in {200, 207}]
+        assert max(at for at, inputs in enumerate(carried) if any(each.id[0] == "b" for each in inputs)) < 5 + 8
         assert held(crm) == {f"a{at}" for at in range(180)} | {f"b{at}" for at in range(20)} | {"in time"}
         assert eventually(lambda: service.status()["waiting"] == [])
         assert requests.get(f"{service.url}/readyz", timeout=5).status_code == 200
@@ -152,20 +155,20 @@ class Flood:
 @pytest.mark.heavy
 @pytest.mark.parametrize("workers", [1, 2])
 def test_f46_three_times_the_load_is_shed_and_soon_forgotten(tmp_path: Path, workers: int) -> None:
-    """300 senders of 100 events each, three times what may wait to be written: taken, or 503 at once; never a
-    time-out, a reset or a killed worker; and everything that was answered 202 arrives.
+    """600 senders of 100 events each, some three times what is written in the time that a request waits for its turn:
+    taken, or 503 soon; never a time-out, a reset or a killed worker; and everything that was answered 202 arrives.
     """
     crm = Crm(open_properties=False)
     with SandboxServer(crm) as server, running(tmp_path, server.url, workers=workers) as service:
         pids = service.pids()
-        flood = Flood(service, senders=300, array=100)
-        flood.run(12)
+        flood = Flood(service, senders=600, array=100)
+        flood.run(SECONDS)
+        p99_s = statistics.quantiles(flood.took_s, n=100)[98]
+        rate = flood.codes[202] * flood.array / SECONDS
+        print(f"{workers} workers: {dict(flood.codes)}, {rate:.0f} events/s, p99 {p99_s * 1000:.0f} ms")  # noqa: T201
         assert flood.errors == []
         assert set(flood.codes) == {202, 503}
-        p99_s = statistics.quantiles(flood.took_s, n=100)[98]
-        rate = flood.codes[202] * flood.array / 12
-        print(f"{workers} workers: {dict(flood.codes)}, {rate:.0f} events/s, p99 {p99_s * 1000:.0f} ms")  # noqa: T201
-        assert p99_s < 10
+        assert p99_s < 8  # 4 s for its turn, and the work
 
         began = time.monotonic()
         recovered = eventually(lambda: service.post(event("afterwards")).elapsed.total_seconds() < 0.25, within_s=10)

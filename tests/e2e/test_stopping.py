@@ -27,10 +27,13 @@ def held(crm: Crm) -> set[str]:
 
 
 class Load:
-    """Webhooks at an even rate, whatever becomes of them, from threads of its own."""
+    """Webhooks at an even rate, whatever becomes of them, from threads of its own; on `kept` connections, or each on
+    one of its own.
+    """
 
-    def __init__(self, service: Running, *, per_s: int, senders: int = 8) -> None:
+    def __init__(self, service: Running, *, per_s: int, senders: int = 8, kept: bool = True) -> None:
         self._service = service
+        self._kept = kept
         self._every_s = senders / per_s
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(senders)]
@@ -55,7 +58,8 @@ class Load:
                 name = f"c{number}-{turn}"
                 self.sent.add(name)
                 with contextlib.suppress(requests.RequestException):
-                    self.answers.append((name, self._service.post(event(name), session=session)))
+                    answer = self._service.post(event(name), session=session if self._kept else None)
+                    self.answers.append((name, answer))
 
     def accepted(self) -> set[str]:
         return {name for name, answer in self.answers if answer.status_code == 202}

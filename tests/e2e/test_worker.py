@@ -132,6 +132,18 @@ def test_a_stop_closes_idle_connections_and_finishes_what_has_begun(service: Run
         assert service.process.wait(10) == 0
 
 
+@pytest.mark.parametrize("path", ["/livez", "/api/resync"])
+def test_a_body_that_does_not_come_in_time_is_answered_408_beside_the_loop_too(service: Running, path: str) -> None:
+    """Health on the public port, an act on the admin port: their apps run in threads."""
+    port = service.port if path == "/livez" else service.admin_port
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        client.sendall(head.encode() + b"Content-Length: 20\r\n\r\n{")
+        answer = read_all(client)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert orjson.loads(answer.partition(b"\r\n\r\n")[2])["status"] == 408
+
+
 def test_two_workers_share_the_connections(tmp_path: Path) -> None:
     with SandboxServer(Crm()) as crm:
         service = Running(tmp_path, crm.url, workers=2)

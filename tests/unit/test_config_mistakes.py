@@ -102,6 +102,8 @@ MISTAKES = [
     ("sources:\n", "retry: {base: 20m}  #!\nsources:\n", "retry.base", "`base` is longer than `max`"),
     ("sources:\n", "server: {threads: 0}  #!\nsources:\n", "server.threads", "must be between 1 and 1024"),
     ("sources:\n", "server: {workers: 0}  #!\nsources:\n", "server.workers", "must be between 1 and 64"),
+    ("sources:\n", "server: {max_requests: 100}  #!\nsources:\n", "server.max_requests", "unknown key"),
+    ("sources:\n", "server: {preload: true}  #!\nsources:\n", "server.preload", "unknown key"),
     ("sources:\n", "server: {bind: 8080}  #!\nsources:\n", "server.bind", "8080 is not an address: write host:port"),
     ("sources:\n", "server: {bind: ':99999'}  #!\nsources:\n", "server.bind", "there is no port 99999"),
     (
@@ -392,7 +394,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("old, new, path, message", MISTAKES)
-def test_a_mistake_is_told_with_its_path_line_and_remedy(
+def test_f52_a_mistake_is_told_with_its_path_line_and_remedy(
     tmp_path: Path, old: str, new: str, path: str, message: str
 ) -> None:
     """One sentence names the key, its line and what to change."""

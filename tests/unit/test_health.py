@@ -89,3 +89,20 @@ def test_many_questions_are_one_check(journal: Journal) -> None:
     time.sleep(0.06)
     ready()
     assert journal.checks == 3
+
+
+def test_f49_a_limit_of_threads_is_told_and_forgotten(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a thread to be had the question is asked again; who has one needs no other."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    ready = BoundedCheck(journal.check, patience_s=5, fresh_s=0)
+    with monkeypatch.context() as limited:
+        limited.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            assert ready() == Verdict(ok=False, why="the journal cannot be checked (can't start new thread)")
+    assert ready() == Verdict(ok=True)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert ready() == Verdict(ok=True)
+    assert journal.checks == 2

@@ -89,3 +89,20 @@ def test_the_wait_for_the_limit_is_counted_while_work_is_ready() -> None:
 def test_a_limit_that_allows_nothing_is_refused(calls: int, per_s: float) -> None:
     with pytest.raises(ValueError, match="rate limit"):
         Limiter(calls=calls, per_s=per_s)
+
+
+def test_calls_of_a_predecessor_are_counted_in() -> None:
+    """Whoever takes over keeps the limit together with what another process did just before."""
+    limiter = Limiter(calls=5, per_s=10.0)
+    limiter.follow([0.5, 2.5, 4.5, 6.5, 60.0], now=100.0)
+    assert limiter.used(100.0) == 4
+    assert limiter.acquire(100.0) is None  # in step with the last one, of which the end may not be known
+    assert limiter.acquire(100.0 + limiter.interval_s) is not None
+    assert limiter.acquire(100.01 + 2 * limiter.interval_s) is not None
+    assert limiter.used(100.01 + 2 * limiter.interval_s) <= 5
+
+
+def test_without_a_predecessor_a_call_starts_at_once() -> None:
+    limiter = Limiter(calls=5, per_s=10.0)
+    limiter.follow([], now=100.0)
+    assert limiter.acquire(100.0) is not None

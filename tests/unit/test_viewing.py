@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.cli.viewing import MAX_EVENTS, MAX_LINES, printable, rows_of
+from bridge.cli.printing import printable
+from bridge.cli.viewing import MAX_EVENTS, MAX_LINES, rows_of
 
 
 def document(**changes: Any) -> dict[str, Any]:

@@ -11,17 +11,18 @@ from werkzeug.wrappers import Response as AnyResponse
 from bridge.intake.problems import Refusal
 from bridge.journal.history import MINUTES, Minute
 from bridge.operations import queries
-from bridge.operations.admin_api import log_act
 from bridge.operations.console.forms import first, own_form
 from bridge.operations.console.pauses import advised
 from bridge.operations.desk import JournalDesk
 from bridge.operations.health import Vitals
+from bridge.operations.logged import log_act
 
-#: title, unit, and the series: label and the minute's field; a chart each
+#: Title, unit, and the series: label and the minute's field; a chart each. What is counted is drawn as bars.
+A_MINUTE = "a minute"
 CHARTS = (
-    ("Events in", "a minute", (("events", "events"),)),
-    ("CRM calls", "a minute", (("calls", "calls"), ("failed", "failed"))),
-    ("Records sent", "a minute", (("records", "records"),)),
+    ("Events in", A_MINUTE, (("events", "events"),)),
+    ("CRM calls", A_MINUTE, (("calls", "calls"), ("failed", "failed"))),
+    ("Records sent", A_MINUTE, (("records", "records"),)),
     ("Rate limit used", "%, most in a minute", (("used", "limit_used"),)),
     ("Backlog", "records, most in a minute", (("waiting", "pending"),)),
     ("Waiting time", "seconds, longest in a minute", (("oldest waiting", "waited_s"), ("delivered after", "delay_s"))),
@@ -37,7 +38,13 @@ def add_pages(routes: Blueprint, desk: JournalDesk, vitals: Vitals) -> None:
         minutes = whole_hour(desk.last_hour(), now_s=time.time())
         pauses = list(map(advised, status["pauses"]))
         return render_template(
-            "console/flow.html", page="flow", status=status, pauses=pauses, minutes=minutes, charts=charts(minutes)
+            "console/flow.html",
+            page="flow",
+            status=status,
+            pauses=pauses,
+            stops=sum(pause["by_person"] for pause in pauses),
+            minutes=minutes,
+            charts=charts(minutes),
         )
 
     @routes.post("/pause")
@@ -71,6 +78,7 @@ def charts(minutes: list[Minute]) -> list[dict[str, Any]]:
         {
             "title": title,
             "unit": unit,
+            "bars": unit == A_MINUTE,
             "labels": [label for label, _ in series],
             "times": [minute.at_s for minute in minutes],
             "values": [[_value(minute, field) for minute in minutes] for _, field in series],

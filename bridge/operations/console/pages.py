@@ -6,7 +6,8 @@ GET  /sources[/{name}]     the sources; one with its mapping
 POST /sources/{name}/try   payload, headers → what it would become
 GET  /retries[/{id}]       the retry log, and one entry
 POST /retries/confirm      act, and ids or a filter → how many that is, and whether they are meant
-POST /retries/act          the same, with what was counted → done
+POST /retries/act          the same, with what was counted → begun
+GET  /retries/act/{id}     how far it is, and then what it did
 GET  /trace                ?id= of an event or a record
 GET, POST /login; POST /logout
 """
@@ -23,9 +24,11 @@ from bridge.errors import JournalError, JournalFullError
 from bridge.intake.problems import PROBLEM, Refusal, problem
 from bridge.operations import sessions
 from bridge.operations.access import CONSOLE
+from bridge.operations.acts import Acts
 from bridge.operations.console import flow, retries, sources, texts
 from bridge.operations.console.signing_in import add_sign_in
 from bridge.operations.desk import JournalDesk
+from bridge.operations.guesses import Guesses
 from bridge.operations.health import Vitals
 from bridge.operations.metrics import Metrics
 from bridge.settings import Settings
@@ -35,6 +38,8 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+#: Events that the trace shows before one is asked for.
+RECENT = 20
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -44,7 +49,13 @@ HEADERS = {
 
 
 def console_blueprint(
-    *, desk: JournalDesk, vitals: Vitals, metrics: Metrics, settings: Callable[[], Settings]
+    *,
+    desk: JournalDesk,
+    acts: Acts,
+    vitals: Vitals,
+    metrics: Metrics,
+    settings: Callable[[], Settings],
+    guesses: Guesses,
 ) -> Blueprint:
     """All pages. Who may see them is `access.guard`'s business."""
     routes = Blueprint(
@@ -54,16 +65,19 @@ def console_blueprint(
         routes.add_app_template_filter(function, name)
     _add_frame(routes, vitals, settings)
     _add_errors(routes)
-    add_sign_in(routes, settings)
+    add_sign_in(routes, settings, guesses)
     flow.add_pages(routes, desk, vitals)
     sources.add_pages(routes, vitals, metrics, settings)
-    retries.add_pages(routes, desk, settings)
+    retries.add_pages(routes, desk, acts, settings)
 
     @routes.get("/trace")
     def trace() -> str:
         wanted = request.args.get("id", "").strip()
         stories = desk.trace(wanted) if wanted else {"events": [], "records": []}
-        return render_template("console/trace.html", page="trace", wanted=wanted, **stories)
+        recent = [] if wanted else desk.recent_events(RECENT)
+        return render_template(
+            "console/trace.html", page="trace", wanted=wanted, recent=recent, sources=settings().sources, **stories
+        )
 
     return routes
 
@@ -111,7 +125,13 @@ def _add_errors(routes: Blueprint) -> None:
         if error.status == 401 and request.method == "GET" and "Authorization" not in request.headers:
             return redirect("/login", 303)
         headers = dict(error.headers)
-        titles = {401: "Please sign in", 403: "That is not allowed", 404: "There is nothing here"}
+        titles = {
+            401: "Please sign in",
+            403: "That is not allowed",
+            404: "There is nothing here",
+            409: "Not now",
+            429: "Too many attempts",
+        }
         return (*page(error.status, titles.get(error.status, "That did not work"), error.detail), headers)
 
     @routes.errorhandler(JournalError)

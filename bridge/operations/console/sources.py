@@ -19,6 +19,16 @@ from bridge.operations.health import Vitals
 from bridge.operations.metrics import Metrics
 from bridge.settings import Settings, Source
 
+#: Why a signature was refused, in words; see `bridge.intake.signatures.Reason`.
+REFUSALS = {
+    "missing_header": "A header is missing",
+    "malformed": "A header cannot be read",
+    "stale": "Signed too long ago",
+    "future": "Signed in the future",
+    "mismatch": "No secret matches",
+    "no_secret": "No secret could be read",
+}
+
 
 def add_pages(routes: Blueprint, vitals: Vitals, metrics: Metrics, settings: Callable[[], Settings]) -> None:
     """`/sources`, and one source with its mapping and the box to try payloads in."""
@@ -51,6 +61,7 @@ def add_pages(routes: Blueprint, vitals: Vitals, metrics: Metrics, settings: Cal
             counts=counted(metrics).get(found.name, _NONE),
             figures=vitals.status()["sources"].get(found.name, {}),
             blocks=list(texts.blocks(found)),
+            refusals=REFUSALS,
             **more,
         )
 

@@ -2,7 +2,7 @@
 "use strict";
 (() => {
   const EVERY_MS = 10_000;
-  const HEIGHT = 168;
+  const HEIGHT = 168, LEGEND = 26;
   const dark = matchMedia("(prefers-color-scheme: dark)");
   let plots = [];
 
@@ -14,18 +14,20 @@
     plots = [...document.querySelectorAll("[data-chart]")].map((place) => {
       const chart = JSON.parse(place.dataset.chart);
       const series = chart.labels.map((label, at) => {
-        const stroke = colour(`--series-${at + 1}`);
-        return { label, stroke, width: 2, fill: at === 0 ? `${stroke}22` : undefined, points: { show: false } };
+        const stroke = colour(label === "failed" ? "--failed" : `--series-${at + 1}`);
+        const line = { label, stroke, width: 2, fill: at === 0 ? `${stroke}22` : undefined, points: { show: false } };
+        return chart.bars ? { ...line, width: 0, fill: stroke, paths: uPlot.paths.bars({ size: [0.7, 12] }) } : line;
       });
       const options = {
         width: place.clientWidth,
-        height: HEIGHT,
+        height: chart.labels.length > 1 ? HEIGHT : HEIGHT + LEGEND,
         cursor: { y: false },
-        legend: { live: false },
+        legend: { live: false, show: chart.labels.length > 1 },
+        padding: [8, 4, 0, 0],
         tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
-        scales: { y: { range: (_plot, _low, high) => [0, Math.max(1, high * 1.1)] } },
+        scales: { x: { range: (_plot, low, high) => [low - 30, high + 30] }, y: { range: (_plot, _low, high) => [0, Math.max(1, high * 1.1)] } },
         axes: [
-          { ...axis, values: "{HH}:{mm}", space: 60 },
+          { ...axis, values: "{HH}:{mm}", space: 60, size: 28 },
           { ...axis, size: 52, values: (_plot, ticks) => ticks.map((tick) => tick.toLocaleString("en")) },
         ],
         series: [{ label: "UTC", value: "{HH}:{mm}" }, ...series],

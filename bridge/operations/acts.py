@@ -1,0 +1,116 @@
+"""Acts on many entries in the background: a request, and the thread that answers it, must not wait for thousands.
+
+Thread-safe. One act at a time in the whole deployment; what it did is told through the journal, so that every
+worker tells the same, also after the one that worked at it is gone.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from dataclasses import replace
+
+import structlog
+
+from bridge.errors import BridgeError
+from bridge.intake.problems import Refusal, where
+from bridge.journal.acts import Act
+from bridge.journal.retry_log import Filter
+from bridge.journal.store import Journal
+from bridge.operations.desk import JournalDesk
+from bridge.operations.logged import log_act
+from bridge.operations.queries import as_query
+
+#: Seconds between two notes of how far an act came: each is a write of the journal.
+TOLD_EVERY_S = 0.5
+#: Seconds that the end of the service waits for the transaction at hand.
+ENDS_WITHIN_S = 5.0
+
+_log = structlog.get_logger("bridge.admin")
+
+
+class _Stopped(Exception):  # noqa: N818 (a wish, not an accident)
+    """The service ends."""
+
+
+class Acts:
+    """The acts of the console."""
+
+    def __init__(self, *, desk: JournalDesk, journal: Journal) -> None:
+        self._desk = desk
+        self._journal = journal
+        self._stopping = threading.Event()
+        #: Guards `_thread`.
+        self._mutex = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, what: str, chosen: Filter, *, counted: int, who: str, address: str | None) -> Act:
+        """Begin to `replay` or `discard` what the filter means. Raises Refusal while another act goes on."""
+        now_us = _now_us()
+        act = Act(secrets.token_hex(8), what, who, as_query(chosen), counted, began_us=now_us, told_us=now_us)
+        with self._mutex:
+            if self._stopping.is_set():
+                raise Refusal(503, "The service is about to end. Nothing was done; try again when it is back.")
+            if not self._journal.begin_act(act):
+                raise Refusal(409, "Another act on the retry log goes on. Wait until it has ended.")
+            thread = threading.Thread(target=self._run, args=(act, chosen, address), name="act", daemon=True)
+            self._thread = thread
+            thread.start()
+        return act
+
+    def wait(self, timeout_s: float) -> None:
+        """Let an act of this process end, if it does so soon."""
+        with self._mutex:
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout_s)
+
+    def latest(self) -> Act | None:
+        """The act that began last, whichever process works at it; one whose process died has ended."""
+        act = self._journal.latest_act()
+        if act is not None and act.stalled(_now_us()):
+            problem = "The process that worked at it ended. What it did stays done."
+            return replace(act, ended=True, result={"entries": act.done}, problem=problem)
+        return act
+
+    def stop(self) -> None:
+        """End between two transactions; what was done stays done."""
+        self._stopping.set()
+        self.wait(ENDS_WITHIN_S)
+
+    def _run(self, act: Act, chosen: Filter, address: str | None) -> None:
+        told, done = time.monotonic(), 0
+
+        def progress(number: int) -> None:
+            nonlocal told, done
+            done += number
+            if self._stopping.is_set():
+                raise _Stopped
+            if time.monotonic() - told >= TOLD_EVERY_S:
+                told = time.monotonic()
+                self._journal.tell_act(replace(act, told_us=_now_us(), done=done))
+
+        result, problem = {"entries": 0}, ""
+        try:
+            do = self._desk.discard_retries if act.what == "discard" else self._desk.replay_retries
+            result = {name: value for name, value in do(chosen, progress=progress).items() if isinstance(value, int)}
+        except _Stopped:
+            problem = "The service was stopped. What was done stays done."
+        except BridgeError as error:
+            problem = str(error)
+        except Exception as error:  # noqa: BLE001 (the thread ends; people are told, the stack is in the log)
+            problem = f"An accident ended it ({type(error).__name__}); the log tells where."
+            _log.error("an act failed", error=type(error).__name__, problems=where(error))
+        if problem:
+            result = {"entries": done}
+        log_act(f"retries {act.what}", act.chosen, result, who=act.who, address=address, problem=problem)
+        ended = replace(act, told_us=_now_us(), done=done, ended=True, result=result, problem=problem)
+        try:
+            self._journal.tell_act(ended)
+        except BridgeError as error:  # then it looks stalled, which it is
+            _log.warning("the end of an act is not told", error=str(error))
+
+
+def _now_us() -> int:
+    return round(time.time() * 1_000_000)

@@ -1,0 +1,52 @@
+"""The README's figures are those that are kept: `python -m tests.bench.readme` writes its table anew.
+
+A test checks that it is current.
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from tests.bench.results import KEPT, REPOSITORY, load
+from tests.bench.rows import ROWS
+from tests.bench.table import circumstances, markdown
+
+README = REPOSITORY / "README.md"
+RESULTS = KEPT / "results.json"
+GROWTH = KEPT / "growth.json"
+PICTURES = {
+    "backlog": "What waits, and what it costs: intake, claims, the admin port, memory, retention",
+    "calls": "CRM calls by events, by records, by skew",
+}
+BEGIN = "<!-- figures: written by python -m tests.bench.readme -->\n"
+END = "<!-- end of the figures -->\n"
+
+
+def current() -> str:
+    """The README as it should be: what people wrote, and the table of the kept results."""
+    text = README.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{README.name} lacks the lines {BEGIN.strip()} and {END.strip()}")
+    return f"{before}{BEGIN}\n{figures()}\n{curves()}{END}{after}"
+
+
+def figures() -> str:
+    """The table of the kept results, and on what they were measured."""
+    kept = {row.name: row for row in load(RESULTS)}
+    rows = [kept[name] for name in ROWS if name in kept]
+    return f"{markdown(rows)}\n{circumstances(rows)}\n"
+
+
+def curves() -> str:
+    """The pictures, and on what their curves were measured."""
+    kept = orjson.loads(GROWTH.read_bytes())
+    shown = [f"![{what}](.performance/{name}.svg)" for name, what in PICTURES.items()]
+    date = kept["date"][:16].replace("T", " ")
+    where = f"{kept['machine']}; commit {kept['commit']}; {date} UTC; load average at the start {kept['load']:.1f}."
+    return "\n\n".join([*shown, f"The curves: {where}"]) + "\n"
+
+
+if __name__ == "__main__":
+    README.write_text(current(), encoding="utf-8")
