@@ -40,6 +40,14 @@ def server() -> Iterator[Server]:
         yield started
 
 
+def filled(postgres: Server, records: int) -> str:
+    """The URL of a database with a backlog, which autovacuum has been at: a copy takes its statistics along."""
+    url = postgres.fresh_database()
+    fill_journal(url, records)
+    postgres.run("VACUUM (ANALYZE)", database=url.rpartition("/")[2])
+    return url
+
+
 def copy(postgres: Server, template: str) -> str:
     """The URL of a copy of a database."""
     name = f"copy_{time.monotonic_ns()}"
@@ -104,8 +112,7 @@ def taken_per_s(number: int, journal_url: str, size: Size) -> float:
 def limited_rounds(size: Size) -> Iterator[Sample]:
     records = size.of(RECORDS, least=1_000)
     with server() as postgres:
-        template = postgres.fresh_database()
-        fill_journal(template, records)
+        template = filled(postgres, records)
         while True:
             with sandbox(limit=CALLS, latency_s=LATENCY_S) as crm:
                 with replicas(REPLICAS, copy(postgres, template), crm.url, calls=CALLS):
@@ -121,10 +128,7 @@ def limited_rounds(size: Size) -> Iterator[Sample]:
 
 def take_rounds(size: Size) -> Iterator[Sample]:
     with server() as postgres:
-        few, many = postgres.fresh_database(), postgres.fresh_database()
-        for url, records in ((few, FEW), (many, size.of(MILLION, least=FEW))):
-            fill_journal(url, records)
-            postgres.run("VACUUM (ANALYZE)", database=url.rpartition("/")[2])  # as autovacuum will have done by then
+        few, many = filled(postgres, FEW), filled(postgres, size.of(MILLION, least=FEW))
         while True:
             alone = settled_per_s(copy(postgres, few))
             beside = settled_per_s(copy(postgres, many))
