@@ -82,10 +82,16 @@ class TcpProxy:
                 self._listener = socket.create_server(("127.0.0.1", self.port))
             if select.select([self._listener], [], [], LOOK_S)[0]:
                 client, _ = self._listener.accept()
-                self.connections += 1
-                threading.Thread(target=self._serve, args=(client, self._age), daemon=True).start()
+                self._take(client, self._age)
         if self._listener is not None:
             self._listener.close()
+
+    def _take(self, client: socket.socket, age: int) -> None:
+        if self.refusing:  # since the wait for it began
+            reset(client)
+            return
+        self.connections += 1
+        threading.Thread(target=self._serve, args=(client, age), daemon=True).start()
 
     def _serve(self, client: socket.socket, age: int) -> None:
         with client:

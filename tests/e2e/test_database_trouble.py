@@ -238,7 +238,7 @@ def test_the_database_refuses_connections(world: World) -> None:
         world.proxy.refusing = True
         world.proxy.cut()
         assert eventually(world.unready, within_s=5)
-        time.sleep(1.5)
+        time.sleep(3)  # longer than intake is patient
         world.proxy.refusing = False
         assert eventually(world.ready, within_s=10)
     assert world.answers()[503] > 0
