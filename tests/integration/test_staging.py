@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -142,17 +141,18 @@ def test_an_event_that_cannot_be_merged_is_parked_and_holds_up_nothing(journal: 
 
 def test_what_arrives_between_the_slices_is_newer_than_all_of_them(journal: Journal, clock: FakeClock) -> None:
     """Events without a time of their own count as of their arrival, not of their slice."""
-    commits = GroupCommit(journal=journal)
-    events = [*large(2 * SLICE_EVENTS, at=None), event("old", "7", {"company_name": "old"}, at=None)]
-    sender = threading.Thread(target=commits.append, args=(events,))
-    sender.start()
-    while not staged(journal):
-        pass
-    clock.advance(1)
-    journal.append([event("new", "7", {"company_name": "new"}, at=None)])
-    assert "old" not in known(journal)
-    sender.join()
+    merged_before: list[bool] = []
+
+    def arrive_between() -> None:
+        if not merged_before:
+            merged_before.append("old" in known(journal))
+            clock.advance(1)
+            journal.append([event("new", "7", {"company_name": "new"}, at=None)])
+
+    commits = GroupCommit(journal=journal, committed=arrive_between)
+    commits.append([*large(2 * SLICE_EVENTS, at=None), event("old", "7", {"company_name": "old"}, at=None)])
     commits.close()
+    assert merged_before == [False]
     assert "old" in known(journal)
     refs = [one.ref for one in journal.due(limit=1_000, exclude=())]
     taken = {record.key.id: record.values for record in journal.take(refs, began_at_us=to_us(clock.now()))}
