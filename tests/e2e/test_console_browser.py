@@ -36,6 +36,7 @@ SIZES = {"wide": (1280, 900), "phone": (390, 844)}
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[webdriver.Chrome]:
+    axe()  # a test that found out halfway would leave its traces to the others
     with chromium() as made:
         yield made
 
