@@ -36,6 +36,7 @@ crm:
   rate_limit: {{{rate_limit}}}
   timeout: {timeout}
   batch_size: {batch_size}
+  max_in_flight: {max_in_flight}
 journal:
   url: {journal_url}
   max_pending: {max_pending}
@@ -92,6 +93,7 @@ class Running:
     workers: int = 1
     calls: int = 100_000
     batch_size: int = 100
+    max_in_flight: int = 8
     daily: int | None = None
     credential: str = "token: {file: crm.token}"
     max_pending: int = 1_000_000
@@ -128,6 +130,7 @@ class Running:
             rate_limit=f"calls: {self.calls}, per: 10s{daily}",
             credential=self.credential,
             batch_size=self.batch_size,
+            max_in_flight=self.max_in_flight,
             max_pending=self.max_pending,
             retention=self.retention,
             remember=self.remember,
