@@ -11,7 +11,7 @@ from typing import Any
 import promql_parser
 import pytest
 
-from tests.charts import ACME, CHART, Json, helm_python, objects, pod_specs, texts, values_of
+from tests.charts import ACME, CHART, Json, helm_python, objects, pod_specs, read_yaml, texts, values_of
 from tests.unit.test_readme import exposed
 
 SOURCES: Json = {"config": {"sources": {"acme": ACME}}}
@@ -83,7 +83,11 @@ def test_a_proxy_takes_the_place_of_the_public_addresses() -> None:
     assert objects(values)["networkpolicy"]["spec"]["egress"][1:] == values["networkPolicy"]["egress"]
     spec = pod_specs(values)["statefulset"]
     assert values["extraVolumes"][0] in spec["volumes"]
-    assert values["extraVolumeMounts"][0] in spec["containers"][0]["volumeMounts"]
+    (mount,) = values["extraVolumeMounts"]
+    assert mount in spec["containers"][0]["volumeMounts"]
+    crm = read_yaml(objects(values)["configmap"]["data"]["bridge.yaml"])["crm"]
+    assert crm["proxy"].endswith(":3128")
+    assert Path(crm["ca_file"]).parent == Path(mount["mountPath"])
 
 
 def test_the_monitor_scrapes_the_admin_port_of_the_service() -> None:
@@ -250,10 +254,10 @@ def test_placement_image_and_labels_reach_what_they_are_for() -> None:
         assert {each["image"] for each in spec["containers"]} == {
             f"registry.example.com/crm/partner-bridge@{values['image']['digest']}"
         }
-    for name, each in found.items():
-        if not name.startswith("tests/"):
-            assert each["metadata"]["labels"]["team"] == "crm"
-            assert each["metadata"]["annotations"]["example.com/cost-center"] == "42"
+    for each in found.values():
+        assert each["metadata"]["labels"]["team"] == "crm"
+        assert each["metadata"]["annotations"]["example.com/cost-center"] == "42"
+    assert found["tests/ready"]["metadata"]["annotations"]["helm.sh/hook"] == "test"
     pod = found["statefulset"]["spec"]["template"]["metadata"]
     assert pod["labels"].items() >= {"team": "crm", "tier": "integration"}.items()
     assert pod["annotations"].items() >= {"example.com/backup": "yes", "example.com/cost-center": "42"}.items()
