@@ -12,7 +12,12 @@ import pytest
 
 from bridge import __version__
 from bridge.config import load_settings
+from bridge.config.editor_schema import build_schema
 from tests.charts import CHART, SECRETS, Json, features, helm_python, objects, read_yaml, texts, values_of
+
+kubernetes_validate = pytest.importorskip(
+    "kubernetes_validate", reason="manifests are validated by kubernetes-validate, which is not installed"
+)
 
 #: what a release has, unless its values say otherwise
 USUAL = {"statefulset", "service", "configmap", "serviceaccount", "networkpolicy", "tests/ready", "tests/unsigned"}
@@ -202,6 +207,10 @@ def test_the_service_accepts_what_the_chart_writes(feature: str, tmp_path: Path)
     for folder, name in re.findall(r"file: (/run/secrets/[\w-]+)/([\w.-]+)", text):
         assert folder in mounted
         (tmp_path / name).write_text(database if name in {"journal-url", "uri"} else secret)
+    for folder in (mount["mountPath"] for mount in values.get("extraVolumeMounts", [])):
+        (certificates,) = re.findall(rf"ca_file: {folder}/([\w.-]+)", text)
+        (tmp_path / certificates).touch()
+        text = text.replace(folder, str(tmp_path))
     (tmp_path / "bridge.yaml").write_text(re.sub(r"/run/secrets/[\w-]+", str(tmp_path), text))
     variables = {each["name"]: each.get("value", secret) for each in container(values)["env"]}
     settings = load_settings(tmp_path / "bridge.yaml", environ=variables)
@@ -254,7 +263,6 @@ def test_the_image_is_taken_by_digest_when_one_is_given() -> None:
     [
         {"replicas": 2},  # one journal has one writer
         {"image": {"tags": "1"}},
-        {"image": {"tag": "latest"}},
         {"image": {"digest": "sha256:short"}},
         {"config": {"server": {"workers": 2}}},  # the chart's own
         {"config": {"journal": {"url": "sqlite:////x"}}},
@@ -288,16 +296,38 @@ def test_the_image_is_taken_by_digest_when_one_is_given() -> None:
         {"reload": "always"},
         {"secret": {"values": {"../acme": "x"}}},
         {"journal": {"accessMode": "ReadWriteMany"}},
-        {"extraEnv": [{"name": "BRIDGE_JOURNAL_URL", "value": "sqlite:////tmp/x"}]},
         {"extraVolumes": [{"name": "docker", "hostPath": {"path": "/var/run"}}]},
-        {"extraVolumes": [{"name": "journal", "emptyDir": {}}]},
         {"priorityClassName": "High!"},
+        {"image": {"repository": "registry.example.com/bridge:1.0"}},  # the tag is a value of its own
+        {"commonLabels": {"team": "customer relations"}},
+        {"config": {"crm": {"rate_limits": {"calls": 100}}}},
+        {"config": {"crm": {"rate_limit": {"call": 100}}}},
+        {"config": {"retry": {"maximum": "1m"}}},
+        {"config": {"sources": {"acme": {"verfy": {}}}}},
+        {"config": {"sources": {"acme": {"verify": {"secret": "x"}}}}},
+        {"config": {"sources": {"Acme!": {}}}},
+        {"networkPolicy": {"metricsFrom": [{"podSelector": {"matchLabel": {"a": "b"}}}]}},  # would let everybody in
+        {"networkPolicy": {"databaseTo": [{"ipBlock": {"cdir": "10.0.0.0/8"}}]}},
+        {"networkPolicy": {"egress": [{"ports": [{"prot": 443}]}]}},  # would let everything out
+        {"affinity": {"nodeAffinity": {"required": []}}},
+        {"extraEnv": [{"name": "ACME", "valueFrom": {"secretRef": {"name": "acme"}}}]},
+        {"extraVolumes": [{"name": "certificates"}]},
     ],
     ids=json.dumps,
 )
-def test_a_slip_in_the_values_is_refused(values: Json) -> None:
-    with pytest.raises(helm_python.HelmError):
+def test_a_slip_in_the_values_is_refused_by_its_name(values: Json) -> None:
+    with pytest.raises(helm_python.HelmError) as refused:
         render(values)
+    assert any(key in str(refused.value) for key in list(keys(values))[-2:]), refused.value
+
+
+def keys(values: Any) -> Iterator[str]:
+    """The names in some values, from the outside in: the last two are where the slip is."""
+    for each in values if isinstance(values, list) else [values]:
+        if isinstance(each, dict):
+            for key, inner in each.items():
+                yield key
+                yield from keys(inner)
 
 
 @pytest.mark.parametrize(
@@ -318,6 +348,9 @@ def test_a_slip_in_the_values_is_refused(values: Json) -> None:
         ({"ingress": {"enabled": True}}, "ingress.hosts"),
         ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs"),
         ({"podMonitor": {"enabled": True}}, "networkPolicy.metricsFrom"),
+        ({"image": {"tag": "latest"}}, "a restart must not be an upgrade"),
+        ({"extraEnv": [{"name": "BRIDGE_JOURNAL_URL", "value": "sqlite:////tmp/x"}]}, "the chart sets this variable"),
+        ({"extraVolumes": [{"name": "journal", "emptyDir": {}}]}, "the chart has a volume of this name"),
     ],
     ids=json.dumps,
 )
@@ -339,6 +372,55 @@ def defaults_without_comment() -> Iterator[str]:
 
 def test_every_value_says_what_it_does() -> None:
     assert list(defaults_without_comment()) == []
+
+
+@pytest.mark.parametrize("name", ["1e3", "123", "true", "null"])
+def test_a_name_that_yaml_could_take_for_something_else_stays_a_name(name: str) -> None:
+    values: Json = {
+        "existingConfigMap": name,
+        "secret": {"name": name},
+        "serviceAccount": {"name": name},
+        "journal": {"storageClass": name},
+        "priorityClassName": name,
+        "ingress": {"enabled": True, "hosts": ["hooks.example.com"], "className": name, "tlsSecret": name},
+        "nameOverride": name if name.isalpha() else "",
+    }
+    spec = pod(values)
+    assert {spec["serviceAccountName"], spec["priorityClassName"]} == {name}
+    for more in ({}, {"journal": {"existingClaim": name}}, {"journal": {"type": "postgresql", "urlSecret": name}}):
+        for each in objects({**values, **more}, release=name).values():
+            if not each["apiVersion"].startswith("monitoring"):
+                kubernetes_validate.validate(each, "1.33", strict=True)
+            assert each["metadata"]["labels"]["app.kubernetes.io/instance"] == name
+
+
+def test_every_object_of_the_schema_is_closed_but_those_of_kubernetes() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    volumes = "properties.extraVolumes.items.properties."
+    assert {each for each in open_objects(schema) if not each.startswith(volumes)} == {"properties.global"}
+
+
+def open_objects(schema: Any, path: str = "") -> Iterator[str]:
+    """Where the schema says `object` and lets any name pass."""
+    if isinstance(schema, list):
+        for each in schema:
+            yield from open_objects(each, path)
+    if not isinstance(schema, dict):
+        return
+    if schema.get("type") == "object" and schema.get("additionalProperties", True) is True:
+        yield path
+    for name, inner in schema.items():
+        yield from open_objects(inner, f"{path}.{name}".lstrip("."))
+
+
+def test_the_schema_knows_the_names_that_the_service_knows() -> None:
+    """Of bridge.yaml's outer blocks; a slip further inside is refused by the service at its start."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    blocks = schema["definitions"]["bridge"]["definitions"]
+    service = build_schema()["$defs"]
+    assert {name: set(block["properties"]) for name, block in blocks.items()} == {
+        name: set(service[name]["properties"]) for name in blocks
+    }
 
 
 def closed_and_complete(schema: Json, values: Any, path: str = "") -> Iterator[str]:

@@ -12,14 +12,14 @@
 {{- end }}
 
 {{- define "partner-bridge.selectorLabels" -}}
-app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{/* The pods of `helm test`: never selected by the Service. */}}
 {{- define "partner-bridge.testLabels" -}}
 app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}-test
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{/* Labels of an object; the user's never replace the chart's own. */}}
@@ -95,7 +95,7 @@ imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .Values.nodeSelector }}
 nodeSelector:
@@ -181,8 +181,21 @@ drain_timeout: {{ int .Values.shutdown.drainSeconds }}s
 {{- $found -}}
 {{- end }}
 
-{{/* What a schema cannot say: values that do not go together. */}}
+{{/* What a schema cannot say, or not why: values that do not go together, names that the chart keeps to itself. */}}
 {{- define "partner-bridge.refuse" -}}
+{{- if and (eq .Values.image.tag "latest") (not .Values.image.digest) -}}
+{{- fail "image.tag latest: a restart must not be an upgrade; name a version, or the image.digest." -}}
+{{- end -}}
+{{- range .Values.extraEnv -}}
+{{- if has .name (list "BRIDGE_CONFIG" "BRIDGE_BIND" "BRIDGE_ADMIN_BIND" "BRIDGE_JOURNAL_URL" "BRIDGE_LOG_LEVEL" "BRIDGE_LOG_FORMAT") -}}
+{{- fail (printf "extraEnv %s: the chart sets this variable, from journal, log and the ports that its probes ask." .name) -}}
+{{- end -}}
+{{- end -}}
+{{- range .Values.extraVolumes -}}
+{{- if has .name (list "config" "secrets" "tmp" "journal" "journal-url" "reload") -}}
+{{- fail (printf "extraVolumes %s: the chart has a volume of this name; take another one." .name) -}}
+{{- end -}}
+{{- end -}}
 {{- if eq .Values.journal.type "sqlite" -}}
 {{- if gt (int .Values.replicas) 1 -}}
 {{- fail (printf "replicas %d: a SQLite journal on one volume has one writer, and a second pod would have a journal of its own; use 1 (or 0 to stop) and server.workers for more processes, or journal.type postgresql for more pods." (int .Values.replicas)) -}}

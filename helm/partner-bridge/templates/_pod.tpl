@@ -21,7 +21,7 @@ metadata:
     {{- end }}
     {{- merge $annotations .Values.podAnnotations .Values.commonAnnotations | toYaml | nindent 4 }}
 spec:
-  serviceAccountName: {{ include "partner-bridge.serviceAccountName" . }}
+  serviceAccountName: {{ include "partner-bridge.serviceAccountName" . | quote }}
   automountServiceAccountToken: false
   # Service links would put variables of other services into the environment.
   enableServiceLinks: false
@@ -150,10 +150,10 @@ spec:
   volumes:
     - name: config
       configMap:
-        name: {{ include "partner-bridge.configMapName" . }}
+        name: {{ include "partner-bridge.configMapName" . | quote }}
     - name: secrets
       secret:
-        secretName: {{ include "partner-bridge.secretName" . }}
+        secretName: {{ include "partner-bridge.secretName" . | quote }}
         # 0440, in a notation that every YAML reads alike.
         defaultMode: 288
     - name: tmp
@@ -172,11 +172,11 @@ spec:
     {{- with .Values.journal.urlSecret }}
     - name: journal-url
       secret:
-        secretName: {{ . }}
+        secretName: {{ . | quote }}
         defaultMode: 288
         # Of a Secret that another program made, only what concerns us.
         items:
-          - {key: {{ $.Values.journal.urlKey }}, path: {{ $.Values.journal.urlKey }}}
+          - {key: {{ $.Values.journal.urlKey | quote }}, path: {{ $.Values.journal.urlKey | quote }}}
     {{- end }}
     {{- else if not .Values.journal.persistent }}
     - name: journal
@@ -185,7 +185,7 @@ spec:
     {{- else if .Values.journal.existingClaim }}
     - name: journal
       persistentVolumeClaim:
-        claimName: {{ .Values.journal.existingClaim }}
+        claimName: {{ .Values.journal.existingClaim | quote }}
     {{- end }}
     {{- with .Values.extraVolumes }}
     {{- toYaml . | nindent 4 }}

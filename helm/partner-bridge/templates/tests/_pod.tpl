@@ -7,14 +7,15 @@ kind: Pod
 metadata:
   name: {{ include "partner-bridge.fullname" $root }}-test-{{ index . 1 }}
   labels:
-    {{- include "partner-bridge.testLabels" $root | nindent 4 }}
+    {{- $labels := include "partner-bridge.testLabels" $root | fromYaml }}
+    {{- merge $labels $root.Values.commonLabels | toYaml | nindent 4 }}
   annotations:
-    helm.sh/hook: test
-    helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+    {{- $annotations := dict "helm.sh/hook" "test" "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded" }}
+    {{- merge $annotations $root.Values.commonAnnotations | toYaml | nindent 4 }}
 spec:
   restartPolicy: Never
   activeDeadlineSeconds: 120
-  serviceAccountName: {{ include "partner-bridge.serviceAccountName" $root }}
+  serviceAccountName: {{ include "partner-bridge.serviceAccountName" $root | quote }}
   automountServiceAccountToken: false
   enableServiceLinks: false
   {{- with include "partner-bridge.placement" $root | trim }}
