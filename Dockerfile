@@ -3,11 +3,13 @@
 # Run it with a read-only root file system, no capabilities and a small memory volume on /tmp;
 # what must survive a restart is in /var/lib/partner-bridge.
 #
-# A release pins the base by digest: --build-arg BASE=python:3.13-slim-bookworm@sha256:…
-# (not written here: a digest that nobody has pulled and checked would pin nothing).
+# The base is pinned by the digest of its index for all architectures, so that it never changes unseen. For Debian's
+# later fixes a release names a newer one, --build-arg BASE=python:3.13-slim-bookworm@sha256:…, which
+# `docker buildx imagetools inspect python:3.13-slim-bookworm` tells. Tests need no registry: they build on a plain
+# Debian with Python, or on what BRIDGE_TEST_BASE names, such as this base.
 #
 # Own marshmallow classes come by an image FROM this one; the README, under "On Kubernetes", has it.
-ARG BASE=python:3.13-slim-bookworm
+ARG BASE=python:3.13.15-slim-bookworm@sha256:ed86c82274b3c69b52fb5820f358f0bd7df0b603332063cb5c6e32bd220c3e6e
 
 FROM ${BASE} AS builder
 ENV PIP_NO_CACHE_DIR=1 \
