@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,10 +29,11 @@ def pod(engine: Engine, tmp_path: Path) -> Iterator[Pod]:
 
 
 @pytest.fixture
-def previous(engine: Engine, tmp_path: Path) -> str:
+def previous(engine: Engine, tmp_path: Path, record_testsuite_property: Callable[[str, object], None]) -> str:
     """The image of the version before; where its history is not at hand, one of this tree: still another image."""
     archive = subprocess.run(["git", "-C", TOP, "archive", PREVIOUS], capture_output=True, check=False)
     image = "localhost/partner-bridge:previous"
+    record_testsuite_property("upgraded_from", PREVIOUS if archive.returncode == 0 else "the same tree")
     if archive.returncode != 0:
         assert "BRIDGE_PREVIOUS" not in os.environ, f"no {PREVIOUS} in git"
         engine.build(TOP, image)
