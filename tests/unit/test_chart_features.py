@@ -289,6 +289,7 @@ def test_the_notes_name_the_public_url_and_what_is_unsafe() -> None:
     published = texts(values_of("ingress"))["templates/NOTES.txt"]
     assert "https://hooks.example.com/webhooks/acme" in published
     assert "helm --namespace prod test rel" in published
+    assert "curl -i -H 'Content-Type: application/json' -d '{}' https://hooks.example.com/webhooks/acme" in published
     assert "WARNING" not in published
     assert "https://hooks.example.com/webhooks/acme" in texts(values_of("httproute"))["templates/NOTES.txt"]
     plain = texts({**SOURCES, "ingress": {"enabled": True, "hosts": ["a.example.com"]}})["templates/NOTES.txt"]
