@@ -123,6 +123,21 @@ def test_the_tests_of_the_release_pass_on_a_sound_service(tmp_path: Path, crm: S
         assert 'bridge_webhooks_total{code="401",source="acme"} 1.0' in metrics
 
 
+def test_the_address_of_ipv6_serves_ipv4_as_well(tmp_path: Path, crm: SandboxServer) -> None:
+    """What the pod gets on such a cluster, with the ports exchanged for free ones."""
+    spec = objects(values_of("ipv6"))["statefulset"]["spec"]["template"]["spec"]
+    given = {each["name"]: each["value"] for each in spec["containers"][0]["env"] if each["name"].endswith("BIND")}
+    plain = Running(tmp_path, crm.url)
+    binds = {
+        "BRIDGE_BIND": given["BRIDGE_BIND"].replace(":8080", f":{plain.port}"),
+        "BRIDGE_ADMIN_BIND": given["BRIDGE_ADMIN_BIND"].replace(":9090", f":{plain.admin_port}"),
+    }
+    with running(tmp_path, crm.url, port=plain.port, admin_port=plain.admin_port, environ=binds):
+        for host in ("127.0.0.1", "[::1]"):
+            assert requests.get(f"http://{host}:{plain.admin_port}/readyz", timeout=5).status_code == 200
+            assert ask("unsigned", f"http://{host}:{plain.port}").returncode == 0
+
+
 def test_a_test_of_the_release_says_what_it_saw_instead(tmp_path: Path, crm: SandboxServer) -> None:
     script = (CHART / "files" / "ask.py").read_text(encoding="utf-8")
     with running(tmp_path, crm.url) as service:

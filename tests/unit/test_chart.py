@@ -200,8 +200,8 @@ def test_the_configuration_arrives_as_it_was_written() -> None:
 @pytest.mark.parametrize("feature", [each for each in features() if "config" in values_of(each)])
 def test_the_service_accepts_what_the_chart_writes(feature: str, tmp_path: Path) -> None:
     values = values_of(feature)
-    given = {"server": {"publicUrl": "https://hooks.example.com", "adminTokenKey": "admin"}}
-    text = render({**values, **given})["ConfigMap"]["data"]["bridge.yaml"]
+    given = {"publicUrl": "https://hooks.example.com", "adminTokenKey": "admin"}
+    text = render({**values, "server": {**values.get("server", {}), **given}})["ConfigMap"]["data"]["bridge.yaml"]
     secret, database = "whsec_" + "c2VjcmV0" * 5, "postgresql://bridge:secret@db/bridge"
     mounted = {mount["mountPath"] for mount in container(values)["volumeMounts"]}
     for folder, name in re.findall(r"file: (/run/secrets/[\w-]+)/([\w.-]+)", text):
@@ -215,8 +215,9 @@ def test_the_service_accepts_what_the_chart_writes(feature: str, tmp_path: Path)
     variables = {each["name"]: each.get("value", secret) for each in container(values)["env"]}
     settings = load_settings(tmp_path / "bridge.yaml", environ=variables)
     assert settings.sources.keys() == values["config"]["sources"].keys()
-    assert settings.server.bind == ("0.0.0.0", 8080)  # noqa: S104 (a container serves all its interfaces)
-    assert settings.server.admin_bind == ("0.0.0.0", 9090)  # noqa: S104
+    everywhere = "::" if feature == "ipv6" else "0.0.0.0"  # noqa: S104 (a container serves all its interfaces)
+    assert settings.server.bind == (everywhere, 8080)
+    assert settings.server.admin_bind == (everywhere, 9090)
     assert settings.journal.url == variables.get("BRIDGE_JOURNAL_URL", database)
     assert ("BRIDGE_JOURNAL_URL" in variables) is ("postgresql" not in feature)
 
@@ -269,6 +270,7 @@ def test_the_image_is_taken_by_digest_when_one_is_given() -> None:
         {"config": {"sources": {"acme": "x"}}},
         {"config": {"source": {}}},
         {"server": {"workers": 0}},
+        {"server": {"address": "127.0.0.1"}},  # no probe would find it
         {"server": {"publicUrl": "hooks.example.com"}},
         {"server": {"adminTokenKey": "../etc/passwd"}},
         {"journal": {"volumeGiB": "25Gi"}},
@@ -348,6 +350,7 @@ def keys(values: Any) -> Iterator[str]:
         ({"ingress": {"enabled": True}}, "ingress.hosts"),
         ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs"),
         ({"podMonitor": {"enabled": True}}, "networkPolicy.metricsFrom"),
+        ({"test": {"source": "amce"}, "config": {"sources": {"acme": {}}}}, "config.sources"),
         ({"image": {"tag": "latest"}}, "a restart must not be an upgrade"),
         ({"extraEnv": [{"name": "BRIDGE_JOURNAL_URL", "value": "sqlite:////tmp/x"}]}, "the chart sets this variable"),
         ({"extraVolumes": [{"name": "journal", "emptyDir": {}}]}, "the chart has a volume of this name"),

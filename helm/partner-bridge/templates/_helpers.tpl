@@ -212,6 +212,9 @@ drain_timeout: {{ int .Values.shutdown.drainSeconds }}s
 {{- if and .Values.existingConfigMap .Values.config.sources -}}
 {{- fail "existingConfigMap and config.sources: the configuration comes from one of them; remove the other." -}}
 {{- end -}}
+{{- if and .Values.test.source (not .Values.existingConfigMap) (not (hasKey .Values.config.sources .Values.test.source)) -}}
+{{- fail (printf "test.source %s: config.sources has no such entry." .Values.test.source) -}}
+{{- end -}}
 {{- if and .Values.secret.name .Values.secret.values -}}
 {{- fail "secret.name and secret.values: secrets come from an existing Secret or from values; remove one of them." -}}
 {{- end -}}

@@ -53,9 +53,9 @@ spec:
         - name: BRIDGE_CONFIG
           value: /etc/partner-bridge/bridge.yaml
         - name: BRIDGE_BIND
-          value: "0.0.0.0:8080"
+          value: "{{ .Values.server.address }}:8080"
         - name: BRIDGE_ADMIN_BIND
-          value: "0.0.0.0:9090"
+          value: "{{ .Values.server.address }}:9090"
         {{- if $sqlite }}
         - name: BRIDGE_JOURNAL_URL
           value: sqlite:////var/lib/partner-bridge/journal.db
