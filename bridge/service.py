@@ -22,7 +22,7 @@ from bridge.intake.mapping import CompiledSource, compile_source
 from bridge.intake.problems import where
 from bridge.intake.quotas import Quotas
 from bridge.intake.signatures import Verifier
-from bridge.intake.webhooks import Endpoint, Turns, Webhooks, register_problem_handlers
+from bridge.intake.webhooks import WSGI, Endpoint, Turns, Webhooks, register_problem_handlers
 from bridge.journal.group_commit import GroupCommit, Signals
 from bridge.journal.kept import KeptEvent, Remap, Remapped
 from bridge.journal.schema import HEAD
@@ -254,7 +254,7 @@ class Service:
 
     # --- apps ---
 
-    def _public_app(self) -> Flask:
+    def _public_app(self) -> WSGI:
         app = Flask("bridge.public", static_folder=None)
         app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
         app.url_map.merge_slashes = False  # no redirects: senders do not follow them
@@ -270,7 +270,7 @@ class Service:
         app.register_blueprint(webhooks.blueprint())
         app.register_blueprint(health_blueprint(self, detail=False))
         register_problem_handlers(app)
-        return app
+        return webhooks.before(app)
 
     def _admin_app(self) -> Flask:
         app = Flask("bridge.admin", static_folder=None)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
+
 from tests.backends import journal_url
 from tests.postgres import database_url, end_shared, own_server
 
 __all__ = ["database_url", "journal_url", "own_server"]
+
+# A machine that is busy with other work must not fail a law.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_sessionfinish() -> None:

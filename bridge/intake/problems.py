@@ -63,9 +63,11 @@ def problem(
     slug: str | None = None,
     headers: Mapping[str, str] | None = None,
     extra: Mapping[str, Any] | None = None,
+    instance: str | None = None,
 ) -> Response:
-    """The error answer; `instance` is the path that was asked for."""
-    body = {**document(status, detail, slug=slug, instance=request.path), **(extra or {})}
+    """The error answer; `instance` is the path that was asked for, by default Flask's request's."""
+    path = request.path if instance is None else instance
+    body = {**document(status, detail, slug=slug, instance=path), **(extra or {})}
     response = Response(json.dumps(body), status=status, mimetype=PROBLEM)
     response.headers.extend(dict(headers or {}))
     return response
