@@ -48,6 +48,20 @@ def test_a_backlog_uses_the_limit_fully(calls: int, per_s: float, late_s: float)
     assert most_in_any_window(starts, per_s) <= calls
 
 
+def test_what_a_short_stall_held_up_is_caught_up_without_a_burst_over_the_limit() -> None:
+    """A machine that stands still for 0.4 s every 4 s costs nothing of the limit."""
+    limiter = Limiter(calls=190, per_s=10.0)
+    now, starts = 0.0, []
+    while now < 200.0:
+        if limiter.acquire(now) is not None:
+            starts.append(now)
+        now += max(limiter.wait_s(now), 0.0005)
+        if int(now / 4.0) != int((now - 0.06) / 4.0):
+            now += 0.4
+    assert len(starts) >= 0.97 * 190 * 20
+    assert most_in_any_window(starts, 10.0) <= 190
+
+
 def test_after_idleness_a_call_starts_at_once_and_the_next_is_spaced() -> None:
     limiter = Limiter(calls=100, per_s=10.0)
     assert limiter.acquire(0.0) is not None
