@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from bridge.config import load_settings
 from bridge.journal.retry_log import Filter
@@ -39,6 +44,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         for file in folder.iterdir():
             file.unlink()  # half a gigabyte
 
+
+CATEGORIES = ("VALIDATION_ERROR", "OBJECT_NOT_FOUND", "UNMAPPABLE")
+#: A table in a statement, and its name there.
+NAMED = re.compile(r"\b(?:FROM|JOIN|UPDATE|INTO)\s+(\w+)(?:\s+(?:AS\s+)?([a-z]\w*))?")
 
 PAGES = [
     "/",
@@ -75,11 +84,24 @@ def test_a_group_is_counted_at_once(service: Service) -> None:
     form_token = re.search(r'name="form_token" value="(\w+)"', browser.get("/").text)
     assert form_token
     asked = {"form_token": form_token[1], "act": "replay", **as_query(Filter(category="OBJECT_NOT_FOUND"))}
-    began = time.monotonic()
-    assert (
-        f"Replay {PARKED // 3:,} entries?".replace(",", "\u202f") in browser.post("/retries/confirm", data=asked).text
-    )
+    counted = f"Replay {PARKED // 3:,} entries?".replace(",", "\u202f")
+    assert counted in browser.post("/retries/confirm", data=asked).text
+    began = time.process_time()
+    assert counted in browser.post("/retries/confirm", data=asked).text
     assert time.process_time() - began < PAGE_S
+
+
+def test_a_scan_would_be_noticed(service: Service) -> None:
+    for statement in ("SELECT 1 FROM events e WHERE e.payload = ?", "DELETE FROM desired WHERE value = ?"):
+        assert scans(service, [(statement, ("x",))])
+
+
+def test_no_page_scans_a_table_under_the_write_lock(service: Service) -> None:
+    browser = Browser(service.admin)
+    with written() as statements:
+        for path in PAGES:
+            assert browser.get(path).status_code == 200
+    assert scans(service, statements) == set()
 
 
 def test_an_act_holds_up_nobody(service: Service) -> None:
@@ -94,6 +116,55 @@ def test_an_act_holds_up_nobody(service: Service) -> None:
 
     service.journal.discard_still(found[:1_000], Filter(category="VALIDATION_ERROR"), progress=step)
     assert longest < STEP_S
+
+
+@pytest.mark.parametrize("act", ["replay", "discard"])
+def test_no_act_scans_a_table_under_the_write_lock(service: Service, act: str) -> None:
+    """Whichever kind of entry it is meant for, named one by one or as a group of one cause."""
+    kinds = [service.journal.references(Filter(category=category))[-40:] for category in CATEGORIES]
+    ids = tuple(reference.id for references in kinds for reference in references[:20])
+    [last] = service.journal.entries(Filter(ids=(kinds[0][-1].id,)))
+    group = Filter(category=last.category, message=last.message)
+    acted = {"replay": service._desk.replay_retries, "discard": service._desk.discard_retries}[act]
+    with written() as statements:
+        done = acted(Filter(ids=ids))["entries"] + acted(group)["entries"]
+    assert done == len(ids) + 1
+    assert len(statements) > 10
+    assert scans(service, statements) == set()
+
+
+@contextmanager
+def written() -> Iterator[list[tuple[str, Any]]]:
+    """The statements, with their parameters, that are executed within write transactions meanwhile."""
+    found: list[tuple[str, Any]] = []
+    writing: set[Any] = set()
+
+    def look(_: Any, cursor: Any, statement: str, parameters: Any, *__: Any) -> None:
+        if statement == "BEGIN IMMEDIATE":
+            writing.add(cursor.connection)
+        elif statement in {"BEGIN", "COMMIT", "ROLLBACK"}:
+            writing.discard(cursor.connection)
+        elif cursor.connection in writing:
+            found.append((statement, parameters))
+
+    event.listen(Engine, "before_cursor_execute", look)
+    try:
+        yield found
+    finally:
+        event.remove(Engine, "before_cursor_execute", look)
+
+
+def scans(service: Service, statements: list[tuple[str, Any]]) -> set[tuple[str, str]]:
+    """Where SQLite would read a whole table for these statements: its words, and the statement."""
+    with closing(sqlite3.connect(service._settings.journal.url.removeprefix("sqlite:///"))) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        return {
+            (detail, statement)
+            for statement, parameters in statements
+            for names in [{name for found in NAMED.findall(statement) if found[0] in tables for name in found}]
+            for *_, detail in database.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            if detail.startswith("SCAN") and detail.split()[1] in names
+        }
 
 
 def took(browser: Browser, path: str) -> float:
