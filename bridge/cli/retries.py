@@ -15,6 +15,7 @@ from bridge.cli.common import Command, source_names, typed
 from bridge.cli.desk import Place, at_desk, desk_options
 from bridge.cli.printing import STYLES, Moment, confirm, iso, print_json, print_json_rows, print_table, progress, say
 from bridge.journal.retry_log import Filter
+from bridge.operations.remedies import remedy
 
 NOTHING = "nothing in the retry log matches"
 
@@ -104,6 +105,7 @@ def show(entry_id: str, place: Place, json_: bool) -> int:
     for name, value in document.items():
         text = ", ".join(value) if isinstance(value, list) else "-" if value is None else str(value)
         say(f"{name:16} {text}", style=STYLES.get(text, ""))
+    say(f"{'to do':16} {remedy(document['category'], document['state'])}")
     for story in events:
         say(f"event {story['event']} of {story['source']}, received {iso(story['received_us'])}")
     replay_, discard_ = (typed(f"retries {act} {shlex.quote(entry_id)}", place.config) for act in ("replay", "discard"))

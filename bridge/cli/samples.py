@@ -35,6 +35,12 @@ sources:
       active: {{from: data.client.active, type: bool}}
       tier: {{from: data.client.plan, type: enumeration, values: {{Gold: gold, Silver: silver, Bronze: bronze}}}}
       products: {{from: data.client.products, type: enumeration, multiple: true}}
+    examples:
+      - payload: {{id: evt_1, type: client.updated, timestamp: "2026-01-02T03:04:05Z",
+                  data: {{client: {{id: "17", name: Globex, arr_cents: 1250000, active: true, plan: Gold}}}}}}
+        expect:
+          - {{id: "17", id_property: acme_client_id,
+             properties: {{company_name: Globex, annual_revenue: "12500", active: "true", tier: gold}}}}
 """
 
 NAMES = ("Globex", "Initech", "Umbrella", "Hooli", "Stark", "Wayne", "Acme", "Tyrell", "Cyberdyne", "Wonka")

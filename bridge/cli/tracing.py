@@ -11,6 +11,7 @@ from bridge.cli.desk import Place, at_desk, desk_options
 from bridge.cli.printing import STYLES, complain, iso, print_json, print_table, say
 from bridge.cli.remote import RemoteDesk
 from bridge.errors import BridgeError
+from bridge.operations.remedies import advised
 
 #: `status` waits this long for an answer: it is asked by scripts and probes.
 STATUS_PATIENCE_S = 10.0
@@ -118,6 +119,8 @@ def print_status(document: dict[str, Any]) -> None:
     say("degraded" if degraded else "healthy", style="bold red" if degraded else "bold green")
     for why in degraded:
         say(f"  {why}", style="red")
+    for what_to_do in dict.fromkeys(advised(each)["todo"] for each in document.get("pauses", [])):
+        say(f"  {what_to_do}")
     left_out = {"degraded", "sources", "pauses"}
     rows = [[name, _plain(value)] for name, value in document.items() if name not in left_out]
     print_table(["figure", "value"], rows)

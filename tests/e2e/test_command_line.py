@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import socket
 import subprocess
@@ -99,6 +100,9 @@ def test_an_entry_is_shown_with_its_events(service: Running) -> None:
     assert shown.returncode == 0
     assert "platinum was not one of the allowed options" in shown.stdout
     assert "event bad of acme" in shown.stdout
+    todo = re.search(r"^to do +(.*)", shown.stdout, re.MULTILINE)
+    assert todo
+    assert todo[1] == "Mend the property in HubSpot, or the source's mapping, then replay."
     assert service.run("retries", "show", "record-999").returncode == 1
 
 

@@ -114,13 +114,13 @@ PAGES = [
     ("/", ["Flow", "Parked", "3", "The last hour"]),
     ("/sources", ["acme", "bearer"]),
     ("/sources/acme", ["company_name", "Gold → gold", "acme_client_id", "type != &#39;ping&#39;"]),
-    ("/retries", ["OBJECT_NOT_FOUND", "VALIDATION_ERROR", "UNMAPPABLE", "Replay all 3"]),
+    ("/retries", ["OBJECT_NOT_FOUND", "VALIDATION_ERROR", "UNMAPPABLE", "Replay all 3", "Make the record in HubSpot"]),
     ("/retries?category=VALIDATION_ERROR", ["unicorn is no option", "1 match"]),
     ("/retries?record=nobody", ["Nothing matches"]),
     ("/retries?search=EVT-3", ["Nothing matches"]),
     ("/retries?search=evt-3", ["1 matches", "unicorn is no option"]),
     ("/retries?search=unicorn", ["1 matches"]),
-    ("/retries/record-2", ["evt-2", "c0ffee", "&#34;client&#34;"]),
+    ("/retries/record-2", ["evt-2", "c0ffee", "&#34;client&#34;", "Make the record in HubSpot"]),
     ("/trace", ["What came last", "evt-4", "evt-1"]),
     ("/trace?id=evt-1", ["delivered", "c0ffee", "Globex"]),
     ("/trace?id=9", ["refused", "unicorn", "evt-3"]),
@@ -202,6 +202,21 @@ def test_a_payload_is_tried_without_being_taken(service: Service) -> None:
     ).text  # fmt: skip
     assert "not JSON" in post(browser, "/sources/acme/try", page="/sources/acme", payload="{").text
     assert service.journal.trace_event("t1") == []
+
+
+def test_the_box_to_try_payloads_holds_the_first_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indented, with its headers, and as text."""
+    example = """\
+    examples:
+      - payload: {id: e1, client: "7", plan: "</textarea><b>"}
+        headers: {X-Kind: gold}
+        invalid: {tier: "is"}
+"""
+    with filled(tmp_path, monkeypatch, CONFIG.replace("FOLDER", str(tmp_path)) + example) as service:
+        text = client(service).get("/sources/acme").text
+    assert "{\n  &#34;id&#34;: &#34;e1&#34;,\n" in text
+    assert "&lt;/textarea&gt;&lt;b&gt;" in text
+    assert "\nX-Kind: gold</textarea>" in text
 
 
 def test_a_group_is_counted_then_replayed(service: Service) -> None:

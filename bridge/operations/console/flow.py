@@ -12,18 +12,19 @@ from bridge.intake.problems import Refusal
 from bridge.journal.history import MINUTES, Minute
 from bridge.operations import queries
 from bridge.operations.console.forms import first, own_form
-from bridge.operations.console.pauses import advised
 from bridge.operations.desk import JournalDesk
 from bridge.operations.health import Vitals
 from bridge.operations.logged import log_act
+from bridge.operations.remedies import advised
 
 #: Title, unit, and the series: label and the minute's field; a chart each. What is counted is drawn as bars.
-A_MINUTE = "a minute"
+A_MINUTE = "per minute"
+SHARE = "% of it, most in a minute"
 CHARTS = (
     ("Events in", A_MINUTE, (("events", "events"),)),
     ("CRM calls", A_MINUTE, (("calls", "calls"), ("failed", "failed"))),
     ("Records sent", A_MINUTE, (("records", "records"),)),
-    ("Rate limit used", "%, most in a minute", (("used", "limit_used"),)),
+    ("Rate limit used", SHARE, (("used", "limit_used"),)),
     ("Backlog", "records, most in a minute", (("waiting", "pending"),)),
     ("Waiting time", "seconds, longest in a minute", (("oldest waiting", "waited_s"), ("delivered after", "delay_s"))),
 )
@@ -79,6 +80,8 @@ def charts(minutes: list[Minute]) -> list[dict[str, Any]]:
             "title": title,
             "unit": unit,
             "bars": unit == A_MINUTE,
+            "whole": not unit.startswith("seconds"),
+            "top": 100 if unit == SHARE else 1,
             "labels": [label for label, _ in series],
             "times": [minute.at_s for minute in minutes],
             "values": [[_value(minute, field) for minute in minutes] for _, field in series],

@@ -44,7 +44,8 @@ def add_pages(routes: Blueprint, vitals: Vitals, metrics: Metrics, settings: Cal
 
     @routes.get("/sources/<name>")
     def source(name: str) -> str:
-        return page(_source(settings(), name))
+        found = _source(settings(), name)
+        return page(found, **(_example(found) if found.examples else {}))
 
     @routes.post("/sources/<name>/try")
     def try_payload(name: str) -> str:
@@ -81,6 +82,15 @@ def tried(compiled: CompiledSource, payload: str, headers: str) -> dict[str, Any
         return {"unreadable": str(error)}
     ignored = [(event.id, compiled.why_ignored(event)) for event in mapped.events if event.intake is Intake.IGNORED]
     return report(mapped) | {"events": len(mapped.events), "ignored_because": ignored}
+
+
+def _example(source: Source) -> dict[str, str]:
+    """What the box holds before anybody wrote into it: the first of the configuration's examples."""
+    example = source.examples[0]
+    payload = example.body.decode("utf-8", "replace")
+    if source.body == "json" and len(payload) < texts.PAYLOAD:
+        payload = texts.document(payload)
+    return {"payload": payload, "headers": "\n".join(f"{name}: {value}" for name, value in example.headers.items())}
 
 
 _NONE: dict[str, Any] = {"answers": {}, "events": {}, "refused": {}, "secrets": {}}

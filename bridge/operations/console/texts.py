@@ -12,6 +12,7 @@ import orjson
 from bridge.errors import PayloadError
 from bridge.intake.payload import parse_json, to_json
 from bridge.model import iso
+from bridge.operations.remedies import remedy
 from bridge.settings import MappingBlock, Property, Source
 
 #: What a page shows of a payload.
@@ -79,6 +80,7 @@ FILTERS: dict[str, Callable[..., str | None]] = {
     "size": size,
     "document": document,
     "iso": iso,
+    "remedy": remedy,
 }
 
 

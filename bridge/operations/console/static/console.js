@@ -3,6 +3,8 @@
 (() => {
   const EVERY_MS = 10_000;
   const HEIGHT = 168, LEGEND = 26;
+  // Steps of an axis on which there are no halves.
+  const WHOLE = Array.from({ length: 10 }, (_, zeros) => [1, 2, 5].map((step) => step * 10 ** zeros)).flat();
   const dark = matchMedia("(prefers-color-scheme: dark)");
   let plots = [];
 
@@ -25,10 +27,10 @@
         legend: { live: false, show: chart.labels.length > 1 },
         padding: [8, 4, 0, 0],
         tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
-        scales: { x: { range: (_plot, low, high) => [low - 30, high + 30] }, y: { range: (_plot, _low, high) => [0, Math.max(1, high * 1.1)] } },
+        scales: { x: { range: (_plot, low, high) => [low - 30, high + 30] }, y: { range: (_plot, _low, high) => [0, high > chart.top ? high * 1.1 : chart.top] } },
         axes: [
           { ...axis, values: "{HH}:{mm}", space: 60, size: 28 },
-          { ...axis, size: 52, values: (_plot, ticks) => ticks.map((tick) => tick.toLocaleString("en")) },
+          { ...axis, size: 52, ...(chart.whole && { incrs: WHOLE }), values: (_plot, ticks) => ticks.map((tick) => tick.toLocaleString("en")) },
         ],
         series: [{ label: "UTC", value: "{HH}:{mm}" }, ...series],
       };
