@@ -41,6 +41,8 @@ from bridge.settings import Journal as JournalSettings
 SETTLE_S = 60.0
 #: Webhooks sent at a time.
 SENDERS = 4
+#: Characters of a failure's message that its table shows.
+MESSAGE = 90
 #: Webhooks that are sent while it is kept, and the seconds between two.
 LIVE, LIVE_EVERY_S = 1_800, 2.0
 
@@ -257,11 +259,16 @@ def report(
     shown = entries[:8]
     print_table(
         ["id", "record", "category", "properties", "message"],
-        [[e.id, e.record or "-", e.category, ",".join(e.properties) or "-", e.message[:90]] for e in shown],
+        [[e.id, e.record or "-", e.category, ",".join(e.properties) or "-", shortened(e.message)] for e in shown],
     )
     if len(entries) > len(shown):
         click.echo(f"… and {len(entries) - len(shown)} more")
     return entries, not lost and not wrong
+
+
+def shortened(message: str) -> str:
+    """As much of it as a table has room for."""
+    return message if len(message) <= MESSAGE else f"{message[: MESSAGE - 1].rstrip()}…"
 
 
 def _counted(became: Counter[str]) -> str:

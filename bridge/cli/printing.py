@@ -49,8 +49,10 @@ STYLES = {
     "discarded": "dim",
 }
 _STYLED = frozenset({"state", "outcome"})
-#: A column whose cells are no longer than this is not broken into lines while another can be.
+#: A column whose cells are no longer than this is not broken into lines while another can be: the narrowest first,
+#: as long as every other one keeps so many characters.
 SHORT_CELL = 24
+LEAST_CELL = 12
 _MILLISECONDS = re.compile(r"(T\d\d:\d\d:\d\d)\.\d+Z")
 
 
@@ -113,15 +115,25 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     out = console()
     shown = [[printable(_MILLISECONDS.sub(r"\1Z", cell)) for cell in row] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(columns, *shown, strict=True)]
-    short = [width if width <= SHORT_CELL else None for width in widths]
-    fits = sum((width or SHORT_CELL) + 2 for width in short) <= out.width
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column, width in zip(columns, short, strict=True):
-        table.add_column(column, overflow="fold", min_width=width if fits else None)
+    for column, width in zip(columns, _kept_whole(widths, out.width), strict=True):
+        table.add_column(column, overflow="fold", min_width=width)
     for row in shown:
         styles = (STYLES.get(cell, "") if column in _STYLED else "" for column, cell in zip(columns, row, strict=True))
         table.add_row(*map(Text, row, styles))
     out.print(table)
+
+
+def _kept_whole(widths: Sequence[int], screen: int) -> list[int | None]:
+    """The width that a column must keep, or None where its cells may be broken into lines."""
+    room = screen - sum(min(width, LEAST_CELL) + 2 for width in widths)
+    kept: list[int | None] = [None] * len(widths)
+    for column in sorted(range(len(widths)), key=widths.__getitem__):
+        room -= max(0, widths[column] - LEAST_CELL)
+        if room < 0 or widths[column] > SHORT_CELL:
+            break
+        kept[column] = widths[column]
+    return kept
 
 
 @contextmanager

@@ -55,6 +55,7 @@ def test_a_terminal_gets_tables_and_colours(service: Running) -> None:
     header, *rows = shown.plain.splitlines()
     assert re.match(r"id +state +source +record", header)
     assert all(len(row) <= 120 for row in rows)
+    assert all(re.search(r"T\d\d:\d\d:\d\dZ", row) for row in rows if "parked" in row)  # short cells stay whole
     delivered = seen(service, "events", "list", "good")
     assert "\x1b[32mdelivered" in delivered.text
     assert re.search(r"T\d\d:\d\d:\d\dZ", delivered.plain)  # whole seconds: people look, programs ask for --json
@@ -122,6 +123,7 @@ def test_status_says_in_a_word_how_it_is(service: Running) -> None:
         degraded = seen(service, "status")
         assert degraded.status == 1
         assert degraded.text.startswith("\x1b[1;31mdegraded")
+        assert "Resume when the reason is gone." in degraded.plain
         assert re.search(r"operator +deals +\S+Z +- +audit", degraded.plain)
     finally:
         assert service.run("resume").returncode == 0

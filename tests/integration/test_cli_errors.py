@@ -69,6 +69,7 @@ WITH_A_SOUND_CONFIGURATION = [
 
 WRONG_USAGE = [
     ("nonsense", ("nonsense",)),
+    ("retry list", ("Did you mean 'retries'?",)),
     ("retries lst", ("list",)),
     ("retries replay", ("--all",)),
     ("retries discard", ("--all",)),
