@@ -34,6 +34,7 @@ from bridge.operations.acts import Acts
 from bridge.operations.admin_api import api_blueprint
 from bridge.operations.api import admin_blueprint, health_blueprint
 from bridge.operations.console import console_blueprint
+from bridge.operations.console.texts import span
 from bridge.operations.desk import JournalDesk, pause_document, waiting_document
 from bridge.operations.guesses import Guesses
 from bridge.operations.health import OLD_PENDING_S, STUCK_AFTER_S, BoundedCheck, Verdict
@@ -218,7 +219,7 @@ class Service:
             age_s = round(max(0.0, self._clock.now() - figures.oldest_pending_us / 1e6), 1)
         degraded = [f"paused: {pause.reason} ({pause.scope} {pause.target})".replace(" )", ")") for pause in pauses]
         if age_s is not None and age_s > OLD_PENDING_S:
-            degraded.append(f"the oldest change has waited for {age_s:.0f} s")
+            degraded.append(f"the oldest change has waited for {span(age_s)}")
         if not ready.ok:
             degraded.append(ready.why)
         degraded.extend(f"source {name} is silent" for name, is_silent in silent.items() if is_silent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import threading
 import time
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from werkzeug.test import Client, TestResponse
 
@@ -187,6 +189,18 @@ def test_the_last_hour_is_counted_by_minutes(service: Service) -> None:
     assert max(minute.limit_used for minute in minutes) == 0.5
     assert max(minute.delay_s for minute in minutes) < 10
     assert read(service.journal.figures().history) == minutes
+
+
+def test_a_minute_in_which_nobody_counted_is_no_zero(service: Service) -> None:
+    """A line breaks there: a new minute must not look as if the backlog were gone."""
+    told = re.findall(r'data-chart="([^"]*)"', client(service).get("/").text)
+    drawn = [orjson.loads(html.unescape(each)) for each in told]
+    assert len(drawn) == 6
+    for chart in drawn:
+        assert len(chart["times"]) == 60
+        for values in chart["values"]:
+            assert len(values) == 60
+            assert 1 <= sum(value is not None for value in values) <= 2
 
 
 def test_a_payload_is_tried_without_being_taken(service: Service) -> None:

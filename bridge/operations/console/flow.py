@@ -36,7 +36,7 @@ def add_pages(routes: Blueprint, desk: JournalDesk, vitals: Vitals) -> None:
     @routes.get("/")
     def flow() -> str:
         status = vitals.status()
-        minutes = whole_hour(desk.last_hour(), now_s=time.time())
+        minutes = desk.last_hour()
         pauses = list(map(advised, status["pauses"]))
         return render_template(
             "console/flow.html",
@@ -45,7 +45,7 @@ def add_pages(routes: Blueprint, desk: JournalDesk, vitals: Vitals) -> None:
             pauses=pauses,
             stops=sum(pause["by_person"] for pause in pauses),
             minutes=minutes,
-            charts=charts(minutes),
+            charts=charts(minutes, now_s=time.time()),
         )
 
     @routes.post("/pause")
@@ -66,15 +66,14 @@ def add_pages(routes: Blueprint, desk: JournalDesk, vitals: Vitals) -> None:
         return redirect("/", 303)
 
 
-def whole_hour(minutes: list[Minute], *, now_s: float) -> list[Minute]:
-    """The last hour, with the minutes in which nothing was counted."""
-    known = {minute.at_s: minute for minute in minutes}
+def charts(minutes: list[Minute], *, now_s: float) -> list[dict[str, Any]]:
+    """The charts' data for the last hour, as the script reads it.
+
+    A minute in which nobody counted is a gap, not a zero: the service was down, or the minute has only begun.
+    """
+    counted = {minute.at_s: minute for minute in minutes}
     current = int(now_s) // 60 * 60
-    return [known.get(at, Minute(at)) for at in range(current - (MINUTES - 1) * 60, current + 60, 60)]
-
-
-def charts(minutes: list[Minute]) -> list[dict[str, Any]]:
-    """The charts' data, as the script reads it."""
+    times = range(current - (MINUTES - 1) * 60, current + 60, 60)
     return [
         {
             "title": title,
@@ -83,13 +82,15 @@ def charts(minutes: list[Minute]) -> list[dict[str, Any]]:
             "whole": not unit.startswith("seconds"),
             "top": 100 if unit == SHARE else 1,
             "labels": [label for label, _ in series],
-            "times": [minute.at_s for minute in minutes],
-            "values": [[_value(minute, field) for minute in minutes] for _, field in series],
+            "times": list(times),
+            "values": [[_value(counted.get(at), field) for at in times] for _, field in series],
         }
         for title, unit, series in CHARTS
     ]
 
 
-def _value(minute: Minute, field: str) -> float:
+def _value(minute: Minute | None, field: str) -> float | None:
+    if minute is None:
+        return None
     value: float = getattr(minute, field)
     return round(value * 100, 1) if field == "limit_used" else value

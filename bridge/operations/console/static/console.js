@@ -10,6 +10,9 @@
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
+  // A minute beside which none was counted would not be seen in a line.
+  const alone = (values) => values.filter((value) => value !== null).length === 1;
+
   function draw() {
     plots.forEach((plot) => plot.destroy());
     const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--grid"), width: 1 }, ticks: { show: false } };
@@ -17,7 +20,7 @@
       const chart = JSON.parse(place.dataset.chart);
       const series = chart.labels.map((label, at) => {
         const stroke = colour(label === "failed" ? "--failed" : `--series-${at + 1}`);
-        const line = { label, stroke, width: 2, fill: at === 0 ? `${stroke}22` : undefined, points: { show: false } };
+        const line = { label, stroke, width: 2, fill: at === 0 ? `${stroke}22` : undefined, points: { show: alone(chart.values[at]) } };
         return chart.bars ? { ...line, width: 0, fill: stroke, paths: uPlot.paths.bars({ size: [0.7, 12] }) } : line;
       });
       const options = {
@@ -25,7 +28,7 @@
         height: chart.labels.length > 1 ? HEIGHT : HEIGHT + LEGEND,
         cursor: { y: false },
         legend: { live: false, show: chart.labels.length > 1 },
-        padding: [8, 4, 0, 0],
+        padding: [8, 16, 0, 0],  // room for half of the last minute's name
         tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
         scales: { x: { range: (_plot, low, high) => [low - 30, high + 30] }, y: { range: (_plot, _low, high) => [0, high > chart.top ? high * 1.1 : chart.top] } },
         axes: [
