@@ -104,6 +104,12 @@ class Board:
         under_way = sum(narrowing.isolation.lane == lane for narrowing in self.narrowings)
         return under_way < (MAX_ISOLATIONS if self.is_proven(lane) else 1) and self.is_free(lane, now)
 
+    def waiting(self) -> set[Lane]:
+        """The lanes that have anything to be sent now."""
+        lanes = {work.lane for work in self.open} | {suspect.lane for suspect in self.suspects.any()}
+        lanes.update(narrowing.isolation.lane for narrowing in self.narrowings)
+        return lanes.union(self.buffer.lanes())
+
     def note_success(self, lane: Lane) -> None:
         self.successes[lane] = self.successes.get(lane, 0) + 1
         self.cold.discard(lane)

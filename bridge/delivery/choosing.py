@@ -1,8 +1,9 @@
 """Chooses the next call: a new batch, a step of an isolation, a suspect group, or a probe.
 
 New batches and narrowing take turns, so that neither bad records hold up good ones nor the other way
-round. While a stop is over but for its probe, one record goes: first one that had no part in the
-failure, since only that tells whether the CRM is well.
+round; and so do isolations and suspects, or a stream of bad records would hold suspects for ever. While a
+stop is over but for its probe, one record goes before anything else, since a backlog elsewhere may never
+end: first one that had no part in the failure, because only that tells whether the CRM is well.
 """
 
 from __future__ import annotations
@@ -23,17 +24,22 @@ class Chooser:
     def __init__(self, board: Board) -> None:
         self._board = board
         self._fresh_next = True
+        self._suspects_next = False
         self._probed: set[int] = set()
 
     def next_work(self, *, now: float, now_us: int, draining: bool = False) -> Work | None:
         """The call to make now, noted as open; None when there is none."""
+        work: Work | None = None
         if self._board.pauses.none:
             self._probed.clear()
-        work = self._narrow(now) if not self._fresh_next else None
+        else:
+            work = self._probe(now)
+        if work is None and not self._fresh_next:
+            work = self._narrow(now)
         if work is None:
             work = self._fresh(now, now_us, draining=draining)
         if work is None:
-            work = self._narrow(now) or self._probe(now)
+            work = self._narrow(now)
         if work is not None:
             self._fresh_next = work.step is not Step.FRESH
             self._board.open.add(work)
@@ -79,6 +85,16 @@ class Chooser:
         if not board.narrowings and board.suspects.none:
             return None
         busy = board.busy()
+        if self._suspects_next:
+            work = self._suspect(now, busy) or self._isolation(now, busy)
+        else:
+            work = self._isolation(now, busy) or self._suspect(now, busy)
+        if work is not None:
+            self._suspects_next = work.step is Step.ISOLATION
+        return work
+
+    def _isolation(self, now: float, busy: set[int]) -> Work | None:
+        board = self._board
         for narrowing in list(board.narrowings):
             isolation = narrowing.isolation
             if narrowing.open or narrowing.ready_at > now or not board.is_free(isolation.lane, now):
@@ -90,6 +106,10 @@ class Chooser:
                 continue
             narrowing.open = True
             return Work(isolation.lane, group.refs, Step.ISOLATION, now, only=group.only, narrowing=narrowing)
+        return None
+
+    def _suspect(self, now: float, busy: set[int]) -> Work | None:
+        board = self._board
         for suspect in board.suspects.next(now):
             if busy.isdisjoint(suspect.refs) and board.is_free(suspect.lane, now):
                 suspect.open = True

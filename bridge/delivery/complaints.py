@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bridge.model import Reason
+from bridge.model import PendingRecord, Reason
 
 #: Characters of a message of HubSpot's that are kept for people.
 MAX_MESSAGE = 500
@@ -85,12 +85,29 @@ class Complaint:
         return Reason(self.category or "VALIDATION_ERROR", message[:MAX_MESSAGE])
 
     def blames_id_property(self, id_property: str) -> bool:
-        """Whether this says that the property by which records are addressed is unfit for that."""
+        """Whether this says that the property by which records are addressed is unfit for that: it is not
+        unique, or there is none of that name. What is wrong with a single record's id is no such thing.
+        """
+        if not id_property:
+            return False
+        name = rf"(?<!\w){re.escape(id_property)}(?!\w)"
         return bool(
-            id_property
-            and _NOT_UNIQUE.search(self.message)
-            and re.search(rf"(?<!\w){re.escape(id_property)}(?!\w)", self.message)
+            id_property in self.definitions
+            or re.search(rf"property \W*{name}\W* does ?n[o'’]t exist", self.message, re.IGNORECASE)
+            or (_NOT_UNIQUE.search(self.message) and re.search(name, self.message))
         )
+
+    def about(self, record: PendingRecord, *, shared: bool = False) -> frozenset[str]:
+        """The record's properties that this is about. `shared`: it is about other records too, so that a
+        property of which it tells only other values is none of this one's.
+        """
+        told: dict[str, set[str | None]] = {}
+        for one in self.named:
+            if one.name in record.values:
+                told.setdefault(one.name, set()).add(None if one.code in DEFINITION_CODES else one.value)
+        if not shared:
+            return frozenset(told)
+        return frozenset(name for name, values in told.items() if values & {None, record.values[name].value})
 
 
 def read_complaint(body: Any, *, fallback: str = "") -> Complaint:

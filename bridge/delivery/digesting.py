@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bridge.delivery.board import Board, Narrowing, Step, Work
 from bridge.delivery.complaints import Complaint
-from bridge.delivery.isolation import Isolation, Ruling
+from bridge.delivery.isolation import Isolation, Ruling, is_about_records, is_misaddressed
 from bridge.delivery.pauses import MISCONFIGURED, OUTAGE, Stop
 from bridge.delivery.ports import Input
 from bridge.delivery.suspects import Suspect, Trouble
@@ -141,8 +141,10 @@ class Digester:
     def _rejected(self, work: Work, inputs: Sequence[Input], complaint: Complaint, at: Moment) -> Decision:
         board = self._board
         self._answered(work, taken=False)
-        if work.probe and board.pauses.stops_lane(work.lane):  # the lane's own trouble is not over
-            return self._stop(work, _misconfigured(complaint.reason), at)
+        if work.probe and board.pauses.stops_lane(work.lane):
+            if is_misaddressed(work.lane, inputs, complaint) or not is_about_records(inputs, complaint):
+                return self._stop(work, _misconfigured(complaint.reason), at)
+            self._answered(work, taken=True)  # another trouble, and this record's own: the lane's is over
         if work.suspect is not None:
             board.suspects.remove(work.suspect, _refs(inputs))
         narrowing = work.narrowing
@@ -197,7 +199,7 @@ class Digester:
         elif suspect is None:
             board.suspects.add(work.lane, _refs(inputs), Trouble.CONFLICT, ready_at=ready_at)
         elif len(suspect.refs) == 1:
-            outcomes = (self._worn(suspect, inputs[0].record, reason, at),)
+            outcomes = (self._worn(suspect, inputs[0].record, reason, at, at_least_s=CONFLICT_S),)
         elif board.suspects.others_succeed(suspect):
             board.suspects.halve(suspect, ready_at=max(ready_at, at.now + self._delay_s(suspect)))
         else:
@@ -257,8 +259,10 @@ class Digester:
             return Decision()
         return Decision((self._worn(suspect, inputs[0].record, reason, at),))
 
-    def _worn(self, suspect: Suspect, record: PendingRecord, reason: Reason, at: Moment) -> Outcome:
-        outcome = self._board.patience.wear(record, reason, now_us=at.now_us)
+    def _worn(
+        self, suspect: Suspect, record: PendingRecord, reason: Reason, at: Moment, *, at_least_s: float = 0.0
+    ) -> Outcome:
+        outcome = self._board.patience.wear(record, reason, now_us=at.now_us, at_least_s=at_least_s)
         if isinstance(outcome, RetryLater):
             self._board.suspects.remember(suspect)
         else:

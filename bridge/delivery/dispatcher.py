@@ -311,6 +311,8 @@ class Dispatcher:
         rows = self._journal.due(limit=limit, exclude=exclude)
         with self._lock:
             self._board.buffer.fill(rows, limit=limit, now=now)
+            if not self._board.pauses.none:
+                self._board.pauses.lapse(now, self._board.waiting())
             self._state.filled_at = now
             self._state.troubles = 0
         return True

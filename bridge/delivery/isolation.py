@@ -137,7 +137,7 @@ class Isolation:
         """
         self.calls += 1
         self._flows = self._flows or flows
-        if complaint.blames_id_property(self.lane.id_property) and not self._is_sent(inputs):
+        if is_misaddressed(self.lane, inputs, complaint):
             return Ruling(misconfigured=complaint.reason)
         self._compare(inputs, complaint)
         if self._salvages:
@@ -249,18 +249,29 @@ class Isolation:
     def _compare(self, inputs: Sequence[Input], complaint: Complaint) -> None:
         self._refusals += 1
         self._signature = self._signature or complaint.signature
-        sent_ids = {one.record.key.id for one in inputs}
-        sent_traces = {one.trace_id for one in inputs}
-        names_inputs = complaint.trace_ids & sent_traces or complaint.ids & sent_ids
-        if names_inputs or complaint.values or complaint.definitions or complaint.duplicates:
+        if is_about_records(inputs, complaint):
             self._alike = False
         self._alike = self._alike and complaint.signature == self._signature
 
     def _is_misconfigured(self) -> bool:
         return self._alike and not self._flows and len(self._withheld) >= SINGLES
 
-    def _is_sent(self, inputs: Sequence[Input]) -> bool:
-        return any(self.lane.id_property in one.record.values for one in inputs)
+
+def is_misaddressed(lane: Lane, inputs: Sequence[Input], complaint: Complaint) -> bool:
+    """Whether the CRM blames the property by which this lane addresses its records, and not a value of it
+    that was sent.
+    """
+    return complaint.blames_id_property(lane.id_property) and not any(
+        lane.id_property in one.record.values for one in inputs
+    )
+
+
+def is_about_records(inputs: Sequence[Input], complaint: Complaint) -> bool:
+    """Whether the complaint names inputs, values or properties of theirs, so that it is no trouble of all."""
+    sent_ids = {one.record.key.id for one in inputs}
+    sent_traces = {one.trace_id for one in inputs}
+    names_inputs = complaint.trace_ids & sent_traces or complaint.ids & sent_ids
+    return bool(names_inputs or complaint.values or complaint.definitions or complaint.duplicates)
 
 
 def _certain(inputs: Sequence[Input], complaint: Complaint) -> list[tuple[PendingRecord, frozenset[str]]]:

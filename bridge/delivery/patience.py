@@ -23,13 +23,15 @@ class Patience:
     backoff: Backoff
     give_up_after_s: float
 
-    def wear(self, record: PendingRecord, reason: Reason, *, now_us: int) -> RetryLater | Parked:
+    def wear(
+        self, record: PendingRecord, reason: Reason, *, now_us: int, at_least_s: float = 0.0
+    ) -> RetryLater | Parked:
         """The record failed by its own fault: later again, or parked when its patience is used up."""
         if self._is_over(record, self.give_up_after_s, now_us):
             hours = self.give_up_after_s / 3600
             message = f"gave up after {record.attempts + 1} attempts in {hours:.4g} h: {reason.message}"
             return Parked(record, Reason(Category.GAVE_UP, message[:500]))
-        return self.later(record, reason)
+        return self.later(record, reason, at_least_s=at_least_s)
 
     def await_creation(self, record: PendingRecord, reason: Reason, *, now_us: int) -> RetryLater | Parked:
         """The CRM does not know the record yet."""

@@ -8,7 +8,7 @@ clock; the wall clock's times are kept for people and for the next start.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -32,6 +32,10 @@ OUTAGE = "outage"
 #: Seconds that a stop read from the journal lasts at most, where the CRM said how long it is to be; others last as
 #: long as the backoff at most. The wall clock may have been set meanwhile.
 _LONGEST_S = {"rate_limited": 3_600.0, DAILY_LIMIT: 86_400.0, "migrating": 86_400.0}
+
+
+#: Seconds for which nothing may wait for the end of a lane's or an object type's stop before it is dropped.
+LAPSES_S = 60.0
 
 
 class Backoff:
@@ -91,6 +95,7 @@ class _Held:
     failures: int = 1
     since: float = 0.0
     probing: bool = False
+    idle_since: float = float("inf")  # since when nothing waits for it to end
     early_from: float = float("inf")  # when a record without a part in the failures may probe already
 
 
@@ -161,7 +166,7 @@ class Pauses:
         since = held.since if held is not None and began < held.since else now
         probing = held is not None and held.probing
         early_from = now + self._backoff.base_s if known else float("inf")
-        self._held[key] = _Held(pause, stop, now + delay_s, failures, since, probing, early_from)
+        self._held[key] = _Held(pause, stop, now + delay_s, failures, since, probing, early_from=early_from)
         self.changed = True
         return delay_s
 
@@ -210,6 +215,23 @@ class Pauses:
             for key, held in self._held.items()
             if held.stop is not None and not held.stop.probes and held.until <= now
         ]
+        self._drop(over)
+
+    def lapse(self, now: float, waiting: Collection[Lane]) -> None:
+        """Drop the pauses of single lanes and object types for which nothing has waited since their time was
+        over: what they held up was withdrawn, and with nothing to probe with they would hold for ever. `waiting`
+        are the lanes that have anything to be sent.
+        """
+        over = []
+        for key, held in self._held.items():
+            if held.stop is None or held.pause.scope is Scope.ALL or held.until > now:
+                continue
+            if held.probing or any(_covers(held.pause, lane) for lane in waiting):
+                held.idle_since = float("inf")
+            elif held.idle_since == float("inf"):
+                held.idle_since = now
+            elif now - held.idle_since >= LAPSES_S:
+                over.append(key)
         self._drop(over)
 
     def waits_for_token(self) -> bool:

@@ -29,6 +29,10 @@ from tests.fakes_delivery import (
 )
 
 
+#: No limit to speak of.
+UNLIMITED = RateLimit(calls=1_000, per_s=1e-12)
+
+
 class House:
     """A dispatcher with everything around it faked, stepped by hand."""
 
@@ -41,6 +45,7 @@ class House:
         max_in_flight: int = 8,
         on_unknown: OnUnknown | Callable[[PendingRecord], OnUnknown] = "park",
         give_up_after_s: float = 86_400.0,
+        rate: RateLimit = UNLIMITED,
     ) -> None:
         self.clock = FakeClock()
         self.journal = FakeJournal(self.clock)
@@ -53,7 +58,7 @@ class House:
                 batch_size=batch_size,
                 max_in_flight=max_in_flight,
                 flush_interval_s=0.5,
-                rate_limit=RateLimit(calls=1_000, per_s=1e-12),  # none to speak of,
+                rate_limit=rate,
             ),
             retry=Retry(base_s=2.0, max_s=60.0, give_up_after_s=give_up_after_s),
             on_unknown=on_unknown if callable(on_unknown) else lambda _: on_unknown,
@@ -258,6 +263,55 @@ def test_a_misconfigured_lane_leaves_the_others_alone() -> None:
     assert house.crm.calls.count((CLIENTS, house.crm.calls[0][1])) <= 1
 
 
+NOT_UNIQUE = "Unable to perform update/upsert by non-unique 0-5 property acme_client_id in portal ID 1"
+
+BAD_TIER = {
+    "message": "wood was not one of the allowed options: [gold]",
+    "code": "INVALID_OPTION",
+    "context": {"propertyName": ["tier"]},
+}
+
+
+def test_a_lane_goes_on_although_what_probes_it_is_refused_for_a_fault_of_its_own() -> None:
+    """The lane's trouble is over, and of the only records there are each has a bad value."""
+    house = House(lambda _, __: refused_whole(NOT_UNIQUE))
+    house.put(1, 2, name="A", tier="wood")
+    house.run(2)
+    assert [pause.reason for pause in house.dispatcher.pauses] == ["misconfigured"]
+
+    def script(_: Lane, sent: Sequence[Input]) -> Answer:
+        bad = any("tier" in one.record.values for one in sent)
+        return refused_whole("Property values were not valid", errors=[BAD_TIER]) if bad else ok(sent)
+
+    house.crm.script = script
+    house.run(130)
+    assert house.dispatcher.pauses == []
+    assert house.journal.states() == {"refused": 2}
+    assert house.crm.state == {1: {"name": "A"}, 2: {"name": "A"}}
+
+
+def test_a_lane_stays_paused_while_its_probes_are_refused_as_before() -> None:
+    house = House(lambda _, __: refused_whole(NOT_UNIQUE))
+    house.put(1, 2, tier="wood")
+    house.run(300, step_s=0.5)
+    assert [pause.reason for pause in house.dispatcher.pauses] == ["misconfigured"]
+    assert house.journal.states() == {"due": 2}
+
+
+def test_a_pause_ends_when_nothing_waits_for_its_end_any_more() -> None:
+    """What it held up was withdrawn, as by a replay with the right id property: nothing is left to probe with."""
+    house = House(lambda _, __: refused_whole(NOT_UNIQUE))
+    house.put(1, 2)
+    house.run(2)
+    for ref in (1, 2):
+        house.journal.rows[ref].pending.clear()
+    calls = len(house.crm.calls)
+    house.run(140, step_s=0.5)
+    assert house.dispatcher.pauses == []
+    assert house.journal.stored_pauses == []
+    assert len(house.crm.calls) == calls
+
+
 def test_an_unknown_property_costs_a_few_calls_for_any_number_of_records() -> None:
     def script(_: Lane, sent: Sequence[Input]) -> Answer:
         if not any("ghost" in one.record.values for one in sent):
@@ -418,6 +472,50 @@ def test_a_forbidden_object_type_leaves_the_others_alone() -> None:
     house.crm.script = lambda _, sent: ok(sent)
     house.run(120)
     assert house.journal.states() == {"delivered": 300}
+
+
+SERVICES = Lane("partner_services")
+
+#: Calls are rarer than work, as under a backlog.
+SCARCE = RateLimit(calls=20, per_s=1.0)
+
+
+def test_a_stopped_object_type_is_probed_beside_a_backlog_of_others() -> None:
+    refused: list[bool] = []
+
+    def script(lane: Lane, sent: Sequence[Input]) -> Answer:
+        if lane == SERVICES and not refused:
+            refused.append(True)
+            return Answer(403, {"category": "MISSING_SCOPES"})
+        return ok(sent)
+
+    house = House(script, batch_size=5, rate=SCARCE)
+    house.put(1, 2, lane=SERVICES)
+    house.run(1)
+    assert [pause.reason for pause in house.dispatcher.pauses] == ["forbidden"]
+    house.put(*range(100, 2_000))
+    house.run(10)
+    assert house.journal.states()["due"] > 500
+    assert [house.journal.state(ref) for ref in (1, 2)] == ["delivered"] * 2
+
+
+def test_suspects_have_their_turn_beside_a_stream_of_bad_records() -> None:
+    locked: list[bool] = []
+
+    def script(lane: Lane, sent: Sequence[Input]) -> Answer:
+        if lane == SERVICES and not locked:
+            locked.append(True)
+            return Answer(423)
+        return refused_whole() if any(one.record.ref % 5 == 0 for one in sent) else ok(sent)
+
+    house = House(script, batch_size=5, rate=SCARCE)
+    house.put(*range(101, 105))  # the lane proves itself
+    house.run(1)
+    house.put(*range(105, 1_000))
+    house.put(1, 2, lane=SERVICES)
+    house.run(8)
+    assert house.journal.states()["due"] > 100
+    assert [house.journal.state(ref) for ref in (1, 2)] == ["delivered"] * 2
 
 
 def test_a_new_token_is_tried_at_once() -> None:

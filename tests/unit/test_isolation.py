@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -125,6 +126,46 @@ def test_one_bad_property_is_found_and_the_others_are_delivered() -> None:
         assert isinstance(outcome, Refused)
         assert set(outcome.properties) == {name}
         assert {(42, other) for other in many[42].values if other != name} <= trial.taken
+
+
+NO_SUCH = 'Property "acme_client_id" does not exist'
+
+NO_SUCH_DETAIL = {
+    "message": NO_SUCH,
+    "code": "PROPERTY_DOESNT_EXIST",
+    "context": {"propertyName": ["acme_client_id"]},
+}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"message": NO_SUCH},
+        {"message": "Property values were not valid", "errors": [NO_SUCH_DETAIL]},
+        {"message": f"Property values were not valid: {json.dumps([{'message': NO_SUCH}])}"},
+    ],
+    ids=["in words", "in errors", "in JSON"],
+)
+def test_an_id_property_that_does_not_exist_is_misconfigured_at_once(body: dict[str, object]) -> None:
+    told = read_complaint({"category": "VALIDATION_ERROR", **body})
+    trial = isolate(records(100), lambda _: True, says=lambda _, __: told)
+    assert trial.misconfigured is not None
+    assert (trial.calls, trial.outcomes) == (1, {})
+
+
+def test_an_id_that_does_not_fit_the_id_property_is_its_records_fault() -> None:
+    detail = {
+        "message": "c7 was not a valid long.",
+        "code": "INVALID_LONG",
+        "context": {"propertyName": ["acme_client_id"]},
+    }
+    told = read_complaint(
+        {"category": "VALIDATION_ERROR", "message": "Property values were not valid", "errors": [detail]}
+    )
+    many = records(100)
+    trial = isolate(many, lambda one: one.ref == 7, says=lambda _, __: told)
+    check_only_culprits_pay(trial, many, {7})
+    assert trial.calls <= 15
 
 
 @pytest.mark.parametrize("count", [3, 5, 10, 50, 100])

@@ -96,6 +96,18 @@ def test_a_straggler_does_not_disprove_what_a_probe_confirmed() -> None:
     assert [pause.reason for pause in held.all()] == ["outage", "unauthorized"]
 
 
+def test_a_stop_for_which_nothing_waits_lapses_a_minute_after_its_time() -> None:
+    held = pauses()
+    delay_s = stop(held, Stop(Scope.OBJECT_TYPE, "forbidden", ""))
+    stop(held, OUTAGE)
+    over = 100.0 + delay_s
+    for now, waiting in [(100.5, []), (over, []), (over + 59, [A]), (over + 90, [B]), (over + 149, [B])]:
+        held.lapse(now, waiting)
+        assert len(held.all()) == 2
+    held.lapse(over + 150, [B])
+    assert [pause.reason for pause in held.all()] == ["outage"]
+
+
 def test_a_rate_limit_pause_ends_by_itself() -> None:
     held = pauses()
     stop(held, Stop(Scope.ALL, "rate_limited", "", delay_s=10.0, probes=False))
