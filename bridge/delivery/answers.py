@@ -22,6 +22,9 @@ LONGEST_RETRY_AFTER_S = 3600.0
 #: The same on 477 (account migrating between data centres), where HubSpot speaks of up to 24 h.
 LONGEST_MIGRATION_S = 86_400.0
 
+#: Seconds that a pause lasts at least which the CRM asks for: at once again would be no pause, but a storm.
+_SHORTEST_S = 0.5
+
 #: Statuses after which the call may still be applied: a proxy gave up waiting for HubSpot.
 DOUBTFUL_STATUSES = frozenset({502, 504, 520, 522, 524})
 
@@ -69,6 +72,12 @@ def retry_after_s(answer: Answer, *, now_us: int, at_most_s: float) -> float | N
     return min(seconds, at_most_s) if seconds >= 0 else None
 
 
+def _asked_s(answer: Answer, *, now_us: int, at_most_s: float) -> float | None:
+    """How long to pause as `Retry-After` asks; None when it does not."""
+    seconds = retry_after_s(answer, now_us=now_us, at_most_s=at_most_s)
+    return None if seconds is None else max(seconds, _SHORTEST_S)
+
+
 def _until(told: str, now_us: int) -> float:
     date = parsedate_to_datetime(told)
     date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
@@ -88,7 +97,7 @@ def _trouble(answer: Answer, rules: Rules) -> Verdict:
         case 429:
             return Stopped(_rate_limited(answer, rules.now_us, detail))
         case 477:
-            delay = retry_after_s(answer, now_us=rules.now_us, at_most_s=LONGEST_MIGRATION_S)
+            delay = _asked_s(answer, now_us=rules.now_us, at_most_s=LONGEST_MIGRATION_S)
             return Stopped(Stop(Scope.ALL, "migrating", detail, delay_s=delay))
         case _ if 300 <= status < 500:
             return Broken(Stop(Scope.OBJECT_TYPE, MISCONFIGURED, detail), _reason(answer))
@@ -100,7 +109,7 @@ def _rate_limited(answer: Answer, now_us: int, detail: str) -> Stop:
     body = answer.body if isinstance(answer.body, dict) else {}
     told = f"{text(body.get('policyName'))} {text(body.get('message'))}".upper()
     daily = "DAILY" in told
-    delay = retry_after_s(answer, now_us=now_us, at_most_s=LONGEST_RETRY_AFTER_S)
+    delay = _asked_s(answer, now_us=now_us, at_most_s=LONGEST_RETRY_AFTER_S)
     if delay is None and not daily:
         secondly = "SECONDLY" in told and "TEN_SECONDLY" not in told
         delay = 1.0 if secondly else _window_s(answer)

@@ -1,13 +1,14 @@
 """Judges the inputs of a 2xx one by one: no record is delivered without evidence for that very record.
 
-Errors are matched by trace id, then by id; results by trace id, by id, by the id property's value. If as
-many results as inputs are left over, HubSpot wrote them under ids that we do not know. What the answer is
-silent about was, as far as anyone can tell, not written.
+Errors are matched by trace id, then by id; results by trace id, by id, by the id property's value. An error
+that covers several inputs refuses of each only what it may mean of that one. If as many results as inputs are
+left over, HubSpot wrote them under ids that we do not know. What the answer is silent about was, as far as
+anyone can tell, not written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,8 @@ def judge_inputs(inputs: Sequence[Input], body: Any, rules: Rules) -> Verdict:
     vague = [complaint for entry in errors if (complaint := sheet.note_error(entry, rules)) is not None]
     if vague and len(inputs) == 1 and sheet.left:
         sheet.refuse(inputs[0], vague[0], rules)
+    if sheet.misaddressed is not None and not results:
+        return Rejected(sheet.misaddressed)  # told of every input, but not the records' fault
     if sheet.unexplained and len(inputs) == 1:
         return Rejected(sheet.unexplained[0][1])  # the one input is the whole call
     nameless = sheet.note_results(results)
@@ -74,6 +77,7 @@ class _Sheet:
     outcomes: list[Outcome] = field(default_factory=list)
     unexplained: list[tuple[Input, Complaint]] = field(default_factory=list)
     retire: dict[str, Reason] = field(default_factory=dict)
+    misaddressed: Complaint | None = None  # it blames the property by which the inputs are addressed
     _traces: dict[str, Input] = field(init=False)
     _ids: dict[str, Input | None] = field(init=False)
     _folded: dict[str, Input | None] = field(init=False)  # None: several inputs
@@ -89,24 +93,33 @@ class _Sheet:
         if self.left.pop(one.trace_id, None) is not None:
             self.outcomes.append(outcome)
 
-    def refuse(self, one: Input, complaint: Complaint, rules: Rules) -> None:
-        """Judge an input that the answer complains about."""
-        if complaint.category == "VALIDATION_ERROR" and not complaint.properties:
-            if self.left.pop(one.trace_id, None) is not None:
-                self.unexplained.append((one, complaint))
-            return
+    def refuse(self, one: Input, complaint: Complaint, rules: Rules, *, shared: bool = False) -> None:
+        """Judge an input that the answer complains about; `shared`: and about others in the same words. What
+        these cannot mean of this one stays to be asked about it alone.
+        """
+        about = complaint.about(one.record, shared=shared)
+        if complaint.category == "VALIDATION_ERROR":
+            id_property = one.record.key.lane.id_property
+            if complaint.blames_id_property(id_property) and id_property not in one.record.values:
+                self.misaddressed = complaint
+            if not about and complaint.about(one.record):
+                return
+            if not complaint.properties:
+                if self.left.pop(one.trace_id, None) is not None:
+                    self.unexplained.append((one, complaint))
+                return
         names = complaint.definitions & one.record.values.keys()
         self.retire.update((name, complaint.reason_for(name)) for name in names)
-        self.close(one, _judge_error(one.record, complaint, rules))
+        self.close(one, _judge_error(one.record, complaint, about, rules))
 
     def note_error(self, entry: Any, rules: Rules) -> Complaint | None:
         """Judge the inputs that this entry of `errors[]` is about; the complaint if it names none."""
         complaint = read_complaint(entry)
         about = [self._traces[trace] for trace in sorted(complaint.trace_ids) if trace in self._traces]
         if not about:
-            about = [one for told in sorted(complaint.ids) if (one := self._ids.get(told)) is not None]
+            about = [one for told in sorted(complaint.ids) if (one := self._of(told)) is not None]
         for one in about:
-            self.refuse(one, complaint, rules)
+            self.refuse(one, complaint, rules, shared=len(about) > 1)
         return None if about else complaint
 
     def note_results(self, results: Sequence[Any]) -> int:
@@ -118,7 +131,7 @@ class _Sheet:
             named = self._named_by(result)
             if named is not None:
                 self.close(named, Delivered(named.record))
-            elif len(told := texts(result.get("id"))) == 1:
+            elif len(told := texts(_record_id(result))) == 1:
                 nameless.add(told[0])
         return len(nameless)
 
@@ -126,19 +139,26 @@ class _Sheet:
         trace = result.get("objectWriteTraceId")
         if isinstance(trace, str) and trace in self._traces:
             return self._traces[trace]
-        told = result.get("id")
+        told = _record_id(result)
         if id_property := self.inputs[0].record.key.lane.id_property:
             # Only the property: HubSpot's record id may by chance equal another input's id.
             properties = result.get("properties")
             told = properties.get(id_property) if isinstance(properties, dict) else None
         named = texts(told)
-        if len(named) != 1:
-            return None
-        return self._ids.get(named[0]) or self._folded.get(_fold(named[0]))
+        return self._of(named[0]) if len(named) == 1 else None
+
+    def _of(self, told: str) -> Input | None:
+        return self._ids.get(told) or self._folded.get(_fold(told))
 
 
-def _judge_error(record: PendingRecord, complaint: Complaint, rules: Rules) -> Outcome:
-    """What an error about this one input comes to."""
+def _record_id(result: dict[str, Any]) -> Any:
+    """HubSpot's id of the record, which its properties repeat."""
+    properties = result.get("properties")
+    return result.get("id") or (properties.get("hs_object_id") if isinstance(properties, dict) else None)
+
+
+def _judge_error(record: PendingRecord, complaint: Complaint, about: Collection[str], rules: Rules) -> Outcome:
+    """What an error about these properties of this one input comes to."""
     reason = complaint.reason
     match complaint.category:
         case "OBJECT_NOT_FOUND":
@@ -151,8 +171,8 @@ def _judge_error(record: PendingRecord, complaint: Complaint, rules: Rules) -> O
                     return Ignored(record)
         case category if category in TRANSIENT_CATEGORIES or not category:
             return rules.patience.wear(record, reason, now_us=rules.now_us)
-        case "VALIDATION_ERROR" if names := complaint.properties & record.values.keys():
-            return Refused(record, {name: complaint.reason_for(name) for name in sorted(names)})
+        case "VALIDATION_ERROR" if about:
+            return Refused(record, {name: complaint.reason_for(name) for name in sorted(about)})
         case _:
             return Parked(record, reason)
 

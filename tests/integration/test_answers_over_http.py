@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -504,6 +505,60 @@ def test_a_property_that_is_not_unique_pauses_its_lane_and_no_other(tmp_path: Pa
         everything_arrives(rig, ids(250), lane=BY_EXTERNAL_ID)
 
 
+NO_SUCH = 'Property "external_id" does not exist'
+
+NO_SUCH_DETAIL = {"message": NO_SUCH, "code": "PROPERTY_DOESNT_EXIST", "context": {"propertyName": ["external_id"]}}
+
+
+@pytest.mark.parametrize("per_input", [False, True], ids=["whole call", "per input"])
+def test_an_id_property_that_the_portal_lacks_pauses_its_lane_and_parks_nothing(
+    tmp_path: Path, per_input: bool
+) -> None:
+    """HubSpot may say so as it does of any property, for the call or once for each input."""
+
+    def answer(call: Call) -> Answer | None:
+        if call.endpoint != "update" or all(one.id_property != "external_id" for one in call.inputs):
+            return None
+        error = {
+            "category": "VALIDATION_ERROR",
+            "message": "Property values were not valid",
+            "errors": [NO_SUCH_DETAIL],
+        }
+        if not per_input:
+            return says(400, error)
+        errors = [{**error, "context": {"objectWriteTraceId": [one.trace_id]}} for one in call.inputs]
+        return says(207, {"status": "COMPLETE", "results": [], "errors": errors, "numErrors": len(errors)})
+
+    with rigged(tmp_path) as rig:
+        rig.crm.on_call = answer
+        rig.ask_all(ids(250), lane=BY_EXTERNAL_ID)
+        found = pause(rig, "misconfigured")
+        assert (found.scope.value, found.target) == ("lane", "partner_clients/external_id")
+        assert len(rig.calls()) <= 8
+        rig.ask_all(ids(20))
+        rig.until(lambda: delivered(rig, *ids(20)))
+        assert rig.entries() == {}
+        rig.crm.define("partner_clients", "external_id", unique=True)
+        rig.crm.on_call = None
+        everything_arrives(rig, ids(250), lane=BY_EXTERNAL_ID)
+
+
+def test_a_lane_is_taken_up_again_by_records_that_are_refused_for_their_own_values(tmp_path: Path) -> None:
+    """Nothing else is there to probe with; each record's good properties are delivered."""
+    with rigged(tmp_path) as rig:
+        rig.crm.define("partner_clients", "external_id")
+        wanted = {record: {"company_name": record, "tier": "platinum"} for record in ids(3)}
+        rig.ask_all(wanted, lane=BY_EXTERNAL_ID)
+        pause(rig, "misconfigured")
+        rig.crm.behaviour.multi_status = False
+        rig.crm.define("partner_clients", "external_id", unique=True)
+        rig.until(lambda: delivered(rig, *ids(3), lane=BY_EXTERNAL_ID), passing_s=0.02)
+        rig.until(rig.idle)
+        assert all(rig.held(BY_EXTERNAL_ID)[record] == {"company_name": record} for record in ids(3))
+        assert {entry.properties for entry in rig.parked().values()} == {("tier",)}
+        assert rig.pauses() == []
+
+
 def test_a_lane_whose_calls_are_all_refused_alike_pauses(tmp_path: Path) -> None:
     """The same 400 down to single inputs, naming nothing, without a success: not the records' fault."""
     with rigged(tmp_path) as rig:
@@ -621,6 +676,25 @@ def test_a_lock_delays_its_own_records_two_seconds_and_nobody_else(tmp_path: Pat
         rig.clock.shift(2.0)
         everything_arrives(rig, ids(10))
         assert [call.status for call in rig.calls() if "c0" in {one.id for one in call.inputs}] == [status, 200]
+
+
+def test_a_record_that_meets_lock_after_lock_is_asked_for_every_two_seconds_at_most(tmp_path: Path) -> None:
+    """Also where `retry.base` is shorter than that."""
+    with rigged(tmp_path) as rig:
+        warm(rig)
+        began: list[float] = []
+
+        def answer(call: Call) -> Answer | None:
+            if all(one.id != "c1" for one in call.inputs):
+                return None
+            began.append(rig.clock.monotonic())
+            return says(423, {"status": "error", "message": "locked"}) if len(began) < 4 else None
+
+        rig.crm.on_call = answer
+        rig.ask("c1")
+        rig.until(lambda: delivered(rig, "c1"), passing_s=0.05)
+        assert all(later - earlier >= 2.0 for earlier, later in pairwise(began))
+        assert len(began) == 4
 
 
 @pytest.mark.parametrize("status", [413, 414])

@@ -68,6 +68,12 @@ def test_results_confirm_by_record_id_in_any_order() -> None:
     assert by_ref(told).keys() == {1, 2, 3}
 
 
+def test_results_without_an_id_confirm_by_the_property_that_repeats_it() -> None:
+    results = [{"properties": {"hs_object_id": "2"}}, {"properties": {"hs_object_id": 1}}]
+    told = judged(sent(1, 2, by_record_id=True), {"results": results})
+    assert {ref: type(outcome) for ref, outcome in by_ref(told).items()} == {1: Delivered, 2: Delivered}
+
+
 def test_results_confirm_by_the_id_propertys_value_however_it_is_spelled() -> None:
     one, other = sent(1, 2)
     key = replace(one.record.key, id="Ann@X.com")
@@ -158,6 +164,44 @@ def test_a_validation_error_refuses_the_properties_it_names_in_hubspots_words() 
     assert outcome.properties.keys() == {"tier"}
     assert outcome.properties["tier"].category == "VALIDATION_ERROR"
     assert outcome.properties["tier"].message == "wood was not one of the allowed options"
+
+
+def test_of_an_error_about_several_inputs_each_pays_for_its_own_values_only() -> None:
+    """Record 3 may be meant or not, as it has another value: nothing is held against it before it is asked alone."""
+    some = inputs(record(1, {"tier": "wood", "name": "A"}), record(2, {"tier": "gold", "size": "many"}))
+    some += inputs(record(3, {"tier": "gold", "name": "B"}), record(4))
+    errors = [
+        {"message": f"{value} was not a valid one", "code": "INVALID_OPTION", "context": {"propertyName": [name]}}
+        for name, value in {"tier": "wood", "size": "many"}.items()
+    ]
+    error = {"category": "VALIDATION_ERROR", "context": {"ids": ["1", "2", "3"]}, "errors": errors}
+    told = judged(some, {"results": confirmed(some[3:]), "errors": [error]})
+    refused = {ref: one.properties.keys() for ref, one in by_ref(told).items() if isinstance(one, Refused)}
+    assert refused == {1: {"tier"}, 2: {"size"}}
+    assert [silent.ref for silent in told.silent] == [3]
+
+
+def test_errors_name_inputs_however_their_ids_are_spelled() -> None:
+    """HubSpot writes an e-mail address in lower case."""
+    some = [
+        replace(one, record=replace(one.record, key=replace(one.record.key, id=id_)))
+        for one, id_ in zip(sent(1, 2), ("Ann@X.com", "Bob@X.com"), strict=True)
+    ]
+    error = {"category": "OBJECT_NOT_FOUND", "context": {"ids": ["ann@x.com"]}}
+    told = by_ref(judged(some, {"results": confirmed(some[1:]), "errors": [error]}))
+    assert {ref: type(outcome) for ref, outcome in told.items()} == {1: Parked, 2: Delivered}
+
+
+def test_a_validation_error_about_the_id_property_of_every_input_is_no_records_fault() -> None:
+    some = sent(1, 2)
+    message = "Unable to perform update/upsert by non-unique 0-5 property acme_client_id in portal ID 1"
+    errors = [
+        {"category": "VALIDATION_ERROR", "message": message, "context": {"objectWriteTraceId": [one.trace_id]}}
+        for one in some
+    ]
+    told = verdict(some, Answer(207, {"results": [], "errors": errors}))
+    assert isinstance(told, Rejected)
+    assert told.complaint.blames_id_property("acme_client_id")
 
 
 def test_a_validation_error_that_names_no_property_of_ours_parks_the_record() -> None:
@@ -317,6 +361,8 @@ def test_retry_after_is_read_capped_or_ignored(told: str, expected: float | None
         ({"message": "You have reached your ten_secondly_rolling limit."}, {}, 10.0, False),
         ({"policyName": "DAILY"}, {}, None, True),
         ({"policyName": "DAILY"}, {"retry-after": "60"}, 60.0, True),
+        ({"policyName": "DAILY"}, {"retry-after": "0"}, 0.5, True),
+        (None, {"retry-after": "0"}, 0.5, False),  # or there would be no pause at all
         ({"policyName": ["DAILY"]}, {}, 10.0, False),
         (None, {}, 10.0, False),
         (None, {"x-hubspot-ratelimit-interval-milliseconds": "20000"}, 20.0, False),
@@ -330,6 +376,7 @@ def test_a_429_pauses_by_its_policy(body: Any, headers: dict[str, str], delay_s:
 
 def test_a_migration_is_waited_out_for_a_day_at_most() -> None:
     assert stopped(Answer(477, headers={"retry-after": "7200"})).delay_s == 7200.0
+    assert stopped(Answer(477, headers={"retry-after": "0"})).delay_s == 0.5
     assert stopped(Answer(477, headers={"retry-after": "999999"})).delay_s == 86_400.0
 
 
