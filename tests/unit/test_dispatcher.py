@@ -28,7 +28,6 @@ from tests.fakes_delivery import (
     refused_whole,
 )
 
-
 #: No limit to speak of.
 UNLIMITED = RateLimit(calls=1_000, per_s=1e-12)
 
