@@ -76,6 +76,7 @@ MADE: dict[str, list[Any]] = {
         {"id": 1, "fields": {"name": "n", "7": "3", "since": "2026-01-02"}},
     ],
     "single": [{"id": 1, "key": "seats", "new": {"value": "3"}}, {"id": 1, "name": "n", "seats": 4}],
+    "made": [{"orders": [{"id": 1, "client": "c", "lines": [2**70, 1.5, -3]}, {"id": 2, "client": "d", "lines": [1]}]}],
     "form": [{"id": "1", "name": "n", "seats": "3"}],
     **{name: [{"id": 1, "name": "n"}] for name in ("zendesk", "typeform", "calendly", "hubspot-v2", "hubspot-v1")},
     "handshake": [{"id": 1, "name": "n"}],

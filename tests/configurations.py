@@ -87,6 +87,12 @@ sources:
     verify: {scheme: none}
     record: {id: id, id_property: cid}
     pairs: {in: "@", name: key, value: new.value, properties: {name: company_name, seats: {to: seats, type: number}}}
+  made:
+    verify: {scheme: none}
+    events: "orders[].{id: id, client: client, total: sum(lines), up: ceil(lines[0]), mean: avg(lines), lines: lines}"
+    event_id: id
+    record: {id: client, id_property: cid}
+    properties: {total: {from: total, type: number}, up: {from: up, type: number}, mean: {from: mean, type: number}}
   lines:
     verify: {scheme: bearer, secrets: [{env: KEY}]}
     body: ndjson

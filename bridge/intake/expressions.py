@@ -6,6 +6,7 @@ other expression null means absent.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,10 @@ import jmespath
 from jmespath.exceptions import JMESPathError, JMESPathTypeError, LexerError, ParseError
 from marshmallow import missing as ABSENT  # noqa: N812 (a constant)
 
-from bridge.errors import BridgeError, MappingError
+from bridge.errors import BridgeError, MappingError, PayloadError
 from bridge.intake.interpreter import Run, Scope, arity, build, is_false
-from bridge.intake.syntax import VARIABLES, calls, plain_path, uses
+from bridge.intake.payload import parse_json_text
+from bridge.intake.syntax import VARIABLES, Node, calls, has_loose_reference, literals, makes, plain_path, uses
 
 __all__ = ["ABSENT", "Expression", "ExpressionError", "Needs", "Scope", "compile_expression"]
 
@@ -34,13 +36,15 @@ class ExpressionError(BridgeError):
 class Expression:
     """A compiled expression. `get(event, scope)` gives the value or ABSENT, or raises ExpressionError.
 
-    `path` holds the keys and indices of a plain path, and is None for any other expression.
+    `path` holds the keys and indices of a plain path, and is None for any other expression. `makes`: what it gives
+    may be put together by the expression, hence be what no body may hold.
     """
 
     text: str
     path: Path | None
     get: Callable[[Any, Scope], Any]
     variables: frozenset[tuple[str, tuple[str, ...]]]
+    makes: bool = False
 
     @property
     def plain(self) -> bool:
@@ -71,12 +75,24 @@ def compile_expression(text: str, path: Path) -> Expression:
             raise MappingError(path, f"{text!r} calls {name}(), which does not exist")
         if count < expected[0] or (count > expected[0] and not expected[1]):
             raise MappingError(path, f"{text!r}: {name}() takes {expected[0]} arguments, not {count}")
+    _refuse_misuse(tree, text, path)
     steps = plain_path(tree)
     variables = frozenset(uses(tree))
     if steps is None:
-        return Expression(text, path=None, get=_guarded(run), variables=variables)
+        return Expression(text, path=None, get=_guarded(run), variables=variables, makes=makes(tree))
     begins_with = bool(steps) and steps[0] in VARIABLES and bool(variables)
     return Expression(text, path=steps, get=_getter(steps, variable=begins_with), variables=variables)
+
+
+def _refuse_misuse(tree: Node, text: str, path: Path) -> None:
+    """Raise MappingError for what JMESPath lets pass and no event can bear."""
+    if has_loose_reference(tree):
+        raise MappingError(path, f"{text!r}: `&` belongs into map(), sort_by(), max_by() or min_by() only")
+    for value in literals(tree):
+        try:
+            parse_json_text(json.dumps(value))
+        except PayloadError as error:
+            raise MappingError(path, f"{text!r}: a literal in it is no JSON: {error}") from error
 
 
 class Needs:

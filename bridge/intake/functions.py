@@ -7,6 +7,7 @@ first argument gives null.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from decimal import Context, Decimal, InvalidOperation
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from jmespath import functions
 from jmespath.functions import signature
 
-from bridge.intake.payload import MAX_DIGITS, parse_json_text, to_json
+from bridge.intake.payload import MAX_DIGITS, exact_integer, parse_json_text, to_json
 
 #: Enough digits for sums and products of any two numbers that a body may hold.
 EXACT = Context(prec=4 * MAX_DIGITS)
@@ -50,17 +51,21 @@ class Functions(functions.Functions):
     def _func_abs(self, arg: Decimal | int) -> Decimal | int:
         return arg.copy_abs() if isinstance(arg, Decimal) else abs(arg)
 
-    @signature({"types": ["array-number"]})
-    def _func_sum(self, arg: list[Decimal | int]) -> Decimal | int:
-        total: Decimal | int = 0
-        for number in arg:
-            both = isinstance(total, int) and isinstance(number, int)
-            total = total + number if both else EXACT.add(total, number)
-        return total
+    @signature({"types": ["number"]})
+    def _func_ceil(self, arg: Decimal | int) -> Decimal | int:
+        return _as_in_a_body(math.ceil(arg))
+
+    @signature({"types": ["number"]})
+    def _func_floor(self, arg: Decimal | int) -> Decimal | int:
+        return _as_in_a_body(math.floor(arg))
 
     @signature({"types": ["array-number"]})
-    def _func_avg(self, arg: list[Decimal | int]) -> Decimal | None:
-        return Context(prec=34).divide(Decimal(self._func_sum(arg)), len(arg)) if arg else None
+    def _func_sum(self, arg: list[Decimal | int]) -> Decimal | int:
+        return _as_in_a_body(_total(arg))
+
+    @signature({"types": ["array-number"]})
+    def _func_avg(self, arg: list[Decimal | int]) -> Decimal | int | None:
+        return _as_in_a_body(Context(prec=34).divide(Decimal(_total(arg)), len(arg))) if arg else None
 
     @signature({"types": []})
     def _func_to_number(self, arg: Any) -> Decimal | int | None:
@@ -116,3 +121,22 @@ class Functions(functions.Functions):
     @signature({"types": ["object", "null"]})
     def _func_items(self, entries: dict[str, Any] | None) -> list[list[Any]] | None:
         return None if entries is None else [[key, value] for key, value in entries.items()]
+
+
+def _total(numbers: Sequence[Decimal | int]) -> Decimal | int:
+    total: Decimal | int = 0
+    for number in numbers:
+        both = isinstance(total, int) and isinstance(number, int)
+        total = total + number if both else EXACT.add(total, number)
+    return total
+
+
+def _as_in_a_body(number: Decimal | int) -> Decimal | int:
+    """A result as a body would bring it, so that an event made of it can be kept and read again.
+
+    Raises ValueError for one that no body may hold.
+    """
+    exact = Decimal(number)
+    if len(exact.as_tuple().digits) > MAX_DIGITS or abs(exact.adjusted()) > MAX_DIGITS:
+        raise ValueError(f"the result has more than {MAX_DIGITS} digits")
+    return exact_integer(number) if isinstance(number, int) else number

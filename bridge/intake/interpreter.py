@@ -15,6 +15,7 @@ from decimal import Decimal
 from typing import Any
 
 from bridge.intake.functions import Functions
+from bridge.intake.payload import exact_integer
 from bridge.intake.syntax import VARIABLES, Node, heads
 
 
@@ -148,6 +149,8 @@ def _exact(value: Any) -> Any:
     """A literal's numbers as the text had them."""
     if isinstance(value, float):
         return Decimal(repr(value))
+    if type(value) is int:
+        return exact_integer(value)
     if isinstance(value, list):
         return [_exact(item) for item in value]
     return {key: _exact(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -160,13 +160,14 @@ class CompiledSource:
                 mapped.invalid.append((index, errors))
                 reject = reject or reading.reject
             unlisted += reading.unlisted
+            payload = _kept_text(event, index) if self._events.makes else to_json(event)
             mapped.events.append(
                 Event(
                     self.name,
                     self._read_event_id(event, scope, fallback),
                     hashlib.sha256(to_canonical_json(event)).hexdigest(),
                     occurred_at_us,
-                    to_json(event),
+                    payload,
                     _with_index(kept, index) if self._kept.index else kept,
                     root,
                     reading.updates,
@@ -271,6 +272,16 @@ def _kept_scope(payload: str, context: str, root: str | None) -> tuple[dict[str,
         headers=around.get("headers"),
     )
     return event, scope
+
+
+def _kept_text(event: dict[str, Any], index: int) -> str:
+    """The JSON text of an event that `events` put together. Raises PayloadError where no replay could read it."""
+    try:
+        text = to_json(event)
+        parse_json_text(text)
+    except (TypeError, PayloadError) as error:
+        raise PayloadError(f"events: element {index} cannot be kept: {error}") from error
+    return text
 
 
 def _with_index(context: str, index: int) -> str:

@@ -88,6 +88,11 @@ def to_canonical_json(value: Any) -> bytes:
     return orjson.dumps(value, default=_exact, option=orjson.OPT_SORT_KEYS)
 
 
+def exact_integer(number: int) -> int | Decimal:
+    """A whole number as a body brings it: `int` while its text is shorter than 19 characters, as orjson needs."""
+    return number if -(10**17) < number < 10**18 else Decimal(number)
+
+
 def _exact(value: object) -> orjson.Fragment:
     if isinstance(value, Decimal):
         return orjson.Fragment(str(value))

@@ -1,4 +1,4 @@
-"""Questions about JMESPath's syntax trees: which variables they read, what they call, plain paths."""
+"""Questions about JMESPath's syntax trees: which variables they read, what they call and make, plain paths."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ Node = Mapping[str, Any]
 
 #: What expressions see beside the event; a name has this meaning at the head of a path only.
 VARIABLES = ("_root", "_index", "_query", "_headers")
+
+#: Functions that give (parts of) what they got, and those that call an `&expression`.
+_PASS_ON = frozenset({"to_array", "not_null", "values", "reverse", "sort_by", "max_by", "min_by"})
+_CALLING = frozenset({"map", "sort_by", "max_by", "min_by"})
 
 _BEGIN_WITH_A_PATH = frozenset({"index_expression", "projection", "value_projection", "filter_projection", "flatten"})
 
@@ -35,6 +39,41 @@ def calls(node: Node) -> Iterator[tuple[str, int]]:
     if node["type"] != "slice":
         for child in node["children"]:
             yield from calls(child)
+
+
+def makes(node: Node) -> bool:
+    """Whether a tree may give objects or lists that it put together itself, in place of what the document holds."""
+    kind, children = node["type"], node["children"]
+    match kind:
+        case "multi_select_dict" | "multi_select_list" | "literal":
+            return True
+        case "function_expression":
+            return node["value"] not in _PASS_ON or any(makes(child) for child in children)
+        case "filter_projection":
+            return any(makes(child) for child in children[:2])  # the third is the condition
+        case "comparator" | "not_expression" | "slice":
+            return False
+        case _:
+            return any(makes(child) for child in children)
+
+
+def literals(node: Node) -> Iterator[Any]:
+    """The values that a tree has written in it."""
+    if node["type"] == "literal":
+        yield node["value"]
+    if node["type"] != "slice":
+        for child in node["children"]:
+            yield from literals(child)
+
+
+def has_loose_reference(node: Node, *, taken: bool = False) -> bool:
+    """Whether an `&expression` stands where it would be a value. `taken`: a function is there that calls it."""
+    if node["type"] == "slice":
+        return False
+    if node["type"] == "expref" and not taken:
+        return True
+    calling = node["type"] == "function_expression" and node["value"] in _CALLING
+    return any(has_loose_reference(child, taken=calling) for child in node["children"])
 
 
 def plain_path(node: Node) -> tuple[str | int, ...] | None:

@@ -133,6 +133,9 @@ def test_our_functions_pass_null_on(text: str, expected: object) -> None:
     assert evaluate(text, {"o": {"k": "v"}}) == expected
 
 
+NUMBERS = b'{"n": [0.1, 0.3], "neg": -1.5, "o": [{"v": 1}, {"v": 0.5}], "big": 999999999999999999, "huge": 1e30}'
+
+
 @pytest.mark.parametrize(
     "text, expected",
     [
@@ -147,6 +150,9 @@ def test_our_functions_pass_null_on(text: str, expected: object) -> None:
         ("to_number('0.10')", Decimal("0.10")),
         ("to_number('1e999999')", ABSENT),
         ("type(neg)", "number"),
+        ("to_string(sum([big, big]))", "1999999999999999998"),
+        ("to_string(ceil(huge))", "1" + "0" * 30),
+        ("[`12345678901234567890`]", [Decimal(12345678901234567890)]),
         ("n[0] == `0.1`", True),
         ("sort_by(o, &v)[0].v", Decimal("0.5")),
         ("to_string(o)", '[{"v":1},{"v":0.5}]'),
@@ -154,7 +160,7 @@ def test_our_functions_pass_null_on(text: str, expected: object) -> None:
 )
 def test_numbers_are_exact(text: str, expected: object) -> None:
     """0.1 is a tenth, in comparisons and functions."""
-    assert evaluate(text, parse_json(b'{"n": [0.1, 0.3], "neg": -1.5, "o": [{"v": 1}, {"v": 0.5}]}')) == expected
+    assert evaluate(text, parse_json(NUMBERS)) == expected
 
 
 @pytest.mark.parametrize("text", ["lower(`1`)", "split('a', '')", "parse_json('{')", "replace('a', '', 'b')", "sum(a)"])
@@ -166,9 +172,13 @@ def test_an_expression_that_fails_says_so_without_the_payload(text: str) -> None
     assert not compile_expression(text, ()).matches({"a": ["secret"]}, Scope())
 
 
-@pytest.mark.parametrize("text", ["", "a..b", "a[", "a ? b", "nosuch(a)", "length()", "length(a, b)", "'open", "a.[?"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "a..b", "a[", "a ? b", "nosuch(a)", "length()", "length(a, b)", "'open", "a.[?",
+     "&a", "{b: &a}", "not_null(&a)", "a[?&b]", "`1e999`", "`NaN`", '`{"a": ["\\ud800"]}`', f"`{'9' * 401}`"],
+)  # fmt: skip
 def test_what_is_not_jmespath_is_found_when_it_is_compiled(text: str) -> None:
-    """Bad syntax, unknown functions and wrong numbers of arguments, in one line."""
+    """Bad syntax, unknown functions, wrong numbers of arguments, and what no event can bear, in one line."""
     with pytest.raises(MappingError) as caught:
         compile_expression(text, ("properties", "x", "from"))
     assert caught.value.path == ("properties", "x", "from")

@@ -463,6 +463,42 @@ def test_a_single_mapping_has_the_sources_own_paths() -> None:
     assert error.path == ("properties", "tier", "from")
 
 
+# --- events that `events` puts together -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "events, body",
+    [
+        ("[].{id: id, total: sum(v)}", b'[{"id": 7, "v": [%s]}]' % b",".join([b"9" * 18] * 30)),
+        ("{id: id, total: ceil(v)}", b'{"id": 7, "v": 1e300}'),
+        ("{id: id, total: floor(v)}", b'{"id": 7, "v": -1234567890123456789.5}'),
+        ("{id: id, total: avg(v)}", b'{"id": 7, "v": [1, 2, 2]}'),
+        ("{id: id, total: `123456789012345678901234567890`}", b'{"id": 7}'),
+    ],
+)
+def test_an_event_that_was_put_together_is_kept_and_mapped_again(events: str, body: bytes) -> None:
+    """Also where functions make numbers beyond 64 bits."""
+    acme = compiled(block(properties={"total": Property("total", type="number")}), events=events)
+    event = only(acme.map_body(parse_json(body)))
+    assert event.updates[0].properties["total"].lstrip("-")[:1] in "123456789"
+    assert acme.remap(event.payload, event.context, event.root).updates == event.updates
+
+
+@pytest.mark.parametrize(
+    "events, body",
+    [
+        ("{id: id, total: sum(v)}", b'{"id": 7, "v": [9e400, 9e400]}'),
+        ("{id: id, total: sum(v)}", b'{"id": 7, "v": [1e400, 1e-400]}'),
+        ("{id: id, all: @}", b'{"id": 7, "v": ' + b"[" * 63 + b"]" * 63 + b"}"),
+        ("merge(a, b)", json.dumps({"a": {str(n): 0 for n in range(9999)}, "b": {"x": 0, "y": 0}}).encode()),
+    ],
+)
+def test_an_event_that_no_replay_could_read_is_refused_at_the_door(events: str, body: bytes) -> None:
+    """What `events` makes is held to the limits of any body."""
+    with pytest.raises(PayloadError, match="events: "):
+        compiled(events=events).map_body(parse_json(body))
+
+
 # --- laws ---------------------------------------------------------------------------------------
 
 #: as parse_json makes them
