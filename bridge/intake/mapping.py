@@ -3,7 +3,8 @@
 Which id an event has: what `event_id` finds; else the delivery id that the partner signed or sent
 along, followed by `#index` where the body holds a list of events; else a hash of the signed bytes
 where they include a time; else a random one. Longer ones than 200 characters are hashed.
-`occurred_at` that cannot be read is reported and counts as missing: the event is not lost.
+`occurred_at` that cannot be read is reported and counts as missing: the event is not lost, unless a mapping that
+applies to it says `on_invalid: reject`.
 Several updates of one event for one record become one, in which the later mapping wins.
 """
 
@@ -54,13 +55,17 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one event asks for: no updates and no `unmappable` means that its source ignores it."""
+    """What one event asks for: no updates and no `unmappable` means that its source ignores it.
+
+    `strict`: a mapping that applies says `on_invalid: reject`; `reject`: it has reason to.
+    """
 
     updates: tuple[PropertyUpdate, ...] = ()
     unmappable: str | None = None
     errors: dict[str, str] = field(default_factory=dict)
     reject: bool = False
     unlisted: int = 0
+    strict: bool = False
 
 
 _IGNORED = Reading()
@@ -158,7 +163,7 @@ class CompiledSource:
                 errors = {**errors, "occurred_at": complaint}
             if errors:
                 mapped.invalid.append((index, errors))
-                reject = reject or reading.reject
+                reject = reject or reading.reject or (complaint is not None and reading.strict)
             unlisted += reading.unlisted
             payload = _kept_text(event, index) if self._events.makes else to_json(event)
             mapped.events.append(
@@ -224,8 +229,9 @@ class CompiledSource:
         matching = [b for b in self._blocks if b.when is None or b.when.matches(event, scope)]
         if len(matching) == 1:
             update, errors, unmappable, unlisted = matching[0].read(event, scope)
-            reject = bool(errors) and matching[0].rejects
-            return Reading((update,) if update is not None else (), unmappable, errors, reject, unlisted)
+            strict = matching[0].rejects
+            updates = (update,) if update is not None else ()
+            return Reading(updates, unmappable, errors, strict and bool(errors), unlisted, strict)
         return _combined([(block, block.read(event, scope)) for block in matching])
 
     def _read_event_id(self, event: dict[str, Any], scope: Scope, fallback: str | None) -> str:
@@ -308,7 +314,8 @@ def _combined(readings: list[tuple[CompiledBlock, Any]]) -> Reading:
         if update is not None:
             earlier = updates.get(update.record)
             updates[update.record] = update if earlier is None else _merged(earlier, update)
-    return Reading(tuple(updates.values()), "; ".join(reasons) or None, errors, reject, unlisted)
+    strict = any(block.rejects for block, _ in readings)
+    return Reading(tuple(updates.values()), "; ".join(reasons) or None, errors, reject, unlisted, strict)
 
 
 def _merged(earlier: PropertyUpdate, later: PropertyUpdate) -> PropertyUpdate:

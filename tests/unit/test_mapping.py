@@ -202,13 +202,27 @@ def test_times_are_microseconds_since_the_epoch(value: object, expected: int | N
 
 @pytest.mark.parametrize("value", ["soon", "2026-01-02T03:04:05", {}, True, 10**17])
 def test_a_time_that_cannot_be_read_is_reported_and_loses_no_event(value: object) -> None:
-    """It counts as missing, also where mappings reject."""
-    mapped = compiled(block(on_invalid="reject"), occurred_at="at").map_body({"id": 7, "name": "A", "at": value})
+    """It counts as missing."""
+    mapped = compiled(occurred_at="at").map_body({"id": 7, "name": "A", "at": value})
     assert only(mapped).occurred_at_us is None
     assert only(mapped).updates == (update(name="A"),)
     ((index, errors),) = mapped.invalid
     assert (index, list(errors)) == (0, ["occurred_at"])
     assert not mapped.reject
+
+
+def test_a_time_that_cannot_be_read_is_refused_where_mappings_reject() -> None:
+    """By a mapping that applies: something did not validate, and an older event must not pass for a new one."""
+    strict, lenient = block(on_invalid="reject", when="name"), block(record=Record("other", "acme_id"))
+    acme = compiled(strict, lenient, occurred_at="at", when="!draft")
+    assert acme.map_body({"id": 7, "name": "A", "other": 8, "at": "soon"}).reject
+    assert compiled(block(on_invalid="reject"), occurred_at="at").map_body({"id": 7, "name": "A", "at": "soon"}).reject
+    for event in ({"id": 7, "other": 8, "at": "soon"}, {"id": 7, "name": "A", "other": 8, "at": "soon", "draft": True}):
+        assert not acme.map_body(event).reject
+
+
+def test_a_time_without_a_zone_is_read_in_the_sources() -> None:
+    """As dates are."""
     zoned = compiled(occurred_at="at", timezone="Europe/Madrid").map_body({"id": 7, "at": "2026-01-02T03:04:05"})
     assert only(zoned).occurred_at_us == 1_767_319_445_000_000
 
