@@ -79,6 +79,8 @@ class Scalar(Worded):
                 return value["default"]
             if not text:
                 raise ValidationError(f"the environment variable {env} is not set")
+            if not is_unicode(text):
+                raise ValidationError(f"the environment variable {env} is not UTF-8")
         else:
             try:
                 text = Path(str(file)).read_text(encoding="utf-8").strip()
@@ -87,6 +89,15 @@ class Scalar(Worded):
             if not text:
                 raise ValidationError(f"the file {file} is empty")
         return text if self.keeps_text else plain_value(text)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: no half of a surrogate pair is in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def reason(error: OSError | UnicodeDecodeError) -> str:
@@ -154,8 +165,8 @@ class Choice(Text):
         text = str(value).lower() if isinstance(value, bool) else super()._deserialize(value)
         if text not in self.choices:
             near = nearest(text, self.choices)
-            hint = f"did you mean {near!r}? " if near else ""
-            raise ValidationError(f"{text!r} is not known; {hint}It is one of {', '.join(self.choices)}")
+            hint = f"did you mean {near!r}? It" if near else "it"
+            raise ValidationError(f"{text!r} is not known; {hint} is one of {', '.join(self.choices)}")
         return text
 
 

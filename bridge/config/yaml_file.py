@@ -24,6 +24,7 @@ TAG = "tag:yaml.org,2002:"
 KNOWN_TAGS = frozenset({f"{TAG}{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")})
 #: values after all aliases are followed; a small file of nested aliases can ask for billions
 MAX_VALUES = 500_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class WrittenInt(int):
@@ -148,7 +149,7 @@ class _Walk:
         if tag in {f"{TAG}timestamp", f"{TAG}merge", f"{TAG}value"}:
             return node.value
         self._tag(node, keys)
-        return plain_value(node.value, tag)
+        return plain_value(self._text(node, keys), tag)
 
     def mapping(self, node: Node, keys: Keys) -> dict[str, Any]:
         self._tag(node, keys)
@@ -162,11 +163,9 @@ class _Walk:
                 merges += _merged(value_node)
             elif not isinstance(key_node, ScalarNode):
                 self._wrong(keys, "a key must be text", line)
-            elif key_node.value in first:
-                name = key_node.value
+            elif (name := self._text(key_node, keys)) in first:
                 self._wrong((*keys, name), f"stands here and in line {first[name]}; keep one", line)
             else:
-                name = key_node.value
                 first[name] = line
                 self.document.places[*keys, name] = Place(self.document.file, line)
                 values[name] = self.value(value_node, (*keys, name))
@@ -192,6 +191,18 @@ class _Walk:
     def _tag(self, node: Node, keys: Keys) -> None:
         if str(node.tag) not in KNOWN_TAGS:
             self._wrong(keys, f"the tag {node.tag} means nothing here; leave it out", node.start_mark.line + 1)
+
+    def _text(self, node: ScalarNode, keys: Keys) -> str:
+        """A scalar's text; two escapes that make one character, as JSON writes it, become that character."""
+        text = str(node.value)
+        if _SURROGATE.search(text) is None:
+            return text
+        try:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            half = "holds half of a character, such as the escape \\ud83d alone; write the character itself"
+            self._wrong(keys, half, node.start_mark.line + 1)
+            return ""
 
     def _wrong(self, keys: Keys, message: str, line: int) -> None:
         self.document.problems.append(Problem(dotted(keys), message, line, self.document.file))

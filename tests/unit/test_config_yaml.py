@@ -39,6 +39,7 @@ def read(folder: Path, text: str) -> Document:
         ("'null'", "null"),
         ("!!str 5", "5"),
         ("=", "="),
+        (r'"\ud83d\ude00"', "😀"),  # as JSON escapes it
     ],
 )
 def test_scalars_mean_what_yaml_1_2_says(tmp_path: Path, written: str, value: object) -> None:
@@ -47,6 +48,14 @@ def test_scalars_mean_what_yaml_1_2_says(tmp_path: Path, written: str, value: ob
 
     assert found == value
     assert isinstance(found, type(value))
+
+
+@pytest.mark.parametrize("written", [r'key: "\ud83d"', r'"\ude00\ud83d": x', r'key: ["a\udfffb"]'])
+def test_half_a_character_is_a_problem(tmp_path: Path, written: str) -> None:
+    """No database takes it, nor does the CRM."""
+    (problem,) = read(tmp_path, f"{written}\n").problems
+
+    assert "half of a character" in problem.message
 
 
 @pytest.mark.parametrize("text", ["007", "1.50", "0x1F", "-3", "1e3"])
