@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from bridge.config.document import Document, Keys
 from bridge.errors import Problem
-from bridge.intake.schemes import gives_identity
-from bridge.settings import MappingBlock, Secret, SecretUnavailableError, Settings
+from bridge.intake.schemes import gives_identity, layouts_of
+from bridge.settings import MappingBlock, Secret, SecretUnavailableError, Settings, Source
 
 #: an admin token opens acts on all that waits; shorter ones can be guessed
 SHORT_ADMIN_TOKEN = 16
 
 
-def advice(settings: Settings, document: Document) -> Iterator[Problem]:
-    """All warnings, each with the place it is about."""
+def advice(settings: Settings, document: Document, faulty: Collection[str] = ()) -> Iterator[Problem]:
+    """All warnings, each with the place it is about. `faulty`: the paths of what is an error already."""
     for name, source in settings.sources.items():
         keys: Keys = ("sources", name)
-        if source.verify.scheme == "none":
-            message = "scheme none: anybody who knows the address can change the CRM"
-            yield document.problem((*keys, "verify", "scheme"), message)
-        if source.event_id is None and not gives_identity(source.verify):
-            message = "no event has an id here, so a repeated delivery counts as a new event; set `event_id`"
-            yield document.problem(keys, message)
+        if not any(path.startswith(f"sources.{name}.verify") for path in faulty):  # else something stands in for it
+            yield from _verification(document, keys, source, settings.journal.retention_s)
         if (challenge := source.challenge) is not None and challenge.method == "POST" and challenge.when is None:
             message = (
                 "a POST in which `reply` finds something counts as a handshake, even if it is an event; set `when`"
@@ -36,6 +32,23 @@ def advice(settings: Settings, document: Document) -> Iterator[Problem]:
     for keys, secret in _secrets(settings):
         yield from _secret_advice(document, keys, secret)
     yield from _rivals(settings, document)
+
+
+def _verification(document: Document, keys: Keys, source: Source, retention_s: float) -> Iterator[Problem]:
+    verify = source.verify
+    if verify.scheme == "none":
+        message = "scheme none: anybody who knows the address can change the CRM"
+        yield document.problem((*keys, "verify", "scheme"), message)
+    if source.event_id is None and not gives_identity(verify):
+        message = "no event has an id here, so a repeated delivery counts as a new event; set `event_id`"
+        yield document.problem(keys, message)
+    signs_time = any("{timestamp}" in layout.signed for layout in layouts_of(verify))
+    if signs_time and retention_s < 2 * verify.tolerance_s:  # from as far ahead as behind
+        message = (
+            "a captured request can be sent again after `journal.retention`, when its event is forgotten and its time "
+            "is still within `tolerance`; make `tolerance` less than half of `retention`"
+        )
+        yield document.problem((*keys, "verify", "tolerance"), message)
 
 
 def _is_short(secret: Secret) -> bool:

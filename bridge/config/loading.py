@@ -98,6 +98,7 @@ def _examine(path: Path, document: Document, around: Surroundings, findings: Fin
     patterns = top.get("include") or []
     gathered, problems = gather(document, written, "sources" in document.data, patterns, path.parent)
     findings.problems += problems
+    document.data["sources"] = gathered
     sources = _sources(document, gathered, around, findings)
     findings.problems += _url_faults(document, data, sources)
     crm, retry = _made(top.get("crm"), Crm), _made(top.get("retry"), Retry)
@@ -106,7 +107,7 @@ def _examine(path: Path, document: Document, around: Surroundings, findings: Fin
     findings.problems += wrong
     settings = Settings(crm=crm, sources=sources, journal=journal, retry=retry, server=server, file=path)
     findings.settings = settings
-    findings.warnings += advice(settings, document)
+    findings.warnings += advice(settings, document, {problem.path for problem in findings.problems})
 
 
 def _made(value: object, cls: type[Made]) -> Made:

@@ -466,6 +466,25 @@ def test_events_without_identity_are_warned_of(tmp_path: Path) -> None:
     assert warning.startswith("4 sources.acme: no event has an id here")
 
 
+def test_a_retention_that_forgets_before_a_signature_is_stale_is_warned_of(tmp_path: Path) -> None:
+    """A time is good from as far ahead as behind."""
+    (warning,) = warnings(tmp_path, SOUND + "journal: {retention: 9m}\n")
+
+    assert "sources.acme.verify.tolerance: a captured request can be sent again" in warning
+    assert warnings(tmp_path, SOUND + "journal: {retention: 10m}\n") == []
+    untimed = "{scheme: github, secrets: [{env: SIGNING}]}"
+    text = SOUND.replace("{scheme: standard-webhooks, secrets: [{env: ACME_SECRET}]}", untimed)
+    assert warnings(tmp_path, text + "journal: {retention: 9m}\n") == []
+
+
+def test_what_is_an_error_is_not_warned_of_for_what_stands_in_for_it(tmp_path: Path) -> None:
+    """No word of `scheme none` where another scheme lacks its secret."""
+    found = examine(write(tmp_path, SOUND.replace("event_id: id", "when: a")), environ={"TOKEN": ENVIRON["TOKEN"]})
+
+    assert [problem.path for problem in found.problems] == ["sources.acme.verify.secrets[0]"]
+    assert found.warnings == []
+
+
 def test_posts_that_may_be_taken_for_handshakes_are_warned_of(tmp_path: Path) -> None:
     text = SOUND.replace("    event_id: id\n", "    event_id: id\n    challenge: {method: POST, reply: challenge}\n")
 
@@ -491,6 +510,16 @@ def test_a_secret_within_the_file_is_warned_of(tmp_path: Path) -> None:
 
     assert warning.startswith("2 crm.token: its `default` is a secret within this file")
     assert "abcdef" not in warning
+
+
+def test_a_secret_within_an_included_file_is_warned_of(tmp_path: Path) -> None:
+    acme = SOUND[SOUND.index("  acme") :].replace("ACME_SECRET", f"UNSET, default: {STANDARD_SECRET}")
+    write(tmp_path, f"sources:\n{acme}", "acme.yaml")
+
+    (warning,) = warnings(tmp_path, SOUND[: SOUND.index("sources:")] + "include: acme.yaml\n")
+
+    assert "sources.acme.verify.secrets[0]: its `default` is a secret within this file" in warning
+    assert STANDARD_SECRET not in warning
 
 
 def test_sources_that_write_one_property_by_different_ids_are_warned_of(tmp_path: Path) -> None:
