@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -11,7 +10,7 @@ from bridge.errors import MappingError
 from bridge.intake.expressions import ABSENT, Expression, ExpressionError, Scope, compile_expression
 from bridge.intake.fields import PropertyField, build_field, zone_of
 from bridge.intake.own_schema import OwnSchema
-from bridge.intake.texts import show
+from bridge.intake.texts import PROPERTY_NAME, show
 from bridge.intake.values import (
     CompiledValues,
     PairReader,
@@ -28,8 +27,6 @@ from bridge.settings import MappingBlock, Pairs, Property
 MAX_ID = 255
 
 Path = tuple[str | int, ...]
-
-_PROPERTY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
 class Problems:
@@ -160,7 +157,7 @@ class CompiledBlock:
     def _add_field(
         self, fields: dict[str, PropertyField], name: str, how: Property, path: Path, problems: Problems
     ) -> None:
-        if not _PROPERTY_NAME.fullmatch(name) or name == "Meta":
+        if not PROPERTY_NAME.fullmatch(name) or name == "Meta":
             problems.add(path, f"{name!r} is not a property name")
             return
         field = problems.field(how, self._zone, path)

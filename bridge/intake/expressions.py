@@ -17,7 +17,7 @@ from marshmallow import missing as ABSENT  # noqa: N812 (a constant)
 
 from bridge.errors import BridgeError, MappingError, PayloadError
 from bridge.intake.interpreter import Run, Scope, arity, build, is_false
-from bridge.intake.payload import parse_json_text
+from bridge.intake.payload import parse_json_text, printable
 from bridge.intake.syntax import VARIABLES, Node, calls, has_loose_reference, literals, makes, plain_path, uses
 
 __all__ = ["ABSENT", "Expression", "ExpressionError", "Needs", "Scope", "compile_expression"]
@@ -219,4 +219,4 @@ def _failure(error: Exception) -> str:
     if isinstance(error, JMESPathTypeError):
         expected = " or ".join(str(name) for name in error.expected_types)
         return f"{error.function_name}() takes {expected}, not {error.actual_type}"
-    return f"the expression failed: {str(error)[:120]}" if str(error) else "the expression failed"
+    return f"the expression failed: {printable(str(error)[:120])}" if str(error) else "the expression failed"

@@ -2,8 +2,8 @@
 
 `load()` gets the event and returns {property: str | number | bool | date | datetime | list | None}.
 None and blank text leave the property out, "" clears it. Keys of the event that the schema does not
-name are left aside unless its `Meta` says otherwise. Whatever the schema raises concerns that one
-event only.
+name are left aside unless its `Meta` says otherwise; those that cannot be a property's name are invalid. Whatever the
+schema raises concerns that one event only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from marshmallow.exceptions import SCHEMA
 
 from bridge.errors import MappingError
 from bridge.intake.expressions import Scope
-from bridge.intake.texts import text_of_result
+from bridge.intake.payload import printable
+from bridge.intake.texts import PROPERTY_NAME, show, text_of_result
 from bridge.intake.values import Reading, UnmappableError
 
 _MAX_MESSAGE = 300
@@ -52,7 +53,7 @@ class OwnSchema:
             messages: dict[str, Any] = error.normalized_messages()  # type: ignore[no-untyped-call]  # marshmallow leaves it bare
             if SCHEMA in messages:
                 raise UnmappableError(_flat(messages[SCHEMA])) from error
-            invalid = {self._names.get(str(key), str(key)): _flat(what) for key, what in messages.items()}
+            invalid = {_shown(self._names.get(str(key), str(key))): _flat(what) for key, what in messages.items()}
             loaded = error.valid_data or {}
         except Exception as error:
             raise UnmappableError(f"the schema raised {type(error).__name__}") from error
@@ -60,15 +61,21 @@ class OwnSchema:
             raise UnmappableError(f"the schema returned {type(loaded).__name__}, not properties")
         valid: dict[str, str] = {}
         for key, value in loaded.items():
-            if str(key) in invalid:
+            name = _shown(str(key))
+            if name in invalid:
+                continue
+            if name != str(key):
+                invalid[name] = "is not the name of a property"
                 continue
             try:
                 text = text_of_result(value, self._zone)
             except ValidationError as error:
-                invalid[str(key)] = _flat(error.messages)
+                invalid[name] = _flat(error.messages)
+            except ValueError:
+                invalid[name] = "has more digits than any number"
             else:
                 if text is not missing:
-                    valid[str(key)] = text
+                    valid[name] = text
         return Reading(valid, invalid)
 
 
@@ -81,12 +88,17 @@ def import_schema(name: str) -> Schema:
     return found() if hasattr(found.Meta, "unknown") else found(unknown=EXCLUDE)
 
 
+def _shown(name: str) -> str:
+    """A property's name as it is; any other, which a schema may have from the payload, short and escaped."""
+    return name if PROPERTY_NAME.fullmatch(name) else show(name)
+
+
 def _flat(messages: Any) -> str:
-    """Marshmallow's messages, which may be nested, as one short line."""
+    """Marshmallow's messages, which may be nested and quote the payload, as one short line that any database takes."""
     if isinstance(messages, Mapping):
         text = "; ".join(f"{key}: {_flat(value)}" for key, value in messages.items())
     elif isinstance(messages, (list, tuple)):
         text = "; ".join(_flat(message) for message in messages)
     else:
         text = str(messages)
-    return text[:_MAX_MESSAGE]
+    return printable(text[:_MAX_MESSAGE])

@@ -93,6 +93,11 @@ def exact_integer(number: int) -> int | Decimal:
     return number if -(10**17) < number < 10**18 else Decimal(number)
 
 
+def printable(text: str) -> str:
+    """A text in which NUL, line breaks and the like are escaped: for messages, which are kept and shown."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def _exact(value: object) -> orjson.Fragment:
     if isinstance(value, Decimal):
         return orjson.Fragment(str(value))
@@ -195,7 +200,7 @@ def _sound_value(text: str, decoder: json.JSONDecoder) -> Any:
         return value
     (what, wrong), way = found[0].args, reversed(found[1])
     pointer = "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in way) or "/"
-    raise PayloadError(f"{what} at {pointer[:_SHOWN_POINTER]} {wrong}")
+    raise PayloadError(f"{what} at {printable(pointer[:_SHOWN_POINTER])} {wrong}")
 
 
 def _keeping_flaws(text: str) -> Any:

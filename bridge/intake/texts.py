@@ -17,6 +17,8 @@ from bridge.intake.times import instant, iso_utc
 
 #: The longest text that HubSpot takes as a property's value.
 MAX_TEXT = 65_536
+#: What may be the name of a property.
+PROPERTY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,254}")
 #: How much of a value a message may quote.
 _SHOWN = 60
 

@@ -172,6 +172,13 @@ def test_an_expression_that_fails_says_so_without_the_payload(text: str) -> None
     assert not compile_expression(text, ()).matches({"a": ["secret"]}, Scope())
 
 
+def test_what_is_said_of_json_within_a_text_can_be_kept_and_shown() -> None:
+    """The place of a flaw is made of the payload's keys."""
+    with pytest.raises(ExpressionError, match=r"at /a\\x00\\nb is NaN") as caught:
+        evaluate("parse_json(t)", {"t": '{"a\\u0000\\nb": NaN}'})
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "a..b", "a[", "a ? b", "nosuch(a)", "length()", "length(a, b)", "'open", "a.[?",

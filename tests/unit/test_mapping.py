@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from marshmallow import Schema, ValidationError, fields, post_load, pre_load, validates_schema
+from marshmallow import INCLUDE, RAISE, Schema, ValidationError, fields, post_load, pre_load, validates_schema
 
 from bridge.errors import MappingError, PayloadError
 from bridge.intake.examples import run_example
@@ -357,6 +357,52 @@ def test_whatever_a_schema_raises_concerns_one_event() -> None:
         "the schema raised ZeroDivisionError",
         "sums do not add up",
     ]
+
+
+class Open(Schema):
+    """Takes whatever names the payload has."""
+
+    class Meta:
+        unknown = INCLUDE
+
+    id = fields.Raw(load_only=True)
+    factor = fields.Integer()
+
+    @post_load
+    def grow(self, data: dict[str, Any], **_: Any) -> Any:
+        return {**data, "grown": 10 ** data.pop("factor")} if "factor" in data else data
+
+
+class Closed(Schema):
+    """Complains of names that it does not know."""
+
+    class Meta:
+        unknown = RAISE
+
+    id = fields.Raw()
+    address = fields.Nested(Schema.from_dict({"city": fields.Str()}, name="Address"))
+
+
+ODD_NAMES = ["nul\0", "a b", "é", "", ";", "x" * 300, "\x1b[2J"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_names_that_a_schema_has_from_the_payload_are_checked(name: str) -> None:
+    """Else they would become properties that no database and no CRM takes; the rest goes on."""
+    event = only(compiled(block(properties={}, schema=f"{__name__}:Open")).map_body({"id": 7, name: "x", "ok": "y"}))
+    assert event.updates[0].properties == {"id": "7", "ok": "y"}
+    assert list(event.updates[0].invalid.values()) == ["is not the name of a property"]
+    closed = compiled(block(properties={}, schema=f"{__name__}:Closed"))
+    refused = only(closed.map_body({"id": 7, name: "x", "address": {name: "x"}})).updates[0]
+    assert refused.properties == {"id": "7"}
+    for told in (event.updates[0].invalid, refused.invalid):
+        assert all(text.isprintable() and len(text) <= 1_000 for pair in told.items() for text in pair)
+
+
+def test_a_number_of_a_schema_that_no_text_can_hold_is_invalid() -> None:
+    """Python writes no whole number of more than 4,300 digits."""
+    event = only(compiled(block(properties={}, schema=f"{__name__}:Open")).map_body({"id": 7, "factor": 5_000}))
+    assert event.updates[0].invalid == {"grown": "has more digits than any number"}
 
 
 @pytest.mark.parametrize("name", ["nosuch:Thing", "json:dumps", "json:Nothing", f"{__name__}:LANE"])
