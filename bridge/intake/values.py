@@ -73,8 +73,10 @@ class PairReader:
     value: Expression
     properties: Mapping[str, str]  # sender's name → HubSpot property
 
-    def read_into(self, raw: dict[str, Any], event: dict[str, Any], scope: Scope) -> int:
-        """Put the listed pairs' values into `raw`; a later pair wins. Counts the others."""
+    def read_into(self, raw: dict[str, Any], failed: dict[str, str], event: dict[str, Any], scope: Scope) -> int:
+        """Put the listed pairs' values into `raw`, and why one cannot be read into `failed`; a later pair wins. Counts
+        the others.
+        """
         found = self.items.get(event, scope)
         if found is ABSENT or found is None:
             return 0
@@ -89,8 +91,14 @@ class PairReader:
             if target is None:
                 unlisted += 1
                 continue
-            value = pair[1] if entry else get_value(pair, scope)
+            try:
+                value = pair[1] if entry else get_value(pair, scope)
+            except ExpressionError as error:
+                raw.pop(target, None)
+                failed[target] = str(error)
+                continue
             if value is not ABSENT:
+                failed.pop(target, None)
                 raw[target] = value
         return unlisted
 
@@ -127,7 +135,7 @@ class CompiledValues:
         unlisted = 0
         if self.pairs is not None:
             try:
-                unlisted = self.pairs.read_into(raw, event, scope)
+                unlisted = self.pairs.read_into(raw, failed, event, scope)
             except ExpressionError as error:
                 raise UnmappableError(f"the pairs cannot be read: {error}") from error
         valid, invalid = self.schema.read(raw)

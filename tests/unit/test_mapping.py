@@ -300,6 +300,19 @@ def test_pairs_are_one_a_list_or_an_object(found: object, expected: dict[str, st
     assert mapped.unlisted == unlisted
 
 
+def test_a_pair_whose_value_fails_makes_its_property_invalid() -> None:
+    """Not the event; of several pairs for one property the last counts, be it good or not."""
+    joined = Pairs("fields", "k", "join('+', v)", {name: (name, Property()) for name in ("name", "tags", "more")})
+    bad, good = 5, ["a", "b"]
+    fields = [("name", bad), ("name", good), ("tags", good), ("tags", bad), ("more", good), ("unlisted", bad)]
+    event = only(
+        compiled(block(properties={}, pairs=joined)).map_body(
+            {"id": 7, "fields": [{"k": key, "v": value} for key, value in fields]}
+        )
+    )
+    assert event.updates == (update(name="a+b", more="a+b", invalid={"tags": "join() takes array-string, not number"}),)
+
+
 def test_pairs_of_another_shape_park_the_event() -> None:
     """They say nothing about any property, so nothing is sent."""
     mapped = compiled(block(properties={}, pairs=PAIRS)).map_body({"id": 7, "fields": "text"})
