@@ -127,7 +127,7 @@ def test_no_secret_is_in_it() -> None:
 def test_all_answers_are_there() -> None:
     """Those of every source, and 422 and 429 where the source may give them."""
     sources = configurations()["everything"].sources
-    always = {"400", "404", "405", "408", "413", "414", "415", "431", "503"}
+    always = {"400", "404", "405", "408", "413", "414", "415", "417", "431", "501", "503"}
     assert set(post("several")["responses"]) == always | {"202", "401"}
     assert set(post("types")["responses"]) == always | {"202", "401", "422"}
     assert set(post("pairs")["responses"]) == always | {"202", "401", "429"}

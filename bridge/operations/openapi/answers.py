@@ -25,9 +25,11 @@ _PROBLEMS: Mapping[int, tuple[str, Mapping[str, Any]]] = {
     413: ("The body is too large, as sent or inflated.", {}),
     414: ("The request line is too long.", {}),
     415: ("The media type, or a Content-Encoding other than gzip.", {}),
+    417: ("An Expect other than 100-continue.", {}),
     422: ("Something did not validate. Nothing of the request was taken.", {}),
     429: ("Too many requests.", _AGAIN),
     431: ("The headers are too large.", {}),
+    501: ("A Transfer-Encoding other than chunked.", {}),
     503: ("Full, or about to stop. Nothing of the request was taken: send it again.", _AGAIN),
 }
 

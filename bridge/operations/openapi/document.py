@@ -145,7 +145,7 @@ def _handshake(source: Source, signing: Signing) -> dict[str, Any]:
         "parameters": list(_greeting(challenge)),
         "responses": {
             "200": handshake_answer(source),
-            **problem_answers(400, 404, 405, 414, 431, 503, *([401] if challenge.signed else [])),
+            **problem_answers(400, 404, 405, 414, 417, 431, 501, 503, *([401] if challenge.signed else [])),
         },
         "security": signing.requirements if challenge.signed else [],
     }
