@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,20 @@ def load_source(
         except ValidationError:
             return None, problems
         source = _renumbered(source, raw, faulty)
+    if any(block.schema for block in source.mappings):
+        _let_import_from(folder)
     known_faulty = bool(problems)
     for inner, message in mapping_faults(source):
         place = document.known((*keys, *inner))[2:]
         if not known_faulty or (place and not any(_related(place, other) for other in faulty)):
             problems.append(document.problem((*keys, *place), message))
     return source, problems
+
+
+def _let_import_from(folder: Path) -> None:
+    """Let `schema:` find modules that stand beside the file, behind all others: they take no other module's place."""
+    if (place := str(folder.resolve())) not in sys.path:
+        sys.path.append(place)
 
 
 def _sound_part(raw: Mapping[str, Any], faulty: set[Keys]) -> dict[str, Any]:

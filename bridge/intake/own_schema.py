@@ -37,7 +37,9 @@ class OwnSchema:
         try:
             self._schema = import_schema(name)
         except (Exception, SystemExit) as error:  # noqa: BLE001 (a module of the user's may raise anything)
-            problems.append(MappingError(path, f"{name!r} cannot be used: {error}"))
+            missing_module = isinstance(error, ModuleNotFoundError)
+            hint = "; it must stand beside this file, or where PYTHONPATH says" if missing_module else ""
+            problems.append(MappingError(path, f"{name!r} cannot be used: {error}{hint}"))
         self._names = {
             field.data_key: field.attribute or key
             for key, field in self._schema.load_fields.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -362,6 +363,26 @@ def test_problems_of_included_files_name_these(tmp_path: Path) -> None:
         ("e.yaml", 1, ""),
     ]
     assert f"{tmp_path / 'bridge.yaml'}:5 too" in problems[1].message
+
+
+def test_a_schema_may_stand_in_a_module_beside_the_file_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an included file too; no other module gives way to it."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    write(tmp_path, "from marshmallow import Schema\n\nclass Acme(Schema):\n    pass\n", "beside_the_file.py")
+    write(tmp_path, "raise RuntimeError\n", "json.py")
+    (tmp_path / "more").mkdir()
+    acme = SOUND[SOUND.index("  acme") : SOUND.index("    properties:")] + "    schema: beside_the_file:Acme\n"
+    write(tmp_path / "more", f"sources:\n{acme.replace('acme:', 'beta:').replace('beside', 'farther')}", "beta.yaml")
+    write(tmp_path / "more", "from beside_the_file import Acme\n", "farther_the_file.py")
+
+    loaded = load_settings(
+        write(tmp_path, f"{SOUND[: SOUND.index('  acme')]}{acme}include: more/*.yaml\n"), environ=ENVIRON
+    )
+
+    assert set(loaded.sources) == {"acme", "beta"}
+    assert sys.path[-2:] == [str(tmp_path), str(tmp_path / "more")]
 
 
 def test_a_sandbox_needs_no_token(tmp_path: Path) -> None:
