@@ -33,11 +33,12 @@ def check(ctx: click.Context, config: Path, *, sandbox: bool, portal: bool, as_j
     """Tell everything that is wrong with the configuration, and try its examples."""
     from bridge.config import examine
     from bridge.config.examples import failing_examples
+    from bridge.operations.logs import faults
 
     if portal and sandbox:
         raise click.UsageError("--portal asks HubSpot, which --sandbox does without; leave one of them out")
     findings = examine(config, sandbox=sandbox)
-    problems, warnings = list(findings.problems), list(findings.warnings)
+    problems, warnings = [*findings.problems, *faults(os.environ)], list(findings.warnings)
     comparison: Comparison | None = None
     if findings.settings is not None and findings.document is not None:
         problems += failing_examples(findings.settings, findings.document)

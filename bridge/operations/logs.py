@@ -127,21 +127,32 @@ def _escaped(_logger: Any, _method: str, event: EventDict) -> EventDict:
     return {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
 
 
+def _chosen(environ: Mapping[str, str]) -> tuple[str, str]:
+    """The level and the format."""
+    level = environ.get("BRIDGE_LOG_LEVEL", "info").lower()
+    return level, environ.get("BRIDGE_LOG_FORMAT", "console" if sys.stdout.isatty() else "json").lower()
+
+
+def faults(environ: Mapping[str, str]) -> list[Problem]:
+    """What `configure` would refuse."""
+    level, form = _chosen(environ)
+    problems = []
+    if level not in LEVELS:
+        problems.append(Problem("BRIDGE_LOG_LEVEL", f"{level!r} is no level; use one of {', '.join(LEVELS)}"))
+    if form not in FORMATS:
+        problems.append(Problem("BRIDGE_LOG_FORMAT", f"{form!r} is no format; use one of {', '.join(FORMATS)}"))
+    return problems
+
+
 def configure(environ: Mapping[str, str]) -> dict[str, Any]:
     """Set up structlog by `BRIDGE_LOG_LEVEL` and `BRIDGE_LOG_FORMAT`.
 
     Returns the `logging` configuration that brings the libraries' own lines (gunicorn's, say) into the same
     form. Raises ConfigError for a level or format that does not exist.
     """
-    level = environ.get("BRIDGE_LOG_LEVEL", "info").lower()
-    form = environ.get("BRIDGE_LOG_FORMAT", "console" if sys.stdout.isatty() else "json").lower()
-    problems = []
-    if level not in LEVELS:
-        problems.append(Problem("BRIDGE_LOG_LEVEL", f"{level!r} is no level; use one of {', '.join(LEVELS)}"))
-    if form not in FORMATS:
-        problems.append(Problem("BRIDGE_LOG_FORMAT", f"{form!r} is no format; use one of {', '.join(FORMATS)}"))
-    if problems:
+    if problems := faults(environ):
         raise ConfigError(problems)
+    level, form = _chosen(environ)
     shared: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

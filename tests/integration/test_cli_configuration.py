@@ -48,6 +48,22 @@ def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("secrets")
+@pytest.mark.parametrize("command", [["check"], ["serve", "--sandbox"]])
+def test_f52_variables_that_serve_would_refuse_are_told_by_check_too(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the same words."""
+    Path("bridge.yaml").write_text(SOUND, encoding="utf-8")
+    monkeypatch.setenv("BRIDGE_LOG_LEVEL", "loud")
+    monkeypatch.setenv("BRIDGE_LOG_FORMAT", "xml")
+
+    assert run(command) == 1
+    err = capsys.readouterr().err
+    assert "BRIDGE_LOG_LEVEL: 'loud' is no level; use one of debug" in err
+    assert "BRIDGE_LOG_FORMAT: 'xml' is no format; use one of" in err
+
+
+@pytest.mark.usefixtures("secrets")
 def test_a_sound_file_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     Path("bridge.yaml").write_text(SOUND, encoding="utf-8")
 
