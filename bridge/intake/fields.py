@@ -8,7 +8,7 @@ the key). Error messages complete a sentence that begins with the property's nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import tzinfo
 from decimal import Decimal
 from typing import Any
@@ -40,6 +40,7 @@ class PropertyField(fields.Field[str]):
         self._format = how.format
         self._zone = zone
         self._one = self.convert if how.values is None else self._translate
+        self._several = how.multiple
         self._read = self._join if how.multiple else self._one
 
     def convert(self, value: Any) -> str:
@@ -55,6 +56,16 @@ class PropertyField(fields.Field[str]):
                 raise ValidationError("is required and absent")
             return missing
         return self._nothing() if value is None or value == [] else self._read(value)
+
+    def unfit_values(self) -> Iterator[tuple[str, str]]:
+        """What of `values:` stands for nothing that the property can hold, and why: that is no partner's fault."""
+        for key, found in (self._values or {}).items():
+            try:
+                text = self.convert(found) if found else ""
+                if self._several:
+                    join_texts([text])
+            except ValidationError as error:
+                yield key, "; ".join(str(message) for message in error.messages)
 
     def _nothing(self) -> Any:
         if self._clears:
@@ -192,6 +203,9 @@ def build_field(how: Property, zone: tzinfo | None, path: Path) -> PropertyField
     if problems:
         raise ExceptionGroup("property", problems)
     field = TYPES[how.type](how, zone)
+    problems = [MappingError((*path, "values", key), message) for key, message in field.unfit_values()]
+    if problems:
+        raise ExceptionGroup("property", problems)
     if how.constant is None:
         return field
     try:

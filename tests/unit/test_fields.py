@@ -231,6 +231,23 @@ def test_options_that_do_not_fit_are_found_beforehand(options: dict[str, Any], k
     assert ("properties", "p", key) in paths
 
 
+@pytest.mark.parametrize(
+    "options, wrong",
+    [
+        ({"type": "number", "values": {"a": "1,5", "b": "1.5", "c": "", "*": "x"}}, {"a", "*"}),
+        ({"type": "date", "values": {"a": "soon", "b": "2026-01-02"}}, {"a"}),
+        ({"type": "enumeration", "values": {"a": "x;y", "b": ";z"}}, {"b"}),
+        ({"type": "enumeration", "multiple": True, "values": {"a": "x;y", "b": "z"}}, {"a"}),
+    ],
+)
+def test_values_that_the_property_cannot_hold_are_found_beforehand(options: dict[str, Any], wrong: set[str]) -> None:
+    """Else every such event would be invalid, and the partner could do nothing about it."""
+    with pytest.raises(ExceptionGroup) as caught:
+        build_field(Property("a", **options), None, ("properties", "p"))
+    paths = [error.path for error in caught.value.exceptions if isinstance(error, MappingError)]
+    assert paths == [("properties", "p", "values", key) for key in options["values"] if key in wrong]
+
+
 OPTIONS: dict[str, dict[str, Any]] = {"plain": {}, "strict": {"required": True, "multiple": True}}
 SCALARS = st.none() | st.booleans() | st.integers() | st.decimals(allow_nan=False, allow_infinity=False) | st.text()
 VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(), SCALARS, max_size=2)
