@@ -92,7 +92,10 @@ def _secret_advice(document: Document, keys: Keys, secret: Secret) -> Iterator[P
         except OSError:
             return
         if mode & stat.S_IROTH:
-            message = f"everybody on this machine can read {secret.file}; run `chmod 600 {secret.file}`"
+            message = (
+                f"everybody on this machine can read {secret.file}; run `chmod 600 {secret.file}`, or in Kubernetes "
+                "give its volume `defaultMode: 0440`"
+            )
             yield document.problem(keys, message)
 
 
