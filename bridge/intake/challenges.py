@@ -42,8 +42,8 @@ class CompiledChallenge:
         self._reply = problems.expression(challenge.reply, ("challenge", "reply"))
         self._needs = Needs([self._reply] if self._when is None else [self._reply, self._when])
         self._hidden = hidden
-        for name in sorted(hidden & (self._needs.headers or frozenset())):
-            problems.add(("challenge",), f"_headers.{name} holds a credential, which no expression may read")
+        for fault in self._needs.header_faults(hidden=hidden):
+            problems.add(("challenge",), fault)
 
     def answer(self, body: Any, *, headers: Mapping[str, str], query: Mapping[str, str]) -> Response | None:
         """The answer to a request that is a handshake; None when it is none. `body` is {} where there is none.

@@ -7,7 +7,7 @@ other expression null means absent.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,9 +118,17 @@ class Needs:
         """Those of a request's headers that are looked at, as `_headers` names them."""
         if self.headers is not None and not self.headers:
             return {}
-        named = {name.lower().replace("-", "_"): value for name, value in headers.items()}
+        named = {_header_key(name): value for name, value in headers.items()}
         wanted = named.keys() if self.headers is None else self.headers
         return {name: named[name] for name in wanted if name in named and name not in hidden}
+
+    def header_faults(self, *, hidden: frozenset[str]) -> Iterator[str]:
+        """What is wrong with the headers that are looked at by name."""
+        for name in sorted(self.headers or ()):
+            if name in hidden:
+                yield f"_headers.{name} holds a credential, which no expression may read"
+            elif name != (known := _header_key(name)):
+                yield f'_headers."{name}" is never there: write _headers.{known}, in lower case and with underscores'
 
     def query_of(self, query: Mapping[str, str]) -> dict[str, str]:
         """Those of the query's parameters that are looked at."""
@@ -130,6 +138,10 @@ class Needs:
     def root_of(self, root: Any) -> Any:
         """Those parts of the whole payload that are looked at."""
         return _prune(root, self._root_paths)
+
+
+def _header_key(name: str) -> str:
+    return name.lower().replace("-", "_")
 
 
 def _prune(value: Any, paths: set[tuple[str, ...]]) -> Any:

@@ -105,8 +105,8 @@ class CompiledSource:
         self._hidden = CREDENTIALS | (
             {source.verify.header.lower().replace("-", "_")} if source.verify.scheme == "bearer" else set()
         )
-        for name in sorted(self._hidden & (self._seen.headers or frozenset())):
-            problems.add((), f"_headers.{name} holds a credential, which no expression may read")
+        for fault in self._seen.header_faults(hidden=self._hidden):
+            problems.add((), fault)
         self.challenge = (
             CompiledChallenge(source.challenge, problems, hidden=frozenset(self._hidden))
             if source.challenge is not None

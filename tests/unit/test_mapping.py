@@ -476,6 +476,19 @@ def test_no_expression_sees_credentials() -> None:
     assert json.loads(event.context) == {"headers": {"x_a": "1"}}
 
 
+@pytest.mark.parametrize("name", ['"X-Shop-Topic"', "X_Shop_Topic", '"x-shop-topic"'])
+def test_a_header_that_is_named_as_it_is_sent_is_an_error(name: str) -> None:
+    """It would never be there; the message says how it is named here."""
+    for made in (
+        source(block(properties={"topic": Property(f"_headers.{name}")})),
+        source(event_id=f"_headers.{name}"),
+        source(challenge=Challenge(f"_headers.{name}")),
+    ):
+        with pytest.raises(ExceptionGroup) as caught:
+            compile_source(made)
+        assert "write _headers.x_shop_topic" in str(caught.value.exceptions[0])
+
+
 def test_replay_uses_todays_mapping() -> None:
     """The same kept event, another mapping."""
     event = only(compiled().map_body({"id": 7, "name": "A", "plan": "Iron"}))
