@@ -15,6 +15,7 @@ from tests.configurations import PARTNERS, configurations, sources
 #: What partners might put anywhere: each kind of nothing, of scalar, of number and of text that reads as one.
 AWKWARD: list[Any] = [
     None, "", " ", "\t\x1f\x85", "\ufeff", [], {}, [None], [[]], [""], ["a"], ["a", " b ", None], ["x;y"], {"a": 1},
+    {"nul\0\n": 1},
     True, False, 0, 1, 1.0, 1.5, 7, -3, 2**70, 10**25, 1e300, 12.50, "0", "1", "1.5", " 1 ", "+1.", ".5", "1e3", "1,5",
     "NaN", "true", "YES", " No ", "on", "Gold", " Gold ", "gold", "a/b (c)", "a", "a,b", "a, b,,", "x;y", ";a",
     " ;a", "\n;a", "2026-12-31", "2026-12-31T10:00:00", "2026-12-31T10:00:00Z", "20261231", "31/12/2026", "2026-W01-5",

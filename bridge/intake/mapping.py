@@ -35,6 +35,8 @@ from bridge.settings import Source
 MAX_EVENT_ID = 200
 #: Events of one request: a megabyte of `{},` would otherwise become most of a gigabyte.
 MAX_EVENTS = 10_000
+#: Characters of all events that `events` puts together: each of them may repeat a large part of the body.
+MAX_MADE = 64_000_000
 #: Events between two breaths: a long array must not keep other requests waiting.
 _SLICE = 50
 
@@ -150,7 +152,7 @@ class CompiledSource:
         kept = self._kept_context(seen, asked)
         root = to_json(self._kept.root_of(body)) if self._kept.root and (several or events[0] is not body) else None
         mapped = Mapped()
-        reject, unlisted = False, 0
+        reject, unlisted, made = False, 0, 0
         for index, event in enumerate(events):
             if pause is not None and index % _SLICE == _SLICE - 1:
                 pause()
@@ -166,6 +168,8 @@ class CompiledSource:
                 reject = reject or reading.reject or (complaint is not None and reading.strict)
             unlisted += reading.unlisted
             payload = _kept_text(event, index) if self._events.makes else to_json(event)
+            if self._events.makes and (made := made + len(payload)) > MAX_MADE:
+                raise PayloadError(f"events: put together they have more than {MAX_MADE} characters")
             mapped.events.append(
                 Event(
                     self.name,
