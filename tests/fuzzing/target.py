@@ -122,10 +122,11 @@ class Front:
             url = settings.server.public_url
             compiled = compile_source(source, url)
             self._endpoints[self._names[key]] = Endpoint(compiled, Verifier(source.verify, url), MAX_BODY)
-        self._app = Flask("fuzzing")
-        register_problem_handlers(self._app)
+        app = Flask("fuzzing")
+        register_problem_handlers(app)
         webhooks = Webhooks(sources=lambda: self._endpoints, journal=self.journal, observer=self.seen, clock=self.clock)
-        self._app.register_blueprint(webhooks.blueprint())
+        app.register_blueprint(webhooks.blueprint())
+        self._app = webhooks.before(app)  # as the service has it
 
     def send(self, message: Message) -> tuple[int, bytes]:
         """The answer to a message: status and body. Raises whatever goes wrong."""
