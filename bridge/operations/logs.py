@@ -36,14 +36,16 @@ class Lines:
     """Where structlog's lines go: kept in memory for a moment and written by a thread of its own.
 
     A request must not wait for the log: a write is a system call and a turn of the interpreter's lock, and a
-    reader that is stuck would hold it for ever. What does not fit is dropped and counted; the count is logged
-    once the reader reads again. Thread-safe; each process of a fork has a thread of its own.
+    reader that is stuck would hold it for ever. What does not fit, or cannot be written (a full disk, a reader that
+    went away), is dropped and counted; the count is logged once that works again. Thread-safe; each process of a
+    fork has a thread of its own.
     """
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._lines: deque[str] = deque()
         self._dropped = 0
+        self._failed = False  # the last write: it may have ended within a line
         self._start = threading.Lock()
         self._pid: int | None = None
         #: One at a time writes: the thread, or `flush` at the end.
@@ -92,14 +94,18 @@ class Lines:
         lines = []
         while self._lines:
             lines.append(self._lines.popleft())
-        if self._dropped:
-            at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-            lost = {"lines": self._dropped, "event": "log lines dropped", "level": "warning", "timestamp": at}
-            lines.append(_to_json(lost))
-            self._dropped = 0
-        if lines:
-            self._out.write("\n".join(lines) + "\n")
+        if not lines and not self._dropped:
+            return
+        dropped, self._dropped = self._dropped, 0
+        told = [_dropped(dropped)] if dropped else []
+        try:
+            self._out.write("\n" * self._failed + "\n".join([*lines, *told]) + "\n")
             self._out.flush()
+        except OSError:
+            self._failed = True
+            self._dropped += dropped + len(lines)
+        else:
+            self._failed = False
 
 
 class LinesHandler(logging.Handler):
@@ -116,6 +122,11 @@ class LinesHandler(logging.Handler):
             self._lines.msg(self.format(record))
         except Exception:  # noqa: BLE001 (as every handler does: logging must not raise)
             self.handleError(record)
+
+
+def _dropped(lines: int) -> str:
+    at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return _to_json({"lines": lines, "event": "log lines dropped", "level": "warning", "timestamp": at})
 
 
 def _to_json(document: object, **_options: Any) -> str:

@@ -229,3 +229,39 @@ def test_f50_a_log_that_nobody_reads_holds_up_nothing(tmp_path: Path) -> None:
             os.close(reader)
             if service.process is not None and service.process.poll() is None:
                 service.kill_all()
+
+
+def test_f50_a_reader_of_the_log_that_goes_away_costs_only_its_lines(tmp_path: Path) -> None:
+    """As a full disk does: each write fails. The next reader gets what is logged from then on, and how much is not."""
+    crm = Crm(open_properties=False)
+    with SandboxServer(crm) as server:
+        service = Running(tmp_path, server.url)
+        os.mkfifo(service.log)
+        reader = os.open(service.log, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            service.start()
+            os.close(reader)
+            for at in range(3):  # each after the last was written, or was not
+                assert service.post(event(f"c{at}")).status_code == 202
+                time.sleep(0.2)
+            reader = os.open(service.log, os.O_RDONLY | os.O_NONBLOCK)
+            assert service.post(event("c3")).status_code == 202
+
+            read = b""
+
+            def told() -> bool:
+                nonlocal read
+                with contextlib.suppress(BlockingIOError):
+                    read += os.read(reader, 1 << 20)
+                return b"log lines dropped" in read and b'"webhook"' in read
+
+            assert eventually(told, within_s=10)
+            lines = [orjson.loads(line) for line in read.splitlines() if line.startswith(b"{")]
+            assert sum(line["lines"] for line in lines if line["event"] == "log lines dropped") >= 3
+            assert b"Traceback" not in read
+            assert eventually(lambda: held(crm) == {f"c{at}" for at in range(4)})
+            assert service.stop() == 0
+        finally:
+            os.close(reader)
+            if service.process is not None and service.process.poll() is None:
+                service.kill_all()
