@@ -164,8 +164,12 @@ class Service:
     # --- vitals ---
 
     def alive(self) -> Verdict:
-        """False when the dispatcher makes no progress, which a restart cures."""
+        """False when the dispatcher makes no progress or nothing can be written, which a restart cures."""
+        if not self._commits.is_running:
+            return Verdict(ok=False, why="the journal's writer has ended")
         stuck_s = self._duty.stuck_s()
+        if stuck_s == float("inf"):
+            return Verdict(ok=False, why="nobody is left who would start a dispatcher")
         if stuck_s > STUCK_AFTER_S:
             return Verdict(ok=False, why=f"the dispatcher has made no progress for {stuck_s:.0f} s")
         return Verdict(ok=True)

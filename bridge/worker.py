@@ -57,6 +57,8 @@ ADMIN_THREADS, HEALTH_THREADS = 4, 2
 STOP_MARGIN_S = 3
 #: Seconds between two looks at whether the worker is to end.
 BEAT_S = 0.2
+#: A worker that has not been alive for so long ends, and the master starts another: enough for a probe to see it.
+GIVE_UP_S = 10.0
 
 
 class Connection(socket.socket):
@@ -116,6 +118,7 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
         ]
         self._idle: dict[Connection, float] = {}  # no whole head is there yet, since when; the longest first
         self._connections = 0
+        self._dead_since: float | None = None
         self._room = room_for_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self._hang_ups: SimpleQueue[None] = SimpleQueue()  # unlike an Event it may be used in a signal handler
         self._held: dict[Connection, int] = {}  # bytes of the requests at hand, the oldest first
@@ -165,6 +168,7 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
             servers.append(server)
         while self.alive and self.ppid == os.getppid():
             self.notify()
+            self._give_up()
             gevent.sleep(BEAT_S)
         self.handle_exit(0, None)  # also when the master is gone
         for server in servers:
@@ -175,6 +179,19 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
                 connection.hang_up()
             self.notify()
             gevent.sleep(BEAT_S / 4)
+
+    def _give_up(self) -> None:
+        """End if this process is of no use any more. Of several workers a probe asks any, and Kubernetes would hardly
+        ever hear of the one that may deliver and does not.
+        """
+        verdict = self.service.alive()
+        if verdict.ok:
+            self._dead_since = None
+        elif self._dead_since is None:
+            self._dead_since = time.monotonic()
+        elif time.monotonic() - self._dead_since > GIVE_UP_S:
+            self.log.error("this worker ends, another takes its place: %s", verdict.why)
+            self.alive = False
 
     def init_signals(self) -> None:
         super().init_signals()

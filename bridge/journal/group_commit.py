@@ -198,6 +198,11 @@ class GroupCommit:
         with self._mutex:
             self._coming += coming
 
+    @property
+    def is_running(self) -> bool:
+        """False when the writer's thread has ended by accident: nothing is taken any more."""
+        return self._stopped or self._thread.is_alive()
+
     def close(self, timeout_s: float = 5.0) -> None:
         """Write what waits and stop."""
         with self._mutex:

@@ -1,7 +1,7 @@
 """Health as values: alive, ready, and the figures of `GET /status`.
 
-Alive depends only on what a restart cures: a dispatcher that makes no progress. Ready means that a webhook
-could be journalled now; a CRM outage changes neither.
+Alive depends only on what a restart cures: a dispatcher that makes no progress, a writer that ended. Ready means
+that a webhook could be journalled now; a CRM outage changes neither.
 """
 
 from __future__ import annotations

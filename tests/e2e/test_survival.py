@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 import requests
 
 from bridge.sandbox import Crm, SandboxServer
+from tests.history import dispatcher_pid
 from tests.running import Running, eventually, running
 
 
@@ -85,19 +87,57 @@ def test_f48_threads_that_die_in_a_call_are_replaced(tmp_path: Path) -> None:
         assert crm.ledger.violations() == []
 
 
-def test_f48_a_worker_that_cannot_start_a_dispatcher_any_more_is_not_alive(tmp_path: Path) -> None:
-    """Nobody is left who would: `/livez` tells Kubernetes to restart it, and nothing is lost by that."""
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.heavy)])
+def test_f48_a_worker_that_can_start_no_dispatcher_is_not_alive_and_makes_place_for_another(
+    tmp_path: Path, workers: int
+) -> None:
+    """`/livez` tells Kubernetes while it is the only one. Of several a probe asks any: whichever it is, another takes
+    over within seconds. Nothing is lost by that.
+    """
     crm = Crm(open_properties=False)
-    with mortal(tmp_path, crm) as service:
+    orders = ("duty SystemExit", "dispatcher SystemExit")
+    with mortal(tmp_path, crm, workers=workers) as service:
         assert eventually(lambda: service.log_has("this process delivers"))
-        strike(service, "duty SystemExit", "dispatcher SystemExit")
+        dispatcher = dispatcher_pid(tmp_path)
+        strike(service, *orders)
+        if workers == 1:
+            assert eventually(lambda: not alive(service), within_s=5)
+            assert service.post(event("c1")).status_code == 202
+            assert not alive(service)
+
+        def is_gone() -> bool:
+            if workers > 1:
+                strike(service, *orders)  # whichever worker looks first
+            return dispatcher not in service.pids()
+
+        assert eventually(is_gone, within_s=60, every_s=0.5)
+        assert service.log_has("this worker ends, another takes its place")
+        assert eventually(lambda: len(service.pids()) == 1 + workers and alive(service))
+        assert eventually(lambda: is_taken(service, "c2"))
+        assert eventually(lambda: "c2" in held(crm))
+        assert workers > 1 or "c1" in held(crm)
+        assert crm.ledger.violations() == []
+
+
+@pytest.mark.heavy
+def test_f48_a_worker_that_can_write_nothing_is_not_alive_and_makes_place_for_another(tmp_path: Path) -> None:
+    crm = Crm(open_properties=False)
+    with mortal(tmp_path, crm, drain_timeout="2s") as service, ThreadPoolExecutor(1) as pool:
+        old = service.pids()[1]
+        strike(service, "journal-writer SystemExit")
+        sent = pool.submit(is_taken, service, "c1")  # by which it wakes and dies
         assert eventually(lambda: not alive(service), within_s=5)
-        assert service.post(event("c1")).status_code == 202
-        assert not alive(service)
-        assert service.stop() == 0
-        service.start()
-        assert eventually(lambda: held(crm) == {"c1"})
-        assert alive(service)
+        assert eventually(lambda: old not in service.pids() and len(service.pids()) == 2 and alive(service))
+        assert not sent.result()
+        assert eventually(lambda: is_taken(service, "c2"))
+        assert eventually(lambda: held(crm) == {"c2"})
+
+
+def is_taken(service: Running, name: str) -> bool:
+    """Whether it is answered 202; a worker that ends may close the connection."""
+    with contextlib.suppress(requests.RequestException):
+        return service.post(event(name)).status_code == 202
+    return False
 
 
 # --- F49 ----------------------------------------------------------------------------------------
