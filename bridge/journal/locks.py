@@ -57,6 +57,8 @@ class FileLock:
             fcntl.flock(self._fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             return False
+        except OSError as error:
+            raise self._fails(error) from error
         return True
 
     def release(self) -> None:
@@ -68,7 +70,10 @@ class FileLock:
     def mark(self) -> Mark:
         """The mark; the lock must have been acquired once."""
         assert self._fd is not None  # noqa: S101 (acquired before)
-        written = os.pread(self._fd, 1, 0)
+        try:
+            written = os.pread(self._fd, 1, 0)
+        except OSError as error:
+            raise self._fails(error) from error
         return self._unwritten or (Mark(written) if written in _MARKS else Mark.NEW)
 
     @mark.setter
@@ -81,6 +86,11 @@ class FileLock:
             self._unwritten = mark  # then at least this process knows it
         with suppress(OSError):  # for a power cut; other processes see it without
             os.fsync(self._fd)
+
+    def _fails(self, error: OSError) -> JournalUnavailableError:
+        return JournalUnavailableError(
+            f"the journal's lock file {self.path} cannot be used: {error.strerror}; look into the kernel's log"
+        )
 
     def close(self) -> None:
         """Close the file, which frees the lock unless another process inherited it."""

@@ -309,6 +309,37 @@ def test_f08_a_failing_disk_is_answered_503_until_it_is_well_again(tmp_path: Pat
         assert service.run("journal", "verify").returncode == 0
 
 
+def test_f08_locks_that_the_kernel_does_not_grant_are_answered_503_until_it_does(tmp_path: Path) -> None:
+    with serving(tmp_path, NO_CRM) as service:
+        service.start()
+        assert post(service, 1).status_code == 202
+        with injected(service.pids()[1], "flock:error=ENOLCK", tmp_path / "strace.txt"):
+            assert [post(service, number).status_code for number in range(2, 8)] == [503] * 6
+            assert is_unready(service, "lock file")
+        assert eventually(lambda: readiness(service)[0] == 200, within_s=10)
+        assert post(service, 9).status_code == 202
+        assert "Traceback" not in service.log.read_text(encoding="utf-8")
+
+
+def test_f08_what_cannot_be_read_is_answered_503_and_counts_as_damage_until_a_person_has_checked_it(
+    tmp_path: Path,
+) -> None:
+    """SQLite itself takes a failed read for a damaged file, and what was not read cannot be told from what is gone."""
+    with serving(tmp_path, NO_CRM) as service:
+        service.start()
+        assert post(service, 1).status_code == 202
+        with injected(service.pids()[1], "pread64:error=EIO", tmp_path / "strace.txt"):
+            assert [post(service, number).status_code for number in range(2, 8)] == [503] * 6
+            assert is_unready(service, "journal")
+            assert eventually(lambda: errors(service, "damaged") > 0)
+        assert post(service, 8).status_code == 503
+        assert is_unready(service, "damaged")
+        assert service.run("journal", "verify").returncode == 0
+        assert eventually(lambda: readiness(service)[0] == 200, within_s=10)
+        assert post(service, 9).status_code == 202
+        assert "Traceback" not in service.log.read_text(encoding="utf-8")
+
+
 def test_f08_after_one_failed_fsync_the_file_is_rewritten_before_it_is_trusted(tmp_path: Path) -> None:
     """The kernel tells of a failed fsync once, and calls the lost pages clean: the next success proves nothing."""
     with serving(tmp_path, NO_CRM) as service:
