@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bridge.sandbox import Crm, SandboxServer
+from bridge.sandbox.records import Address
 from tests.history import History, Sent, check, run_history
 from tests.running import Running
 
-#: Kills of each long run; HISTORY_KILLS=100 makes it 200 in all.
+#: Kills of each long run beside those of its starts; HISTORY_KILLS=100 makes it 200 in all.
 KILLS = int(os.environ.get("HISTORY_KILLS", "25"))
 SEED = int(os.environ.get("HISTORY_SEED", "7"))
 
@@ -23,7 +25,7 @@ def run(folder: Path, *, workers: int, seed: int, kills: int) -> tuple[History, 
     with SandboxServer(crm) as sandbox:
         history, service = run_history(folder, crm, sandbox.url, workers=workers, seed=seed, kills=kills)
     breaches = check(history, crm, service)
-    print(f"seed {seed}, {workers} workers: {history.summary()}; {len(breaches)} breaches")  # noqa: T201 (the record)
+    print(f"seed {seed}, {workers} workers: {history.summary()}; {len(breaches)} breaches")  # noqa: T201 (see -rP)
     assert breaches == []
     assert len(history.of("acknowledged")) > 20 * kills
     return history, crm, service
@@ -33,14 +35,29 @@ def run(folder: Path, *, workers: int, seed: int, kills: int) -> tuple[History, 
 def test_f01_f02_f03_f04_kill_9_of_any_part_breaks_no_promise(tmp_path: Path, workers: int) -> None:
     history, crm, service = run(tmp_path, workers=workers, seed=SEED + workers, kills=4)
 
-    # And the checker would have seen it: each kind of breach, made by hand.
-    value = next(one for one in crm.ledger.applied() if one.property == "company_name")
+    # And the checker would have seen it: breaches of each kind, made by hand.
+    calls = {call.seq: call for call in crm.ledger.calls("update")}
+    value = next(
+        one for one in crm.ledger.applied() if one.property == "company_name" and calls[one.call].fault is None
+    )
     event = history.sent[value.value.removeprefix("name ")]
+    standing = crm.state(id_property="acme_client_id")["partner_clients"]
+    last = next(
+        history.sent[values["company_name"].removeprefix("name ")]
+        for record, values in standing.items()
+        if record != event.record and "company_name" in values
+    )
+    history.sent[last.id] = replace(last, values={"company_name": "name that never came"})
     ghost = Sent("ghost", event.record, time.time() + 60, {"company_name": "name ghost"})
     history.sent["ghost"], history.answers["ghost"] = ghost, "acknowledged"
     history.answers[event.id] = "refused"
+    history.kills.clear()
+    address = Address(value.object_type, value.id_property, value.id)
+    crm.ledger.apply(calls[max(calls)], address, value.record_id, {value.property: value.value})
     found = check(history, crm, service)
-    assert {breach[:3] for breach in found} >= {"(a)", "(b)", "(c)"}
+    assert {breach[:3] for breach in found} >= {"(a)", "(b)", "(c)", "(d)"}
+    assert any("none of it ever arrived" in breach for breach in found)
+    assert any("ghost" in breach for breach in found)
 
 
 @pytest.mark.heavy
