@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +30,7 @@ SANDBOX_START_S = 20.0
 @click.option("--sandbox", is_flag=True, help="Deliver to a built-in sandbox CRM instead of HubSpot.")
 def serve(config: Path, sandbox: bool) -> int:
     """Run the service in the foreground until SIGTERM or Ctrl-C."""
+    signal.signal(signal.SIGTERM, stop_starting)
     for name in forget_gunicorns(os.environ):
         click.echo(f"warning: {name} is not used; the server is configured by bridge.yaml alone", err=True)
     from bridge import server
@@ -47,6 +49,13 @@ def serve(config: Path, sandbox: bool) -> int:
             load_settings=lambda: towards(load(config, sandbox=True).settings, url),
             ready=lambda: _next(settings, config),
         )
+
+
+def stop_starting(_number: int, _frame: object) -> None:
+    """End at a SIGTERM before the server has its own way of stopping: as a container's first process it would not be
+    delivered otherwise, and the container be killed after its whole grace period.
+    """
+    raise SystemExit(0)
 
 
 def forget_gunicorns(environ: MutableMapping[str, str]) -> list[str]:

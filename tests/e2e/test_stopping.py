@@ -132,3 +132,33 @@ def test_f14_signals_of_any_kind_and_number_are_one_clean_stop(
         assert held(crm) == {f"c{at}" for at in range(10)}
         assert len(crm.ledger.calls("update")) == 1
         assert not service.log_has("Traceback")
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.2, 0.5, pytest.param(0.9, marks=pytest.mark.heavy)])
+def test_f14_sigterm_in_the_middle_of_a_start_is_a_clean_stop_too(tmp_path: Path, after_s: float) -> None:
+    """As the first process of a container it would not even be delivered, had nobody asked for it."""
+    crm = Crm(open_properties=False)
+    with SandboxServer(crm) as server:
+        service = Running(tmp_path, server.url, workers=2, drain_timeout="2s")
+        service.start(ready=False)
+        process = service.process
+        assert process is not None
+        try:
+            assert eventually(lambda: catches(process.pid, TERM), every_s=0.002)
+            time.sleep(after_s)
+            process.send_signal(TERM)
+            assert process.wait(15) == 0
+            assert not service.log_has("Traceback")
+            service.start()
+            assert service.post(event("c1")).status_code == 202
+            assert eventually(lambda: held(crm) == {"c1"})
+        finally:
+            assert service.stop() == 0
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler for the signal."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
