@@ -16,7 +16,7 @@ import requests
 
 from bridge.journal import versions
 from bridge.sandbox import Crm, SandboxServer
-from tests import builders
+from tests import builders, large_journal
 from tests.running import Running, eventually, running
 
 pytestmark = pytest.mark.heavy
@@ -105,6 +105,29 @@ def test_a_million_records_that_wait_cost_neither_memory_nor_time(tmp_path: Path
     assert many["calls"] > few["calls"] / 2 > 0
     assert many["MB"] - few["MB"] < 30
     assert many["MB"] < 200
+    assert crm.ledger.violations() == []
+
+
+def test_a_million_settled_records_cost_neither_memory_nor_time(tmp_path: Path) -> None:
+    """Claims, counts, /metrics, /status, webhooks and delivery go on at 2,000,000 settled values as at 20,000."""
+    crm = Crm(open_properties=False)
+    crm.behaviour.latency_s = 0.05
+    found: dict[int, dict[str, float]] = {}
+    with SandboxServer(crm) as server:
+        for settled in (10_000, 1_000_000):
+            folder = tmp_path / str(settled)
+            folder.mkdir()
+            service = Running(folder, server.url, drain_timeout="1s")
+            large_journal.fill(folder / "journal.db", settled=settled, parked=1_000)
+            fill(service, range(settled * 10, settled * 10 + 1_000))
+            found[settled] = measured(service, crm, 1_000)
+            print(settled, found[settled])  # noqa: T201
+            (folder / "journal.db").unlink()  # half a gigabyte
+    few, many = found[10_000], found[1_000_000]
+    for kind in ("due", "count", "prune", "metrics", "status", "webhook"):
+        assert many[kind] < 3 * few[kind] + 5, kind
+    assert many["calls"] > few["calls"] / 2 > 0
+    assert many["MB"] - few["MB"] < 30
     assert crm.ledger.violations() == []
 
 
