@@ -153,14 +153,18 @@ class Journal:
         pending_full = figures.pending >= self._settings.max_pending * share
         size_full = size >= self._settings.max_size * share
         self._full = pending_full or size_full
+        most = ", most of them from {} for {}".format(*figures.waiting[0]) if figures.waiting else ""
         if pending_full:
-            most = ", most of them from {} for {}".format(*figures.waiting[0]) if figures.waiting else ""
             limit = self._settings.max_pending
             raise JournalFullError(
                 f"{figures.pending} records wait to be delivered (journal.max_pending {limit}){most}"
             )
         if size_full:
-            raise JournalFullError(f"the journal holds {size} bytes (journal.max_size {self._settings.max_size})")
+            raise JournalFullError(
+                f"the journal holds {size} bytes (journal.max_size {self._settings.max_size}): {figures.pending} "
+                f"records wait to be delivered{most}, {figures.parked} entries are parked, which stay until someone "
+                "replays or discards them, and the last values of all records are remembered (journal.remember)"
+            )
 
     def _cached_figures(self) -> tuple[Figures, int]:
         now = self._clock.monotonic()

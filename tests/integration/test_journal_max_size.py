@@ -78,12 +78,14 @@ def test_f36_near_its_size_settled_events_go_early_and_nothing_else_does(journal
 
 
 def test_f36_at_its_size_webhooks_are_refused_until_there_is_room_again(journal: Journal, clock: FakeClock) -> None:
-    """What is parked never goes by itself."""
+    """What is parked never goes by itself; what fills it is told."""
     parked = [event(f"p{at}", updates=(), unmappable="no id", payload=PAYLOAD) for at in range(4_000)]
     append(journal, clock, parked)
     full = journal.size()
     limit(journal, clock, full)
-    with pytest.raises(JournalFullError, match=rf"max_size {full}"):
+    journal.refresh_figures()
+    told = rf"max_size {full}\): 0 records wait to be delivered, 4000 entries are parked"
+    with pytest.raises(JournalFullError, match=told):
         journal.append([event("more")])
     for _ in range(20):
         assert journal.prune() == 0
