@@ -59,6 +59,16 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
         self.app.reload_settings()
         self.kill_workers(signal.SIGHUP)
 
+    def spawn_worker(self) -> int | None:
+        """None when the system grants no process now, a limit being reached: the others go on, and the next beat of
+        the master's loop tries again.
+        """
+        try:
+            return int(super().spawn_worker())
+        except OSError as error:
+            self.log.error("no process for a worker can be started: %s; it is tried again", error.strerror)
+            return None
+
     def handle_usr2(self) -> None:
         """Not with a journal that one service holds: a second master beside this one could only be refused."""
         self.log.warning("SIGUSR2 is not used: to change the program, stop this service and start the new one")

@@ -19,6 +19,7 @@ import pytest
 import requests
 
 from bridge.sandbox import Crm, SandboxServer
+from tests.e2e.test_disk_trouble import injected
 from tests.history import dispatcher_pid
 from tests.running import Running, eventually, running
 
@@ -161,6 +162,22 @@ def test_f49_a_worker_that_the_kernel_kills_is_replaced_and_loses_nothing(tmp_pa
         assert eventually(service.idle, within_s=20)
         assert held(crm) == {f"c{turn}-{at}" for turn in range(2) for at in range(50)}
         assert eventually(lambda: service.log_has("was sent SIGKILL"))
+
+
+def test_f49_a_limit_of_processes_is_told_and_got_over(tmp_path: Path) -> None:
+    """A worker that dies is not replaced meanwhile; the other goes on, and the master does not give up."""
+    crm = Crm(open_properties=False)
+    with SandboxServer(crm) as server, running(tmp_path, server.url, workers=2) as service:
+        master, old, other = service.pids()
+        with injected(master, "clone,clone3,fork,vfork:error=EAGAIN", tmp_path / "strace.txt"):
+            os.kill(old, signal.SIGKILL)
+            assert eventually(lambda: service.log_has("no process for a worker can be started", times=2))
+            assert service.pids() == [master, other]
+            assert eventually(lambda: is_taken(service, "c1"))
+        assert eventually(lambda: len(service.pids()) == 3)
+        assert other in service.pids()
+        assert eventually(lambda: held(crm) == {"c1"})
+        assert not service.log_has("Traceback")
 
 
 def test_f49_with_64_descriptors_webhooks_are_answered_and_a_rush_is_got_over(tmp_path: Path) -> None:
