@@ -111,6 +111,9 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
     sockets: list[Any]
 
     def init_process(self) -> None:
+        # What keeps one of the first from starting ends the service, with one reason. One that takes a dead one's place
+        # must not end those that live: a limit that is reached just now passes, and the master tries again.
+        self.booted = self.age > self.cfg.workers
         gevent_hub.reinit()
         # The same descriptors, but waited for by the loop.
         self.sockets = [

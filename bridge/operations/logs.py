@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -81,8 +82,9 @@ class Lines:
                 return
             if self._pid is not None:  # forked: the parent's thread and what it was writing are not ours
                 self._writing = threading.Lock()
-            self._pid = os.getpid()
-            threading.Thread(target=self._run, name="log-writer", daemon=True).start()
+            with suppress(RuntimeError):  # a limit of threads: the next line tries again
+                threading.Thread(target=self._run, name="log-writer", daemon=True).start()
+                self._pid = os.getpid()
 
     def _run(self) -> None:
         while True:
