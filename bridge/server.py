@@ -66,7 +66,7 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
         try:
             return int(super().spawn_worker())
         except OSError as error:
-            self.log.error("no process for a worker can be started: %s; it is tried again", error.strerror)
+            self.log.error("no process for a worker can be started: %s; it is tried again", error.strerror)  # noqa: TRY400 (where from is plain)
             return None
 
     def handle_usr2(self) -> None:
