@@ -75,7 +75,7 @@ class BoundedCheck:
         with self._mutex:
             now = time.monotonic()
             latest = self._latest
-            if latest is None or (latest.ended.is_set() and now - latest.began >= self._fresh_s):
+            if latest is None or self._is_stale(latest, now) or not self._is_answering():
                 try:
                     self._start_thread()
                 except RuntimeError as error:
@@ -86,9 +86,15 @@ class BoundedCheck:
             return Verdict(ok=False, why="the journal does not answer")
         return latest.verdict
 
+    def _is_stale(self, run: _Run, now: float) -> bool:
+        return run.ended.is_set() and now - run.began >= self._fresh_s
+
+    def _is_answering(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
     def _start_thread(self) -> None:
         """Raises RuntimeError when the system grants no thread; the next question tries again."""
-        if self._thread is None:
+        if not self._is_answering():
             thread = threading.Thread(target=self._answer, name="readiness", daemon=True)
             thread.start()
             self._thread = thread

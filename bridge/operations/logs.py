@@ -103,7 +103,7 @@ class Lines:
         try:
             self._out.write("\n" * self._failed + "\n".join([*lines, *told]) + "\n")
             self._out.flush()
-        except OSError:
+        except Exception:  # noqa: BLE001 (a full disk, most likely; whatever it is, there must be a next time)
             self._failed = True
             self._dropped += dropped + len(lines)
         else:

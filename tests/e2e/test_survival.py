@@ -134,6 +134,16 @@ def test_f48_a_worker_that_can_write_nothing_is_not_alive_and_makes_place_for_an
         assert eventually(lambda: held(crm) == {"c2"})
 
 
+def test_f48_a_probe_whose_thread_dies_is_answered_by_another(tmp_path: Path) -> None:
+    """Else the service would be unready for ever, and no restart cure it: it is alive."""
+    with mortal(tmp_path, Crm(open_properties=False)) as service:
+        for _ in range(2):
+            strike(service, "readiness SystemExit")
+            time.sleep(0.5)  # an answer from before does not count any more
+            service.is_ready()  # by which it wakes and dies
+            assert eventually(service.is_ready, within_s=5)
+
+
 def is_taken(service: Running, name: str) -> bool:
     """Whether it is answered 202; a worker that ends may close the connection."""
     with contextlib.suppress(requests.RequestException):
