@@ -74,12 +74,13 @@ class Watch:
         self._thread: threading.Thread | None = None
 
     def begin(self) -> Watched:
-        """Watch a call of the current thread; `end` must follow."""
+        """Watch a call of the current thread; `end` must follow. Raises RuntimeError when no thread is to be had."""
         call = Watched(deadline=time.monotonic() + self._timeout_s)
         with self._changed:
-            if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name="crm-deadlines", daemon=True)
-                self._thread.start()
+            if not self._closed and (self._thread is None or not self._thread.is_alive()):
+                thread = threading.Thread(target=self._run, name="crm-deadlines", daemon=True)
+                thread.start()
+                self._thread = thread
             self._calls.add(call)
             if self._closed:
                 call.strike()

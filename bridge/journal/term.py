@@ -55,7 +55,9 @@ class Term:
             return self._epoch
 
     def acquire(self) -> bool:
-        """Whether the term is this process's now; waits for nobody's term to end. Raises JournalError."""
+        """Whether the term is this process's now; waits for nobody's term to end. Raises JournalError, or RuntimeError
+        when the system grants no thread.
+        """
         if self.epoch:
             return True
         asked_at = self._clock.monotonic()
@@ -65,8 +67,13 @@ class Term:
         with self._mutex:
             self._epoch, self._asked_at = epoch, asked_at
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._renew, args=(epoch, self._ended), name="term", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._renew, args=(epoch, self._ended), name="term", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # a limit of threads: a term that nobody renews would hold up delivery unnoticed
+            self._forget(epoch)
+            raise
+        self._thread = thread
         return True
 
     def may_call(self) -> bool:

@@ -76,6 +76,28 @@ def test_a_term_that_was_not_renewed_is_taken_over(database_url: str, clock: Fak
         assert not one.acquire()
 
 
+def test_f49_a_term_that_no_thread_could_renew_is_not_kept(
+    database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would look held, and no call would ever start."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with claims(database_url, clock) as (one,):
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", refuse)
+            for _ in range(2):
+                with pytest.raises(RuntimeError):
+                    one.acquire()
+        assert one.epoch == 0
+        assert one.acquire()
+        assert one.epoch == 3
+        clock.advance(term.CALLS_S + 1)
+        assert not one.may_call()
+        assert eventually(one.may_call, within_s=term.RENEW_S + 2)  # somebody renews it
+
+
 def test_no_call_starts_long_after_the_last_renewal(
     database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
