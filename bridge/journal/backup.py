@@ -16,7 +16,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from bridge.errors import JournalDamagedError, JournalError, JournalUnavailableError
+from bridge.errors import JournalDamagedError, JournalDiskError, JournalError, JournalUnavailableError
 from bridge.journal import inspection, steering, versions
 from bridge.journal.locks import Mark, TransactionLock
 from bridge.journal.place import check_folder, sqlite_path
@@ -142,6 +142,10 @@ def _part(target: Path) -> Iterator[Path]:
             part.unlink()  # of a process of the same number that was killed
         part.touch(0o600, exist_ok=False)
         yield part
+    except JournalDiskError as error:
+        if error.kind != "full":
+            raise
+        raise JournalUnavailableError(f"{target} cannot be written: its disk is full; free space there") from error
     except OSError as error:
         raise JournalUnavailableError(
             f"{target} cannot be written: {error.strerror}; name a file in a folder that is writable and has room"

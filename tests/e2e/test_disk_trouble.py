@@ -246,6 +246,35 @@ def test_f07_a_start_on_a_full_disk_is_refused_until_there_is_room(tmp_path: Pat
         assert is_taken(service, 1)
 
 
+def test_f07_a_disk_without_room_for_a_copy_is_told_and_nothing_is_left_or_changed(filled: Running) -> None:
+    """Neither of a backup nor of a restore, whose journal stays as it was."""
+    assert filled.run("journal", "backup", str(filled.folder / "copy.db")).returncode == 0
+    with mounted(filled.folder / "small", "size=250k") as small:
+        made = filled.run("journal", "backup", str(small / "copy.db"))
+        assert made.returncode == 1
+        assert made.stderr == f"partner-bridge: {small}/copy.db cannot be written: its disk is full; free space there\n"
+        assert list(small.iterdir()) == []
+    with mounted(filled.folder / "full", "size=2m") as volume:
+        filled.environ = {"BRIDGE_JOURNAL_URL": f"sqlite:///{volume}/journal.db"}
+        filled.start()
+        assert post(filled, 1_000).status_code == 202
+        assert filled.stop() == 0
+        ballast = volume / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        os.truncate(ballast, ballast.stat().st_size - 250_000)
+        before = bytes_of(volume)
+        restored = filled.run("journal", "restore", str(filled.folder / "copy.db"))
+        assert restored.returncode == 1
+        assert f"{volume}/journal.db cannot be written: its disk is full" in restored.stderr
+        assert bytes_of(volume) == before
+        ballast.unlink()
+        filled.start()
+        assert filled.status()["pending"] == 1
+        assert filled.stop() == 0
+
+
 # --- F08 ----------------------------------------------------------------------------------------
 
 
