@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ GROUP_EVENTS = 1_000
 WAITING_EVENTS = 10_000
 #: The same for large requests, with the slices that are yet to come: some ten seconds' work.
 COMING_EVENTS = 50_000
+#: When one group has been written for this long, what comes is refused at once: the journal does not answer, and a
+#: sender makes more of a 503 than of its own time-out.
+STALLED_S = 4.0
 #: A request is answered 503 when its group was not committed after this long.
 PATIENCE_S = 20.0
 
@@ -132,6 +136,7 @@ class GroupCommit:
         self._waiting: deque[_Request] = deque()
         self._events = 0  # in all that waits
         self._coming = 0  # in the rests of large requests that are not at their end
+        self._writing_since: float | None = None  # monotonic
         self._called = False  # the writer is at work, or will be called
         self._turn = False  # the writer's
         self._stopped = False
@@ -173,6 +178,7 @@ class GroupCommit:
             if self._stopped:
                 raise JournalUnavailableError("the journal is closed: the service is stopping")
             if not request.follows:
+                self._refuse_if_stalled()
                 self._refuse_if_many_wait(request)
             self._waiting.append(request)
             self._events += len(request.events)
@@ -185,6 +191,12 @@ class GroupCommit:
         if request.error is not None:
             raise request.error
         return request
+
+    def _refuse_if_stalled(self) -> None:
+        """`_mutex` is held."""
+        since = self._writing_since
+        if since is not None and (stalled_s := time.monotonic() - since) >= STALLED_S:
+            raise JournalUnavailableError(f"the journal has not answered for {stalled_s:.0f} s")
 
     def _refuse_if_many_wait(self, request: _Request) -> None:
         """`_mutex` is held. However large a request is, alone it is taken."""
@@ -230,12 +242,15 @@ class GroupCommit:
                     return
                 group = self._next_group()
                 self._turn = False
+                self._writing_since = time.monotonic()
             try:
                 if group:
                     self._write(group)
             except Exception as error:  # noqa: BLE001 (without this thread nothing could be taken any more)
                 for request in group:
                     request.error = None if request.receipts else request.error or error
+            with self._mutex:
+                self._writing_since = None
             self._signals.ring([request.bell for request in group], self._give_turn)
 
     def _next_group(self) -> list[_Request]:

@@ -145,6 +145,27 @@ def test_trouble_with_the_journal_is_the_answer_for_all(commits: GroupCommit, ap
     assert in_threads(commits, [["c"]]) == [["c"]]
 
 
+def test_a_journal_that_does_not_answer_refuses_newcomers_at_once(
+    commits: GroupCommit, appender: MemoryAppender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who wait already may still be taken; it is over with the group that hung."""
+    monkeypatch.setattr(group_commit, "STALLED_S", 0.2)
+    appender.gate.clear()
+    first = threading.Thread(target=commits.append, args=([event("first")],))
+    first.start()
+    assert appender.entered.wait(10)
+    second = threading.Thread(target=commits.append, args=([event("second")],))
+    second.start()
+    time.sleep(0.3)
+    with pytest.raises(JournalUnavailableError, match="has not answered"):
+        commits.append([event("third")])
+    appender.gate.set()
+    first.join(10)
+    second.join(10)
+    assert commits.append([event("fourth")])[0].event_id == "fourth"
+    assert functools.reduce(operator.iadd, appender.groups, []) == ["first", "second", "fourth"]
+
+
 def test_a_full_journal_refuses_without_queueing(commits: GroupCommit, appender: MemoryAppender) -> None:
     appender.full = True
     with pytest.raises(JournalFullError):
