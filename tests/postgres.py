@@ -60,8 +60,10 @@ SETTINGS: Mapping[str, str] = {
 class Server:
     """One PostgreSQL server. Not thread-safe, but for `fresh_database`."""
 
-    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
-        """`settings` are lines of postgresql.conf that differ from `SETTINGS`."""
+    def __init__(self, settings: Mapping[str, str] | None = None, *, primary: Server | None = None) -> None:
+        """`settings` are lines of postgresql.conf that differ from `SETTINGS`. With a `primary` it is its standby, made
+        from a copy of all that is there.
+        """
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
         self._user = pwd.getpwnam(UNPRIVILEGED) if os.geteuid() == 0 else None
@@ -72,7 +74,10 @@ class Server:
         self._copying = threading.Lock()  # a template in use cannot be copied
         self._migrated = False
         try:
-            self._make(dict(SETTINGS) | dict(settings or {}))
+            if primary is None:
+                self._make(dict(SETTINGS) | dict(settings or {}))
+            else:
+                self._follow(primary)
         except BaseException:
             self.remove()
             raise
@@ -210,6 +215,17 @@ class Server:
         self.start()
         self.run(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'")
 
+    def _follow(self, primary: Server) -> None:
+        source = f"host=127.0.0.1 port={primary.port} user={SUPERUSER} password={PASSWORD} application_name=standby"
+        command = [str(self.binary("pg_basebackup")), "-D", str(self._data), "-d", source]
+        command += ["--checkpoint", "fast", "--wal-method", "stream", "--write-recovery-conf", "--no-sync"]
+        with self.log.open("ab") as output:
+            made = self._spawn(command, output=output).wait(START_S)
+        assert made == 0, self.log.read_text(encoding="utf-8")
+        with (self._data / "postgresql.conf").open("a", encoding="utf-8") as configuration:
+            configuration.write(f"port = {self.port}\n")
+        self.start()
+
     def _spawn(
         self, command: list[str], *, stdin: int = subprocess.DEVNULL, output: IO[bytes] | int = subprocess.DEVNULL
     ) -> subprocess.Popen[bytes]:
@@ -247,9 +263,9 @@ def fresh_database(*, migrated: bool = True) -> str:
 
 
 @contextlib.contextmanager
-def serving(settings: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """A server of one's own, to be restarted and starved."""
-    server = Server(settings)
+def serving(settings: Mapping[str, str] | None = None, *, primary: Server | None = None) -> Iterator[Server]:
+    """A server of one's own, to be restarted and starved; with a `primary` its standby."""
+    server = Server(settings, primary=primary)
     try:
         yield server
     finally:

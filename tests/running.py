@@ -224,6 +224,7 @@ class Running:
         delivery_id: str | None = None,
         session: requests.Session | None = None,
         secret: Path | None = None,
+        timeout_s: float = 30.0,
     ) -> requests.Response:
         """Sign a payload as the partner would, and post it."""
         body = payload if isinstance(payload, bytes) else orjson.dumps(payload)
@@ -232,7 +233,7 @@ class Running:
         delivery_id = delivery_id or f"msg_{time.time_ns()}"
         headers = sign(verify, body=body, url=url, now=time.time(), delivery_id=delivery_id)
         return (session or requests).post(
-            url, data=body, headers={"Content-Type": "application/json", **headers}, timeout=30
+            url, data=body, headers={"Content-Type": "application/json", **headers}, timeout=timeout_s
         )
 
     def post_all(self, payloads: list[Any], *, senders: int = 8) -> list[requests.Response | None]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
-from sqlalchemy.engine import make_url
 
 from bridge.cli.common import config_option, load_for_journal
 from bridge.cli.printing import print_table, progress
@@ -33,7 +33,7 @@ def migrate(target: str, config: Path) -> int:
         moved = move(
             source, target, progress=lambda done, rows: bar.update(bar.task_ids[0], total=rows, completed=done)
         )
-    shown = make_url(target).render_as_string(hide_password=True)
+    shown = without_password(target)
     print_table(["table", "rows"], [[name, str(rows)] for name, rows in moved.rows.items()])
     if moved.before:
         click.echo(f"nothing to do: an earlier run carried all of it over to {shown}")
@@ -41,3 +41,12 @@ def migrate(target: str, config: Path) -> int:
         click.echo(f"all of it is in {shown}, counted; the file is unchanged")
     click.echo("next: name that in journal.url, then `partner-bridge serve`; do not serve the file again", err=True)
     return 0
+
+
+def without_password(url: str) -> str:
+    """The URL for people's eyes: it may name several hosts, as only libpq understands it."""
+    return re.sub(r"(?<=//)([^:/@]*):[^@/]*(?=@)|(?<=[?&])(password)=[^&]*", hidden, url)
+
+
+def hidden(found: re.Match[str]) -> str:
+    return f"{found[1]}:***" if found[2] is None else "password=***"

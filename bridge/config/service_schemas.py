@@ -16,6 +16,8 @@ from bridge.config.scalars import Text, Whole
 from bridge.config.surroundings import surroundings
 from bridge.settings import Crm, Journal, OAuth, RateLimit, Retry, Server
 
+#: Host, several of them, or none for a socket that the query names; and the database.
+POSTGRESQL = re.compile(r"postgresql://(?:[^@/]*@)?(?P<hosts>[^/?#]*)/[^?#]+")
 AT_LEAST_1 = validate.Range(min=1, error="must be at least {min}")
 
 
@@ -118,9 +120,10 @@ def journal_url_fault(text: str) -> str | None:
         return "names a directory, not a file" if path.endswith("/") else None
     if not text.startswith("postgresql://"):
         return f"is not a journal's URL: {how}"
+    found = POSTGRESQL.match(text)
     try:
-        parts = urlsplit(text)
-        sound = parts.port != 0 and len(parts.path) > 1
+        # libpq tries several hosts in turn, which is how a primary is found again after a failover.
+        sound = found is not None and all(urlsplit(f"//{host}").port != 0 for host in found["hosts"].split(","))
     except ValueError:
         sound = False
     return None if sound else f"names no database, or its host is unfit: {how}"

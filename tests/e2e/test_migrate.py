@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from bridge import cli
+from bridge.cli.moving import without_password
 from bridge.sandbox import Crm, SandboxServer
 from tests.postgres import PASSWORD, fresh_database, shared
 from tests.proxies import TcpProxy
@@ -129,6 +130,20 @@ def test_progress_shows_on_a_terminal(tmp_path: Path) -> None:
     os.close(ours)
     assert b"copying" in shown
     assert b"\xe2\x94\x81" in shown, "a bar"
+
+
+@pytest.mark.parametrize(
+    "target, shown",
+    [
+        ("postgresql://u:secret@one:1,two/journal?connect_timeout=1", "postgresql://u:***@one:1,two/journal?connect_"),
+        ("postgresql://u@/journal?host=/run&password=secret", "postgresql://u@/journal?host=/run&password=***"),
+        ("postgresql://u@one/journal", "postgresql://u@one/journal"),
+    ],
+)
+def test_a_target_is_told_of_without_its_password(target: str, shown: str) -> None:
+    """Also where it has several hosts, which is how a failover is followed."""
+    assert without_password(target).startswith(shown)
+    assert "secret" not in without_password(target)
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,7 @@ MISTAKES = [
     ("sources:\n", "journal: {url: 'sqlite://'}  #!\nsources:\n", "journal.url", "write sqlite:///journal.db"),
     ("sources:\n", "journal: {url: 'sqlite:///:memory:'}  #!\nsources:\n", "journal.url", "in memory would lose"),
     ("sources:\n", "journal: {url: 'postgresql://h'}  #!\nsources:\n", "journal.url", "names no database"),
+    ("sources:\n", "journal: {url: 'postgresql://h:1,i:0/d'}  #!\nsources:\n", "journal.url", "its host is unfit"),
     ("sources:\n", "retry: {base: 20m}  #!\nsources:\n", "retry.base", "`base` is longer than `max`"),
     ("sources:\n", "server: {threads: 0}  #!\nsources:\n", "server.threads", "must be between 1 and 1024"),
     ("sources:\n", "server: {workers: 0}  #!\nsources:\n", "server.workers", "must be between 1 and 64"),

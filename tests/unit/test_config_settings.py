@@ -552,6 +552,20 @@ def test_sources_that_write_one_property_by_different_ids_are_warned_of(tmp_path
     assert warning.startswith("9 sources.beta: writes company_name of partner_clients by beta_id")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://bridge@one:5432,two:5433/journal?target_session_attrs=read-write",
+        "postgresql://bridge:a%40b@[::1]:5432,[::2]/journal",
+        "postgresql://bridge@/journal?host=/run/postgresql",
+    ],
+)
+def test_a_database_may_have_several_hosts_or_a_socket(tmp_path: Path, url: str) -> None:
+    """As libpq understands it: a primary is found again after a failover."""
+    settings = load_settings(write(tmp_path, SOUND + f"journal: {{url: '{url}'}}\n"), environ=ENVIRON)
+    assert settings.journal.url == url
+
+
 def test_settings_show_no_secret(tmp_path: Path) -> None:
     text = SOUND + "journal: {url: 'postgresql://bridge:hunter2@db/journal'}\n"
     settings = load_settings(write(tmp_path, text), environ=ENVIRON)
