@@ -20,7 +20,7 @@ from bridge.delivery.summary import call_of, log_call, summary, where
 from bridge.delivery.verdicts import Rules, Stopped
 from bridge.model import Clock, Lane, Outcome, PendingRecord, to_us
 
-#: Times that a call whose grant went stale asks for another one before its records go back: some 2 s.
+#: Times that a call whose grant went stale asks to have it renewed before its records go back: some 2 s.
 _REGRANTS = 40
 
 #: Seconds between two such tries at least.
@@ -101,9 +101,9 @@ class Caller:
                 return False
             if self.limiter.fresh(grant, now):
                 return True
-            again = self.limiter.acquire(now)
-            if again is not None:
-                grant = again
+            renewed = self.limiter.renew(grant, now)
+            if renewed is not None:
+                grant = renewed
                 continue
             pause.wait(min(max(self.limiter.wait_s(now), _SHORTEST_WAIT_S), _LOOK_S))
         return False

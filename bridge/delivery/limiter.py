@@ -70,8 +70,22 @@ class Limiter:
             return Grant(now)
 
     def fresh(self, grant: Grant, now: float) -> bool:
-        """Whether the granted call may still be sent now; otherwise ask for another grant."""
+        """Whether the granted call may still be sent now; otherwise have the grant renewed."""
         return 0 <= now - grant.at <= self._max_age_s
+
+    def renew(self, grant: Grant, now: float) -> Grant | None:
+        """A grant that starts now in place of one that went stale before its call was sent; None when it is too early
+        for that, and the old one stays. So a slow journal or a busy machine costs next to nothing of the limit.
+        """
+        with self._lock:
+            self._forget(now)
+            counted = grant.at in self._starts  # not after a window's time: then it needs a place of its own
+            if now < max(grant.at, self._held_until) or len(self._starts) - counted >= self._calls:
+                return None
+            if counted:
+                self._starts.remove(grant.at)
+            self._starts.append(now)
+            return Grant(now)
 
     def hold(self, until: float) -> None:
         """Grant nothing before `until`: the CRM said 429 although we kept the limit."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.delivery.limiter import Limiter
+from bridge.delivery.limiter import Grant, Limiter
 
 
 def most_in_any_window(starts: list[float], per_s: float) -> int:
@@ -77,6 +77,69 @@ def test_a_grant_goes_stale() -> None:
     assert limiter.fresh(grant, 5.04)
     assert not limiter.fresh(grant, 5.06)
     assert not limiter.fresh(grant, 4.9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    calls=st.integers(1, 20),
+    delays=st.lists(st.one_of(st.just(0.0), st.floats(0, 0.2), st.floats(0, 3), st.floats(0, 30)), min_size=1),
+    data=st.data(),
+)
+def test_no_window_holds_more_than_the_limit_however_late_grants_are_used(
+    calls: int, delays: list[float], data: st.DataObject
+) -> None:
+    """Several calls are under way at once, each held up between its grant and its start."""
+    limiter = Limiter(calls=calls, per_s=10.0)
+    now, starts = 100.0, []
+    under_way: list[tuple[float, Grant]] = []
+    for delay in delays * 5:
+        now += data.draw(st.sampled_from([0.001, 0.05, 0.5, 2.0]), label="gap")
+        grant = limiter.acquire(now)
+        if grant is not None:
+            under_way.append((now + delay, grant))
+        left = []
+        for at, granted in under_way:
+            renewed = granted if limiter.fresh(granted, now) else limiter.renew(granted, now)
+            if now < at or renewed is None:
+                left.append((at, granted if renewed is None else renewed))
+            else:
+                starts.append(now)
+        under_way = left
+    assert most_in_any_window(starts, 10.0) <= calls
+
+
+def test_a_journal_that_is_slow_costs_nothing_of_the_limit() -> None:
+    """Each call is held up by more than a grant stays fresh; it starts late, and none is lost."""
+    limiter = Limiter(calls=100, per_s=10.0)
+    now, starts = 0.0, []
+    under_way: list[tuple[float, Grant]] = []
+    while now < 200.0:
+        while under_way and under_way[0][0] <= now:
+            _, granted = under_way.pop(0)
+            assert not limiter.fresh(granted, now)
+            assert limiter.renew(granted, now) is not None
+            starts.append(now)
+        grant = limiter.acquire(now)
+        if grant is not None:
+            under_way.append((now + 0.08, grant))
+        now += 0.001
+    assert len(starts) >= 0.97 * 100 * 20
+    assert most_in_any_window(starts, 10.0) <= 100
+
+
+def test_a_grant_is_renewed_once_the_crm_lets_us() -> None:
+    """And one that waited for longer than a window needs a place of its own."""
+    limiter = Limiter(calls=1, per_s=10.0)
+    grant = limiter.acquire(0.0)
+    assert grant is not None
+    limiter.hold(7.0)
+    assert limiter.renew(grant, 6.9) is None
+    renewed = limiter.renew(grant, 7.0)
+    assert renewed is not None
+    assert limiter.acquire(17.0) is None
+    assert limiter.acquire(17.2) is not None
+    assert limiter.renew(renewed, 17.3) is None
+    assert limiter.renew(renewed, 27.4) is not None
 
 
 def test_a_held_limiter_grants_nothing() -> None:
