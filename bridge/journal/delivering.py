@@ -20,8 +20,8 @@ from typing import Any, assert_never
 import orjson
 from sqlalchemy.engine import Connection
 
-from bridge.journal.database import fetch, run, select
-from bridge.journal.locking import lock_records
+from bridge.journal.database import fetch, is_postgresql, run, select
+from bridge.journal.locking import lock_records, select_locked
 from bridge.journal.merging import lane_ids
 from bridge.journal.schema import State
 from bridge.model import (
@@ -63,13 +63,8 @@ def take(
 
     A record that turns out to have nothing pending is taken out of `due` and left out.
     """
-    lock_records(connection, refs)
-    records = select(
-        connection,
-        "id, lane, record, n, attempts, failing_since_us, doubt_us, doubt_n",
-        """SELECT id, lane, record, n, attempts, failing_since_us, doubt_us, doubt_n FROM records
-            WHERE id IN (SELECT id FROM {ids}) AND parked_us IS NULL""",
-        ids=refs,
+    records = select_locked(
+        connection, "id, lane, record, n, attempts, failing_since_us, doubt_us, doubt_n, parked_us", refs
     )
     values: dict[int, dict[str, Value]] = {}
     for ref, name, value, revision in select(
@@ -107,8 +102,8 @@ def take(
             doubt_at_us=doubt_us,
             doubt_n=doubt_n or 0,
         )
-        for ref, lane, record, n, attempts, failing_since_us, doubt_us, doubt_n in records
-        if ref in values
+        for ref, lane, record, n, attempts, failing_since_us, doubt_us, doubt_n, parked_us in records
+        if ref in values and parked_us is None
     ]
     run(
         connection,
@@ -131,11 +126,32 @@ def taken_again(record: PendingRecord, before: PendingRecord | None, *, began_us
     return replace(record, doubt_at_us=before.doubt_at_us, doubt_n=before.doubt_n)
 
 
-def leave_due(connection: Connection, refs: Sequence[int]) -> Sequence[Sequence[Any]]:
+def leave_due(connection: Connection, refs: Sequence[int], *, may_be_in_doubt: bool = True) -> Sequence[Sequence[Any]]:
     """Take records that have nothing pending out of `due`; returns (source, since_us) of those that left.
 
     A record in doubt of which a newer value was confirmed stays, due once more when the doubt is over.
     """
+    waiting = _due_after_doubt(connection, refs) if may_be_in_doubt else frozenset()
+    leaving = [ref for ref in refs if ref not in waiting]
+    if is_postgresql(connection):
+        return fetch(connection, f"DELETE FROM due WHERE {_NOTHING_PENDING} RETURNING source, since_us", ids=leaving)
+    found = select(
+        connection,
+        "record, source, since_us",
+        f"SELECT due.record, due.source, due.since_us FROM due WHERE {_NOTHING_PENDING}",
+        ids=leaving,
+    )
+    run(connection, "DELETE FROM due WHERE record IN (SELECT id FROM {ids})", ids=sorted({ref for ref, _, _ in found}))
+    return [(source, since_us) for _, source, since_us in found]
+
+
+#: Those of `ids` for which no value waits.
+_NOTHING_PENDING = """due.record IN (SELECT id FROM {ids})
+   AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = due.record AND d.state = 0)"""
+
+
+def _due_after_doubt(connection: Connection, refs: Sequence[int]) -> frozenset[int]:
+    """Put off those that are sent once more when their doubt is over."""
     again = fetch(
         connection,
         """UPDATE due SET due_us = r.doubt_us + :doubt FROM records r
@@ -148,20 +164,7 @@ def leave_due(connection: Connection, refs: Sequence[int]) -> Sequence[Sequence[
         ids=refs,
         doubt=DOUBT_US,
     )
-    waiting = {ref for (ref,) in again}
-    leaving = select(
-        connection,
-        "record, source, since_us",
-        """SELECT due.record, due.source, due.since_us FROM due WHERE due.record IN (SELECT id FROM {ids})
-              AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = due.record AND d.state = 0)""",
-        ids=[ref for ref in refs if ref not in waiting],
-    )
-    run(
-        connection,
-        "DELETE FROM due WHERE record IN (SELECT id FROM {ids})",
-        ids=sorted({ref for ref, _, _ in leaving}),
-    )
-    return [(source, since_us) for _, source, since_us in leaving]
+    return frozenset(ref for (ref,) in again)
 
 
 def settle(
@@ -235,7 +238,10 @@ def settle(
     _settle_records(connection, delivered, retries, parked, now_us)
     _forget_failures(connection, [one.record for one in outcomes if isinstance(one, (Ignored, Refused))])
     began_us = now_us if call is None else call.started_at_us
-    settled.delays = _leave_due(connection, outcomes, delivered, began_us, now_us)
+    # Of what this call took nothing is in doubt any more; what it judges beside that may be.
+    judged = {outcome.record.ref for outcome in outcomes}
+    sure = not doubtful and judged <= {record.ref for record in taken if record.doubt_at_us is None}
+    settled.delays = _leave_due(connection, outcomes, delivered, began_us, now_us, may_be_in_doubt=not sure)
     return settled
 
 
@@ -260,19 +266,29 @@ def _rows(record: PendingRecord, state: State) -> list[tuple[str, int, int, None
 
 
 def _log_call(connection: Connection, taken: Sequence[PendingRecord], outcomes: Sequence[Outcome], call: Call) -> int:
-    found = fetch(
+    inputs = _inputs(taken, outcomes)
+    found = _insert_call(connection, call, inputs)
+    if not found:  # a lane of which nothing was ever taken
+        lane_ids(connection, {call.lane})
+        found = _insert_call(connection, call, inputs)
+    return int(found[0][0])
+
+
+def _insert_call(connection: Connection, call: Call, inputs: str) -> Sequence[Sequence[Any]]:
+    return fetch(
         connection,
         """INSERT INTO calls (lane, started_us, duration_us, status, correlation_id, error, inputs)
-           VALUES (:lane, :started_us, :duration_us, :status, :correlation_id, :error, :inputs) RETURNING id""",
-        lane=lane_ids(connection, {call.lane})[call.lane],
+           SELECT id, :started_us, :duration_us, :status, :correlation_id, :error, :inputs
+             FROM lanes WHERE object_type = :object_type AND id_property = :id_property RETURNING id""",
+        object_type=call.lane.object_type,
+        id_property=call.lane.id_property,
         started_us=call.started_at_us,
         duration_us=to_us(call.duration_s),
         status=call.status,
         correlation_id=call.correlation_id,
         error=call.error,
-        inputs=_inputs(taken, outcomes),
+        inputs=inputs,
     )
-    return int(found[0][0])
 
 
 def _inputs(taken: Sequence[PendingRecord], outcomes: Sequence[Outcome]) -> str:
@@ -409,6 +425,8 @@ def _leave_due(
     delivered: Sequence[PendingRecord],
     began_us: int,
     now_us: int,
+    *,
+    may_be_in_doubt: bool,
 ) -> list[tuple[str, float]]:
     """Take settled records out of `due`; returns (source, seconds since arrival) of the delivered ones."""
     over = [
@@ -425,6 +443,6 @@ def _leave_due(
     confirmed = {record.ref for record in delivered}
     others = {outcome.record.ref for outcome in outcomes if isinstance(outcome, (Ignored, Refused))} - confirmed
     if others:
-        leave_due(connection, sorted(others))
-    gone = leave_due(connection, sorted(confirmed)) if confirmed else ()
+        leave_due(connection, sorted(others), may_be_in_doubt=may_be_in_doubt)
+    gone = leave_due(connection, sorted(confirmed), may_be_in_doubt=may_be_in_doubt) if confirmed else ()
     return [(source, max(0.0, (now_us - since_us) / 1e6)) for source, since_us in gone]

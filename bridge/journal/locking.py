@@ -12,12 +12,13 @@ then the database undoes one of the two, which is done again (`Database.transact
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
 from bridge.errors import JournalTermError
-from bridge.journal.database import fetch, is_postgresql
+from bridge.journal.database import fetch, is_postgresql, select
 from bridge.model import RecordKey
 
 #: Of `pg_advisory_xact_lock`, within the database.
@@ -33,6 +34,14 @@ def lock_records(connection: Connection, refs: Collection[int]) -> None:
                                       ORDER BY lane, record COLLATE "C" FOR UPDATE) AS locked""",
             ids=list(refs),
         )
+
+
+def select_locked(connection: Connection, columns: str, refs: Collection[int]) -> Sequence[Sequence[Any]]:
+    """These columns of the records, which are locked until the transaction ends; waits for whoever has them."""
+    found = f"SELECT {columns} FROM records WHERE id IN (SELECT id FROM {{ids}})"
+    if is_postgresql(connection):
+        found += ' ORDER BY lane, record COLLATE "C" FOR UPDATE'
+    return select(connection, columns, found, ids=list(refs))
 
 
 def take_turns(connection: Connection) -> None:
