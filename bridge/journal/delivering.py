@@ -13,7 +13,7 @@ confirmed by another call is made due once more at the end of that time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, assert_never
 
@@ -119,9 +119,11 @@ def take(
     return taken
 
 
-def taken_again(record: PendingRecord, before: PendingRecord | None, *, began_us: int) -> PendingRecord:
-    """What was taken, as it was `before` it was taken in vain: the commit was done, but nobody heard of it."""
-    if before is None or record.doubt_at_us != began_us:
+def taken_again(record: PendingRecord, before: PendingRecord, *, marks: Collection[int]) -> PendingRecord:
+    """What was taken, with its doubt as it was `before` it was taken in vain: the commit was done, but nobody heard of
+    it, so that no call began. `marks` are the times of such takes.
+    """
+    if record.doubt_at_us not in marks:
         return record
     return replace(record, doubt_at_us=before.doubt_at_us, doubt_n=before.doubt_n)
 

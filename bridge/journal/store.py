@@ -84,6 +84,9 @@ class Journal:
         # What calls do must survive all but a power cut, in which it is sent again.
         self._calls_durable = not self._database.relaxed_outlives_crash
         self._epoch: int | None = None  # of the dispatcher's term, see `under`
+        # By record: when it was taken without anybody's hearing of it, and what it was before. A record is in one call
+        # at a time, and so is its place here.
+        self._in_vain: dict[int, tuple[frozenset[int], PendingRecord]] = {}
 
     # --- intake ---
 
@@ -191,18 +194,22 @@ class Journal:
 
     def take(self, refs: Sequence[int], *, began_at_us: int) -> Sequence[PendingRecord]:
         """Read these records with their pending values and mark them as being in a call."""
-        tried: dict[int, PendingRecord] = {}
 
         def work(connection: Connection) -> list[PendingRecord]:
             self._fence(connection)
             lane = partial(self._lane, connection)
-            taken = delivering.take(connection, lane, refs, began_us=began_at_us)
-            taken = [delivering.taken_again(record, tried.get(record.ref), began_us=began_at_us) for record in taken]
-            tried.update((record.ref, record) for record in taken)
+            taken = []
+            for record in delivering.take(connection, lane, refs, began_us=began_at_us):
+                marks, before = self._in_vain.get(record.ref, (frozenset(), record))
+                taken.append(delivering.taken_again(record, before, marks=marks))
+                self._in_vain[record.ref] = (marks | {began_at_us}, taken[-1])
             return taken
 
         # Doubt must not be forgotten while its call goes on.
-        return self._database.transact(work, durable=self._calls_durable, patience_s=TAKE_PATIENCE_S)
+        taken = self._database.transact(work, durable=self._calls_durable, patience_s=TAKE_PATIENCE_S)
+        for record in taken:
+            self._in_vain.pop(record.ref, None)
+        return taken
 
     def settle(
         self, taken: Sequence[PendingRecord], outcomes: Sequence[Outcome], *, call: Call | None, doubtful: bool

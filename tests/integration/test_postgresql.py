@@ -13,16 +13,18 @@ import psycopg
 import pytest
 
 from bridge.errors import JournalError, JournalUnavailableError
-from bridge.journal import versions
+from bridge.journal import store, versions
 from bridge.journal.locking import fence
 from bridge.journal.postgresql import OVERFLOW, POOL, POOL_TIMEOUT_S, PostgresDatabase
 from bridge.journal.schema import metadata
 from bridge.journal.store import Journal
 from bridge.journal.term import Term
-from bridge.model import Intake, SystemClock
+from bridge.model import Delivered, Intake, SystemClock, to_us
 from bridge.settings import Journal as JournalSettings
-from tests.builders import event
-from tests.postgres import PASSWORD, SUPERUSER, Server, fresh_database, serving
+from tests.builders import call, event
+from tests.fakes import FakeClock
+from tests.postgres import PASSWORD, SUPERUSER, Server, fresh_database, serving, shared
+from tests.proxies import Cut, TcpProxy
 from tests.running import eventually
 
 REPLICAS = 3
@@ -99,6 +101,32 @@ def test_an_exhausted_pool_is_told_in_time_and_over_with_those_who_hold_it() -> 
         assert [receipt.intake for receipt in journal.append([event("e2")]).receipts] == [Intake.ACCEPTED]
     finally:
         journal.close()
+
+
+@pytest.mark.parametrize("forwarded", [False, True], ids=["undone", "done"])
+def test_a_take_of_which_nobody_heard_leaves_no_doubt(monkeypatch: pytest.MonkeyPatch, forwarded: bool) -> None:
+    """The database is away for longer than a call may wait, so none begins: nothing is sent once more for it."""
+    monkeypatch.setattr(store, "TAKE_PATIENCE_S", 0.0)
+    url, clock = fresh_database(), FakeClock()
+    with TcpProxy(shared().port) as proxy:
+        journal = Journal(
+            settings=JournalSettings(url=shared().url(url.rpartition("/")[2], port=proxy.port)), clock=clock
+        )
+        try:
+            journal.append([event("e1")])
+            [due] = journal.due(limit=10, exclude=())
+            for _ in range(3):
+                proxy.cut_at(Cut(b"THEN doubt_n ELSE n END", forwarded=forwarded))
+                with pytest.raises(JournalUnavailableError):
+                    journal.take([due.ref], began_at_us=to_us(clock.now()))
+                clock.advance(1)
+            [taken] = journal.take([due.ref], began_at_us=to_us(clock.now()))
+            assert taken.doubt_at_us is None
+            journal.settle([taken], [Delivered(taken)], call=call([taken], began=clock.now()), doubtful=False)
+            clock.advance(200)
+            assert not journal.due(limit=10, exclude=())
+        finally:
+            journal.close()
 
 
 def test_settling_never_holds_up_the_renewal_of_the_term() -> None:
