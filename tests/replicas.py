@@ -27,8 +27,6 @@ CALLS = 15
 TROUBLE = {"500": 0.01, "reset": 0.01, "answer-lost": 0.01, "silent-drop": 0.02}
 #: Longer than any term of a dispatcher that does not renew it.
 FROZEN_S = 12.0
-#: What a crashed database may forget of settled calls; see `synchronous_commit`.
-FORGOTTEN_S = 1.5
 #: Architecture §3: another replica delivers so soon after a crash, with some time for a busy machine.
 TAKE_OVER_S = 10.0 + 2.0
 
@@ -131,9 +129,9 @@ class Replicas:
     # --- mishaps ---
 
     @contextlib.contextmanager
-    def noted(self, what: str, *, before_s: float = 0.0) -> Iterator[None]:
+    def noted(self, what: str) -> Iterator[None]:
         """The outcome of calls that are open meanwhile is unknown."""
-        began = time.monotonic() - before_s
+        began = time.monotonic()
         try:
             yield
         finally:
@@ -196,7 +194,7 @@ class Replicas:
         return any(call.ended is None for call in self.crm.ledger.calls("update")[-8:])
 
     def restart_database(self, mode: Literal["fast", "immediate"]) -> None:
-        with self.noted(f"database {mode}", before_s=FORGOTTEN_S if mode == "immediate" else 0.0):
+        with self.noted(f"database {mode}"):
             self.server.restart(mode, down_s=0.5)
 
 

@@ -321,7 +321,10 @@ NAMED = [
     ("parked", "newer"),
     ("lost", "newer"),
     ("retries replayed", "newer"),
+    ("newer", "events replayed"),
     ("delivered", "events replayed"),
+    ("retries replayed", "retried"),
+    ("events replayed", "retries replayed"),
     ("discarded", "unparks"),
 ]
 
