@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import socket as plain_socket
+import sys
 import threading
 import time
 from functools import partial
@@ -55,6 +56,9 @@ OWN_FILES = 48
 ADMIN_THREADS, HEALTH_THREADS = 4, 2
 #: After `drain_timeout` the process may take this long to end; then the master kills its workers.
 STOP_MARGIN_S = 3
+#: Seconds for which the interpreter's lock is kept from another thread that wants it. By default 5 ms: the journal's
+#: writer, which gives it up at each of its ten statements, would wait 50 ms for a commit beside a long request.
+SWITCH_S = 0.0005
 #: Seconds between two looks at whether the worker is to end.
 BEAT_S = 0.2
 #: A worker that has not been alive for so long ends, and the master starts another: enough for a probe to see it.
@@ -135,6 +139,7 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
         count_as(self.slot)
         self.service = self.app.make_service(LoopSignals())
         self.wsgi = self._route
+        sys.setswitchinterval(SWITCH_S)
         gc.collect()
         gc.freeze()  # what is here stays: full collections need not look at it, which takes 30 ms each time
         self.service.start()

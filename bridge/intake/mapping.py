@@ -38,7 +38,7 @@ MAX_EVENTS = 10_000
 #: Characters of all events that `events` puts together: each of them may repeat a large part of the body.
 MAX_MADE = 64_000_000
 #: Events between two breaths: a long array must not keep other requests waiting.
-_SLICE = 50
+_SLICE = 10
 
 
 @dataclass(frozen=True, slots=True)

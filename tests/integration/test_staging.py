@@ -128,7 +128,7 @@ def test_a_root_that_all_events_share_is_kept_once(journal: Journal) -> None:
 
 def test_an_event_that_cannot_be_merged_is_parked_and_holds_up_nothing(journal: Journal, clock: FakeClock) -> None:
     events = large(2 * SLICE_EVENTS)
-    events[300] = event("bad", None)  # type: ignore[arg-type]  # the database takes no record without an id
+    events[SLICE_EVENTS + 1] = event("bad", None)  # type: ignore[arg-type]  # the database takes no record without an id
     journal.append(events[:1], staging=[events[1:]])
     clock.advance(LEFT_AFTER_US / 1e6 + 1)
     assert journal.merge_left()

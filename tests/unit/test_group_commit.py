@@ -174,9 +174,9 @@ def test_a_full_journal_refuses_without_queueing(commits: GroupCommit, appender:
 
 
 def test_groups_are_bounded(commits: GroupCommit, appender: MemoryAppender) -> None:
-    size = GROUP_EVENTS // 4
-    queued(commits, appender, [[f"{at}-{place}" for place in range(size)] for at in range(10)])
-    assert [len(group) for group in appender.groups] == [1, GROUP_EVENTS, GROUP_EVENTS, 2 * size]
+    size = GROUP_EVENTS // 20
+    queued(commits, appender, [[f"{at}-{place}" for place in range(size)] for at in range(50)])
+    assert [len(group) for group in appender.groups] == [1, GROUP_EVENTS, GROUP_EVENTS, 10 * size]
 
 
 def test_a_large_request_is_on_disk_at_once_and_merged_in_slices(
@@ -261,7 +261,7 @@ def test_large_requests_are_refused_when_many_slices_are_yet_to_come_and_small_o
     large = threading.Thread(target=commits.append, args=([event(f"l{n}") for n in range(4 * SLICE_EVENTS)],))
     large.start()
     assert appender.entered.wait(10)
-    with pytest.raises(JournalUnavailableError, match="750 events of large requests wait to be written"):
+    with pytest.raises(JournalUnavailableError, match=f"{3 * SLICE_EVENTS} events of large requests wait to be written"):
         commits.append([event(f"m{n}") for n in range(SLICE_EVENTS + 1)])
     small = threading.Thread(target=commits.append, args=([event("small")],))
     small.start()
