@@ -28,7 +28,7 @@ def gather(
         problems.append(document.problem(("sources",), message))
     for index, pattern in enumerate(patterns):
         keys = document.known(("include", index))
-        files = sorted(glob.glob(str(folder / pattern), recursive=True))  # noqa: PTH207 (takes absolute patterns too)
+        files = matching(pattern, folder)
         if not files:
             problems.append(document.problem(keys, f"no file matches {pattern}"))
         for file in files:
@@ -37,6 +37,11 @@ def gather(
         message = "there is none; write at least one under `sources:`"
         problems.append(document.problem(("sources",), message))
     return sources, problems
+
+
+def matching(pattern: str, folder: Path) -> list[str]:
+    """The files that a pattern stands for, sorted."""
+    return sorted(glob.glob(str(folder / pattern), recursive=True))  # noqa: PTH207 (takes absolute patterns too)
 
 
 def _join(document: Document, sources: Sources, path: Path) -> list[Problem]:

@@ -41,12 +41,13 @@ class Loaded:
 
 @dataclass(slots=True)
 class Findings:
-    """All that is to be said of a file; `settings` is None when there are problems."""
+    """All that is to be said of a file; `settings` is None when there are problems. `patterns`: its `include`."""
 
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     settings: Settings | None = None
     document: Document | None = None
+    patterns: list[str] = field(default_factory=list)
 
 
 def load(path: Path, *, environ: Mapping[str, str] | None = None, sandbox: bool = False) -> Loaded:
@@ -95,8 +96,8 @@ def _examine(path: Path, document: Document, around: Surroundings, findings: Fin
     except ValidationError as error:
         findings.problems += (document.problem(*complaint) for complaint in flatten(error.messages))
         top = error.valid_data if isinstance(error.valid_data, dict) else {}
-    patterns = top.get("include") or []
-    gathered, problems = gather(document, written, "sources" in document.data, patterns, path.parent)
+    findings.patterns = top.get("include") or []
+    gathered, problems = gather(document, written, "sources" in document.data, findings.patterns, path.parent)
     findings.problems += problems
     document.data["sources"] = gathered
     sources = _sources(document, gathered, around, findings)
