@@ -26,6 +26,7 @@ import structlog
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
+from bridge.config.watching import Watch
 from bridge.errors import BridgeError
 from bridge.journal import versions
 from bridge.loop import LoopSignals, Turns, breathe
@@ -88,12 +89,14 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no t
         make_service: MakeService,
         logging_config: dict[str, Any],
         ready: Callable[[], None],
+        watch: Watch | None,
     ) -> None:
         self._settings = settings
         self._ready = ready
         self._logging_config = logging_config
         self._make_service = make_service
         self.load_settings = load_settings
+        self.watch = watch
         self.admin_port = settings.server.admin_bind[1]
         super().__init__()
 
@@ -140,6 +143,8 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no t
         """For workers that are yet to be born; those that live read the file themselves, and tell what is wrong.
         Whatever that is, the master must go on.
         """
+        if self.watch is not None:
+            self.watch.changed()  # from here on this is what they know
         with contextlib.suppress(Exception):
             self._settings, _ = self.load_settings().beside(self._settings)
 
@@ -226,9 +231,15 @@ def remove_left_counters(scratch: str) -> None:
                 os.close(lock)
 
 
-def run(settings: Settings, *, load_settings: Callable[[], Settings], ready: Callable[[], None] = lambda: None) -> int:
+def run(
+    settings: Settings,
+    *,
+    load_settings: Callable[[], Settings],
+    ready: Callable[[], None] = lambda: None,
+    watch: Watch | None = None,
+) -> int:
     """Serve in the foreground until SIGTERM; returns the exit status. `load_settings` is called at SIGHUP, `ready`
-    when the ports are open.
+    when the ports are open. With `watch`, made before the settings were loaded, a change has the effect of SIGHUP.
     """
     logging_config = logs.configure(os.environ)
     allow_files()
@@ -247,7 +258,7 @@ def run(settings: Settings, *, load_settings: Callable[[], Settings], ready: Cal
                 turns = Turns(todays.server.threads)
                 return Service(settings=todays, signals=signals, pause=breathe, turns=turns)
 
-            application = Application(settings, load_settings, make_service, logging_config, ready)
+            application = Application(settings, load_settings, make_service, logging_config, ready, watch)
             try:
                 application.run()
             except SystemExit as stop:

@@ -32,6 +32,7 @@ from gunicorn.http import errors
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.base_async import AsyncWorker
 
+from bridge.config.watching import EVERY_S
 from bridge.intake.unreadable import AnswersUnreadable
 from bridge.loop import LoopSignals, Threads
 
@@ -147,12 +148,26 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
         threading.Thread(target=self._reload, name="reload", daemon=True).start()
 
     def _reload(self) -> None:
+        self._look()  # what changed while it was born, before it could hear of it
         while True:
-            self._hang_ups.get()
+            try:
+                self._hang_ups.get(timeout=EVERY_S if self.app.watch is not None and self.slot == 0 else None)
+            except Empty:
+                self._look()
+                continue
             with contextlib.suppress(Empty):  # however many there were, the file is read once
                 while True:
                     self._hang_ups.get_nowait()
             self.service.reload(self.app.load_settings)
+
+    def _look(self) -> None:
+        """Have all processes read a configuration that has changed, as SIGHUP does from outside."""
+        if self.app.watch is None or not self.app.watch.changed():
+            return
+        master = os.getppid()
+        if self.alive and master == self.ppid:  # never whoever adopts orphans
+            self.log.info("the configuration has changed: it is read again")
+            os.kill(master, signal.SIGHUP)
 
     def _route(self, environ: dict[str, Any], start_response: Any) -> Any:
         """Which app answers is decided by the port of the socket, which no request can choose."""

@@ -35,12 +35,14 @@ def serve(config: Path, sandbox: bool) -> int:
         click.echo(f"warning: {name} is not used; the server is configured by bridge.yaml alone", err=True)
     from bridge import server
     from bridge.config import load
+    from bridge.config.watching import Watch, wanted
 
+    watch = Watch(config, sandbox=sandbox) if wanted(os.environ) else None
     loaded = load(config, sandbox=sandbox)
     for warning in loaded.warnings:
         click.echo(f"warning: {warning}", err=True)
     if not sandbox:
-        return server.run(loaded.settings, load_settings=lambda: load(config).settings)
+        return server.run(loaded.settings, load_settings=lambda: load(config).settings, watch=watch)
     with sandbox_process() as url:
         settings = towards(loaded.settings, url)
         click.echo(f"delivering to a sandbox CRM on {url}; what it holds: curl {url}/sandbox/state", err=True)
@@ -48,6 +50,7 @@ def serve(config: Path, sandbox: bool) -> int:
             settings,
             load_settings=lambda: towards(load(config, sandbox=True).settings, url),
             ready=lambda: _next(settings, config),
+            watch=watch,
         )
 
 
