@@ -119,8 +119,7 @@ def test_a_secret_is_rotated_without_a_restart(pod: Pod) -> None:
     assert pod.inspect()["State"]["Pid"] == process
 
 
-def test_the_sidecar_takes_over_a_changed_config_map_without_a_restart(pod: Pod) -> None:
-    pod.values = VALUES | {"reload": "sidecar"}
+def test_the_service_takes_over_a_changed_config_map_without_a_restart(pod: Pod) -> None:
     pod.start()
     process = pod.inspect()["State"]["Pid"]
     assert post(pod, "7", "too early", source="second") == 404

@@ -26,10 +26,9 @@ MORE = {
     "httproute": {"httproute"},
     "monitoring": {"podmonitor", "prometheusrule"},
     "trial": {"secret"},
-    "reload": {"reload"},
     "dashboard": {"dashboard"},
     "postgresql": {"deployment", "poddisruptionbudget", "podmonitor", "prometheusrule"},
-    "postgresql-single": {"deployment", "reload"},
+    "postgresql-single": {"deployment"},
 }
 LESS = {
     "defaults": {"tests/unsigned"},
@@ -227,9 +226,9 @@ def test_oauth_takes_the_place_of_the_token() -> None:
     assert bridge_yaml({"config": {"crm": {"token": None, "oauth": oauth}}})["crm"] == {"oauth": oauth}
 
 
-def test_a_changed_configuration_restarts_the_pod_and_nothing_else_does() -> None:
+def test_a_changed_configuration_restarts_the_pod_where_that_is_asked_for_and_nothing_else_does() -> None:
     def checksum(values: Json) -> str:
-        meta = render(values)["StatefulSet"]["spec"]["template"]["metadata"]
+        meta = render({"reload": "restart", **values})["StatefulSet"]["spec"]["template"]["metadata"]
         return str(meta["annotations"]["checksum/config"])
 
     assert checksum({}) == checksum({"service": {"port": 81}})
@@ -295,7 +294,7 @@ def test_the_image_is_taken_by_digest_when_one_is_given() -> None:
         {"networkPolicy": {"metricsFrom": [{}]}},  # would let everybody in
         {"podMonitor": {"interval": "0s"}},
         {"prometheusRule": {"thresholds": {"journalShare": 90}}},
-        {"reload": "always"},
+        {"reload": "sidecar"},
         {"secret": {"values": {"../acme": "x"}}},
         {"journal": {"accessMode": "ReadWriteMany"}},
         {"extraVolumes": [{"name": "docker", "hostPath": {"path": "/var/run"}}]},
@@ -353,6 +352,7 @@ def keys(values: Any) -> Iterator[str]:
         ({"test": {"source": "amce"}, "config": {"sources": {"acme": {}}}}, "config.sources"),
         ({"image": {"tag": "latest"}}, "a restart must not be an upgrade"),
         ({"extraEnv": [{"name": "BRIDGE_JOURNAL_URL", "value": "sqlite:////tmp/x"}]}, "the chart sets this variable"),
+        ({"extraEnv": [{"name": "BRIDGE_RELOAD", "value": ""}]}, "the chart sets this variable"),
         ({"extraVolumes": [{"name": "journal", "emptyDir": {}}]}, "the chart has a volume of this name"),
     ],
     ids=json.dumps,

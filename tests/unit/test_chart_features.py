@@ -184,7 +184,9 @@ def test_what_exists_already_is_used_and_not_made() -> None:
     assert volumes["journal"]["persistentVolumeClaim"] == {"claimName": "restored-journal"}
     assert "volumeClaimTemplates" not in objects(values)["statefulset"]["spec"]
     assert {each["serviceAccountName"] for each in pod_specs(values).values()} == {"bridge"}
-    assert "nothing watches the ConfigMap bridge-config" in texts(values)["templates/NOTES.txt"]
+    unwatched = "nothing watches the ConfigMap bridge-config"
+    assert unwatched not in texts(values)["templates/NOTES.txt"]
+    assert unwatched in texts({**values, "reload": "restart"})["templates/NOTES.txt"]
 
 
 def pod_annotations(values: Json) -> Json:
@@ -192,7 +194,7 @@ def pod_annotations(values: Json) -> Json:
     return found
 
 
-@pytest.mark.parametrize("reload", ["sidecar", "manual"])
+@pytest.mark.parametrize("reload", ["watch", "manual"])
 def test_what_a_reload_can_change_restarts_nothing(reload: str) -> None:
     usual = pod_annotations({"reload": reload})
     assert pod_annotations({"reload": reload, **SOURCES, "server": {"maxBody": "2MiB"}}) == usual
@@ -201,19 +203,15 @@ def test_what_a_reload_can_change_restarts_nothing(reload: str) -> None:
         assert pod_annotations({"reload": reload, **fixed}) != usual
 
 
-def test_the_sidecar_sees_the_services_processes_and_its_file() -> None:
-    spec = pod_specs(values_of("reload"))["statefulset"]
-    service, sidecar = spec["containers"]
-    assert spec["shareProcessNamespace"] is True
-    config = next(each["value"] for each in service["env"] if each["name"] == "BRIDGE_CONFIG")
-    assert sidecar["command"][-1] == config
-    mounts = {mount["name"]: mount["mountPath"] for mount in sidecar["volumeMounts"]}
-    assert config.startswith(mounts["config"] + "/")
-    assert sidecar["command"][1] == f"{mounts['reload']}/reload.py"
-    assert mounts.keys() == {"config", "reload"}  # neither secrets nor journal
-    assert all(
-        "shareProcessNamespace" not in pod_specs({"reload": each})["statefulset"] for each in ("restart", "manual")
-    )
+def test_the_service_watches_its_configuration_unless_told_otherwise() -> None:
+    """And nothing stands beside it for that."""
+
+    def told(values: Json) -> list[str]:
+        (service,) = pod_specs(values)["statefulset"]["containers"]
+        return [each["value"] for each in service["env"] if each["name"] == "BRIDGE_RELOAD"]
+
+    assert told({}) == ["watch"]
+    assert told(values_of("restart")) == told(values_of("manual-reload")) == []
 
 
 def test_a_stopped_release_has_no_pod_and_keeps_its_volume() -> None:

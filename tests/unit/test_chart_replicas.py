@@ -127,7 +127,7 @@ def test_the_policy_lets_the_pods_out_to_the_database_and_its_port_alone() -> No
     assert egress({**DATABASE, "networkPolicy": {"egress": proxy}})[2:] == proxy
 
 
-@pytest.mark.parametrize("reload", ["restart", "sidecar"])
+@pytest.mark.parametrize("reload", ["restart", "watch"])
 def test_another_place_of_the_database_restarts_the_pods(reload: str) -> None:
     def checksum(**journal: Any) -> str:
         values = {"reload": reload, "journal": {"type": "postgresql", **journal}}
@@ -135,7 +135,7 @@ def test_another_place_of_the_database_restarts_the_pods(reload: str) -> None:
 
     assert checksum() != checksum(urlKey="other")
     assert checksum() != checksum(urlSecret="other")
-    assert (checksum() == checksum(maxPending=5)) is (reload == "sidecar")
+    assert (checksum() == checksum(maxPending=5)) is (reload == "watch")
 
 
 def test_alerts_and_monitor_find_pods_that_have_no_number() -> None:

@@ -187,12 +187,12 @@ drain_timeout: {{ int .Values.shutdown.drainSeconds }}s
 {{- fail "image.tag latest: a restart must not be an upgrade; name a version, or the image.digest." -}}
 {{- end -}}
 {{- range .Values.extraEnv -}}
-{{- if has .name (list "BRIDGE_CONFIG" "BRIDGE_BIND" "BRIDGE_ADMIN_BIND" "BRIDGE_JOURNAL_URL" "BRIDGE_LOG_LEVEL" "BRIDGE_LOG_FORMAT") -}}
-{{- fail (printf "extraEnv %s: the chart sets this variable, from journal, log and the ports that its probes ask." .name) -}}
+{{- if has .name (list "BRIDGE_CONFIG" "BRIDGE_BIND" "BRIDGE_ADMIN_BIND" "BRIDGE_JOURNAL_URL" "BRIDGE_LOG_LEVEL" "BRIDGE_LOG_FORMAT" "BRIDGE_RELOAD") -}}
+{{- fail (printf "extraEnv %s: the chart sets this variable, from journal, log, reload and the ports that its probes ask." .name) -}}
 {{- end -}}
 {{- end -}}
 {{- range .Values.extraVolumes -}}
-{{- if has .name (list "config" "secrets" "tmp" "journal" "journal-url" "reload") -}}
+{{- if has .name (list "config" "secrets" "tmp" "journal" "journal-url") -}}
 {{- fail (printf "extraVolumes %s: the chart has a volume of this name; take another one." .name) -}}
 {{- end -}}
 {{- end -}}

@@ -1,7 +1,5 @@
 {{/* What a pod of the service is, whatever keeps its journal: metadata and spec. */}}
 {{- define "partner-bridge.pod" -}}
-{{- $name := include "partner-bridge.fullname" . }}
-{{- $sidecar := eq .Values.reload "sidecar" }}
 {{- $sqlite := eq .Values.journal.type "sqlite" -}}
 metadata:
   # Without the chart's version, which alone is no reason for a restart.
@@ -16,9 +14,6 @@ metadata:
     {{- $read = cat $read (include "partner-bridge.journalUrlFile" .) }}
     {{- end }}
     {{- $annotations := dict "checksum/config" (sha256sum $read) }}
-    {{- if $sidecar }}
-    {{- $_ := set $annotations "checksum/reload" (.Files.Get "files/reload.py" | sha256sum) }}
-    {{- end }}
     {{- merge $annotations .Values.podAnnotations .Values.commonAnnotations | toYaml | nindent 4 }}
 spec:
   serviceAccountName: {{ include "partner-bridge.serviceAccountName" . | quote }}
@@ -26,10 +21,6 @@ spec:
   # Service links would put variables of other services into the environment.
   enableServiceLinks: false
   terminationGracePeriodSeconds: {{ include "partner-bridge.graceSeconds" . }}
-  {{- if $sidecar }}
-  # The sidecar signals the service.
-  shareProcessNamespace: true
-  {{- end }}
   {{- with include "partner-bridge.placement" . | trim }}
   {{- . | nindent 2 }}
   {{- end }}
@@ -64,6 +55,10 @@ spec:
           value: {{ .Values.log.level }}
         - name: BRIDGE_LOG_FORMAT
           value: {{ .Values.log.format }}
+        {{- if eq .Values.reload "watch" }}
+        - name: BRIDGE_RELOAD
+          value: watch
+        {{- end }}
         {{- with .Values.extraEnv }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
@@ -129,24 +124,6 @@ spec:
         {{- with .Values.extraVolumeMounts }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
-    {{- if $sidecar }}
-    - name: reload
-      image: {{ include "partner-bridge.image" . | quote }}
-      imagePullPolicy: {{ .Values.image.pullPolicy }}
-      command: [python, /etc/partner-bridge-reload/reload.py, /etc/partner-bridge/bridge.yaml]
-      securityContext:
-        {{- include "partner-bridge.containerSecurity" . | nindent 8 }}
-      resources:
-        requests: {cpu: 5m, memory: 24Mi}
-        limits: {memory: 64Mi}
-      volumeMounts:
-        - name: config
-          mountPath: /etc/partner-bridge
-          readOnly: true
-        - name: reload
-          mountPath: /etc/partner-bridge-reload
-          readOnly: true
-    {{- end }}
   volumes:
     - name: config
       configMap:
@@ -160,11 +137,6 @@ spec:
       emptyDir:
         medium: Memory
         sizeLimit: 64Mi
-    {{- if $sidecar }}
-    - name: reload
-      configMap:
-        name: {{ $name }}-reload
-    {{- end }}
     {{- if not $sqlite }}
     - name: journal
       emptyDir:
