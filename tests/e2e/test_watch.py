@@ -151,6 +151,8 @@ def test_one_with_problems_is_refused_and_the_mended_one_is_taken_over(tmp_path:
         assert service.answers("second") == {202}
 
 
+@pytest.mark.heavy
+@pytest.mark.waiting
 def test_a_secret_that_arrives_later_than_the_configuration_is_awaited(tmp_path: Path, crm: SandboxServer) -> None:
     with watching(tmp_path, crm) as service:
         service.change(ACME + SECOND.replace("acme.secret", "second.secret"))
@@ -163,6 +165,8 @@ def test_a_secret_that_arrives_later_than_the_configuration_is_awaited(tmp_path:
         assert metric(service, "bridge_config_last_reload_successful") == 1
 
 
+@pytest.mark.heavy
+@pytest.mark.waiting
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_death_of_the_worker_that_watches_misses_no_change(
     tmp_path: Path, crm: SandboxServer, workers: int
@@ -183,6 +187,8 @@ def test_the_death_of_the_worker_that_watches_misses_no_change(
         assert service.answers("second") == {202}
 
 
+@pytest.mark.heavy
+@pytest.mark.waiting
 def test_every_worker_that_is_born_looks_once(tmp_path: Path, crm: SandboxServer) -> None:
     """Also one that does not watch: the signal may have come before it could hear of it."""
     with watching(tmp_path, crm, workers=2) as service:

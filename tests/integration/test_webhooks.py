@@ -425,7 +425,7 @@ def test_a_long_array_leaves_room_for_others() -> None:
     source = compile_source(make_source("open", verify=Verify("none")))
     mapped = source.map_body([{"id": n, "name": "A"} for n in range(1000)], pause=lambda: breaths.append(1))
     assert len(mapped.events) == 1000
-    assert len(breaths) == 20
+    assert len(breaths) == 100
 
 
 def test_many_threads_at_once(house: House) -> None:
