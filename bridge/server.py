@@ -45,7 +45,8 @@ HEARTBEAT_S = 60
 
 #: What heartbeats and counters of all workers may come to.
 SCRATCH_BYTES = 4 << 20
-COUNTERS_PREFIX = "partner-bridge-"
+#: Only such folders are ours to remove: the demo has others beside them, and people may too.
+COUNTERS_PREFIX = "partner-bridge-counters-"
 #: Seconds for which a folder is not taken for one that was left: it may not be locked yet.
 COUNTERS_YOUNG_S = 10.0
 

@@ -20,6 +20,7 @@ import requests
 
 import bridge
 from bridge.sandbox import Crm, SandboxServer
+from bridge.server import COUNTERS_PREFIX
 from tests.e2e.test_stopping import Load, event, held
 from tests.history import dispatcher_pid
 from tests.running import Running, eventually, running
@@ -139,8 +140,8 @@ def test_counters_of_a_service_that_was_killed_as_a_whole_are_removed_by_the_nex
     """They lie in memory, and each kill would cost some of it; those of a service that runs stay."""
 
     def counters(service: Running) -> Path:
-        environ = Path(f"/proc/{service.pids()[1]}/maps").read_text(encoding="utf-8")
-        [folder] = {Path(line.split()[-1]).parent for line in environ.splitlines() if "/partner-bridge-" in line}
+        maps = Path(f"/proc/{service.pids()[1]}/maps").read_text(encoding="utf-8").splitlines()
+        [folder] = {Path(line.split()[-1]).parent for line in maps if f"/{COUNTERS_PREFIX}" in line}
         return folder
 
     (tmp_path / "other").mkdir()
