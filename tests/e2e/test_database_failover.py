@@ -107,6 +107,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
                     service.kill_all()
 
 
+@pytest.mark.heavy
 def test_a_synchronous_standby_is_lost_and_then_takes_over(pair: Pair) -> None:
     """While no standby confirms, nothing is acknowledged; what was acknowledged is there when the primary is lost."""
     with pair.sending():

@@ -246,6 +246,7 @@ def test_f07_a_start_on_a_full_disk_is_refused_until_there_is_room(tmp_path: Pat
         assert is_taken(service, 1)
 
 
+@pytest.mark.heavy
 def test_f07_a_disk_without_room_for_a_copy_is_told_and_nothing_is_left_or_changed(filled: Running) -> None:
     """Neither of a backup nor of a restore, whose journal stays as it was."""
     assert filled.run("journal", "backup", str(filled.folder / "copy.db")).returncode == 0

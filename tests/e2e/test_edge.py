@@ -553,6 +553,13 @@ def test_f51_lines_for_people_are_escaped_too(tmp_path: Path) -> None:
 
 def test_metrics_count_what_was_refused(service: Running) -> None:
     """Also what never became a request."""
+    assert post(service, "small", padded(1001)).status == 413
+    assert post(service, "nobody", b"{}").status == 404
+    assert post(service, "typed", b"{").status == 400
+    plain = request("POST", "/webhooks/big", "Content-Type: text/plain", CLOSE, body=b"{}")
+    assert exchange(service.port, plain).only.status == 415
+    long = request("POST", "/webhooks/big", JSON, CLOSE, f"X-Long: {'x' * 9_000}", body=b"{}")
+    assert exchange(service.port, long).only.status == 431
     text = requests.get(f"{service.admin_url}/metrics", timeout=5).text
     for source, code in (("unknown", 431), ("unknown", 404), ("small", 413), ("big", 415), ("typed", 400)):
         assert f'bridge_webhooks_total{{code="{code}",source="{source}"}}' in text

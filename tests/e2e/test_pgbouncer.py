@@ -7,6 +7,7 @@ from pathlib import Path
 
 import orjson
 import psycopg
+import pytest
 import requests
 
 from bridge.sandbox import Crm, SandboxServer
@@ -24,6 +25,7 @@ def events(name: str) -> list[dict[str, object]]:
     ]
 
 
+@pytest.mark.heavy
 def test_everything_works_with_fewer_connections_than_users(tmp_path: Path) -> None:
     """Two workers, eight senders and the commands share two connections; when others take both, it is told and over
     with them.

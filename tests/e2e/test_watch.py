@@ -99,7 +99,7 @@ def watching(folder: Path, crm: SandboxServer, *, workers: int = 1, reload: str 
             service.kill_all()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=[pytest.mark.heavy, pytest.mark.waiting])])
 def test_a_changed_mount_is_taken_over_and_no_request_is_refused(
     tmp_path: Path, crm: SandboxServer, workers: int
 ) -> None:
@@ -203,6 +203,8 @@ def test_every_worker_that_is_born_looks_once(tmp_path: Path, crm: SandboxServer
         assert service.answers("second") == {202}
 
 
+@pytest.mark.heavy
+@pytest.mark.waiting
 def test_nothing_is_watched_unless_it_is_asked_for(tmp_path: Path, crm: SandboxServer) -> None:
     with watching(tmp_path, crm, reload="") as service:
         service.change(ACME + SECOND)
