@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event
-from sqlalchemy.engine import Engine
+from sqlalchemy.pool import Pool
 
 from bridge.config import load_settings
 from bridge.journal.retry_log import Filter
@@ -92,8 +92,8 @@ def test_a_group_is_counted_at_once(service: Service) -> None:
 
 
 def test_a_scan_would_be_noticed(service: Service) -> None:
-    for statement in ("SELECT 1 FROM events e WHERE e.payload = ?", "DELETE FROM desired WHERE value = ?"):
-        assert scans(service, [(statement, ("x",))])
+    for statement in ("SELECT 1 FROM events e WHERE e.payload = 'x'", "DELETE FROM desired WHERE value = 'x'"):
+        assert scans(service, [statement])
 
 
 def test_no_page_scans_a_table_under_the_write_lock(service: Service) -> None:
@@ -101,6 +101,7 @@ def test_no_page_scans_a_table_under_the_write_lock(service: Service) -> None:
     with written() as statements:
         for path in PAGES:
             assert browser.get(path).status_code == 200
+    assert statements  # readiness is tried by a write
     assert scans(service, statements) == set()
 
 
@@ -134,35 +135,46 @@ def test_no_act_scans_a_table_under_the_write_lock(service: Service, act: str) -
 
 
 @contextmanager
-def written() -> Iterator[list[tuple[str, Any]]]:
-    """The statements, with their parameters, that are executed within write transactions meanwhile."""
-    found: list[tuple[str, Any]] = []
-    writing: set[Any] = set()
+def written() -> Iterator[list[str]]:
+    """The statements that are executed within write transactions meanwhile, as SQLite gets them: with their values."""
+    found: list[str] = []
+    watched: set[Any] = set()
 
-    def look(_: Any, cursor: Any, statement: str, parameters: Any, *__: Any) -> None:
-        if statement == "BEGIN IMMEDIATE":
-            writing.add(cursor.connection)
-        elif statement in {"BEGIN", "COMMIT", "ROLLBACK"}:
-            writing.discard(cursor.connection)
-        elif cursor.connection in writing:
-            found.append((statement, parameters))
+    def watch(connection: Any, *_: Any) -> None:
+        if connection in watched:
+            return
+        watched.add(connection)
+        writing = False
 
-    event.listen(Engine, "before_cursor_execute", look)
+        def look(statement: str) -> None:
+            nonlocal writing
+            if statement == "BEGIN IMMEDIATE":
+                writing = True
+            elif statement in {"BEGIN", "COMMIT", "ROLLBACK"}:
+                writing = False
+            elif writing:
+                found.append(statement)
+
+        connection.set_trace_callback(look)
+
+    event.listen(Pool, "checkout", watch)
     try:
         yield found
     finally:
-        event.remove(Engine, "before_cursor_execute", look)
+        event.remove(Pool, "checkout", watch)
+        for connection in watched:
+            connection.set_trace_callback(None)
 
 
-def scans(service: Service, statements: list[tuple[str, Any]]) -> set[tuple[str, str]]:
+def scans(service: Service, statements: list[str]) -> set[tuple[str, str]]:
     """Where SQLite would read a whole table for these statements: its words, and the statement."""
     with closing(sqlite3.connect(service._settings.journal.url.removeprefix("sqlite:///"))) as database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
         return {
             (detail, statement)
-            for statement, parameters in statements
+            for statement in statements
             for names in [{name for found in NAMED.findall(statement) if found[0] in tables for name in found}]
-            for *_, detail in database.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            for *_, detail in database.execute(f"EXPLAIN QUERY PLAN {statement}")
             if detail.startswith("SCAN") and detail.split()[1] in names
         }
 
