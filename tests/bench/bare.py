@@ -28,6 +28,9 @@ class BareWorker(BridgeWorker):
     def load_wsgi(self) -> None:
         self.wsgi = self.app.wsgi()
 
+    def _give_up(self) -> None:
+        """There is no service that could be of no use any more."""
+
 
 class Bare(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
     def __init__(self, port: int, workers: int) -> None:

@@ -24,8 +24,8 @@ from tests.running import Running, running
 EVENTS, RECORDS, ARRAY, BATCH = 100_000, 1_000, 100, 100
 #: Calls of a window: as many as it takes to send each record once.
 CALLS = RECORDS // BATCH
-#: Windows that the events are spread over.
-WINDOWS = 4
+#: Windows that the events are spread over. What is left at their end takes one window's calls more.
+WINDOWS = 10
 #: Events that the SDK's way is tried with.
 SDK_EVENTS = 500
 #: How the events spread over the records: the exponent of Zipf's law.
@@ -34,7 +34,7 @@ SKEW = 1.1
 
 def rounds(size: Size) -> Iterator[Sample]:
     events = size.of(EVENTS, least=2_000)
-    windows = WINDOWS * min(1.0, 5 * size.share)
+    windows = WINDOWS * min(1.0, 2 * size.share)
     chance = random.Random(7)
     while True:
         with (
