@@ -83,6 +83,7 @@ class Duty:
         #: Guards the settings and the hand-over of `_dispatcher` between the thread, `stop` and `reconfigure`.
         self._changing = threading.Lock()
         self._dispatcher: Dispatcher | None = None
+        self._claimed_at: float | None = None  # monotonic: since when this process may deliver without a dispatcher
         self._thread = threading.Thread(target=self._run, name="duty", daemon=True)
 
     def start(self) -> None:
@@ -104,13 +105,14 @@ class Duty:
         self._wake.set()
 
     def stuck_s(self) -> float:
-        """For how long the dispatcher of this process has made no progress; 0 when another process delivers, or
-        while one gives way to the next.
+        """For how long the dispatcher of this process has made no progress, or cannot be made although no other
+        process may deliver; 0 when another process delivers, or while one gives way to the next.
         """
-        dispatcher = self._dispatcher
+        dispatcher, claimed_at = self._dispatcher, self._claimed_at
         if not self._stopping.is_set() and self._thread.ident is not None and not self._thread.is_alive():
             return float("inf")  # nobody is left who would start a dispatcher
-        return 0.0 if dispatcher is None else max(0.0, self._clock.monotonic() - dispatcher.last_progress)
+        since = claimed_at if dispatcher is None else dispatcher.last_progress
+        return 0.0 if since is None else max(0.0, self._clock.monotonic() - since)
 
     def stop(self, *, deadline: float) -> None:
         """Flush what fits until `deadline` (monotonic), then end; what is left stays due."""
@@ -145,11 +147,14 @@ class Duty:
         if self._dispatcher is None:
             if not self._claim.acquire():
                 return ASK_EVERY_S
+            if self._claimed_at is None:
+                self._claimed_at = self._clock.monotonic()
             self._outdated = False  # it has what is configured now; what comes later outdates it again
             dispatcher = self._make_dispatcher()
             dispatcher.start()
             with self._changing:
                 self._dispatcher = dispatcher
+            self._claimed_at = None
             self._log.info("this process delivers")
         elif not self._claim.held():
             self._log.warning("this process delivers no more")

@@ -85,7 +85,7 @@ class LoopSignals:
         self._rung: deque[tuple[Sequence[LoopBell], Callable[[], None]]] = deque()
         self._async = self._hub.loop.async_()
         self._async.start(self._wake)
-        self._idle, self._late = self._hub.loop.idle(), self._hub.loop.timer(REST_S)
+        self._idle, self._late = self._hub.loop.idle(), self._hub.loop.timer(0.0, REST_S)
 
     def bell(self) -> LoopBell:
         return LoopBell(self._hub)
@@ -93,7 +93,7 @@ class LoopSignals:
     def soon(self, act: Callable[[], None]) -> None:
         """Act once the loop has nothing else to do, or after `REST_S`. One act at a time waits so."""
         self._idle.start(self._at_rest, act)
-        self._late.start(self._at_rest, act)
+        self._late.again(self._at_rest, act)  # `start` would go on with what was left of the last time
 
     def _at_rest(self, act: Callable[[], None]) -> None:
         self._idle.stop()

@@ -50,6 +50,9 @@ COUNTERS_PREFIX = "partner-bridge-counters-"
 #: Seconds for which a folder is not taken for one that was left: it may not be locked yet.
 COUNTERS_YOUNG_S = 10.0
 
+#: Seconds between two workers that take dead ones' places: one that cannot start must not keep the others from working.
+REPLACE_EVERY_S = 1.0
+
 #: Builds a worker's service, given its settings and how its requests wait.
 MakeService = Callable[[Settings, LoopSignals], Any]
 
@@ -61,10 +64,16 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
         self.app.reload_settings()
         self.kill_workers(signal.SIGHUP)
 
+    replaced_at = float("-inf")  # monotonic
+
     def spawn_worker(self) -> int | None:
-        """None when the system grants no process now, a limit being reached: the others go on, and the next beat of
-        the master's loop tries again.
+        """None when the system grants no process now, a limit being reached, or when another one was replaced a moment
+        ago: those that live go on, and the next beat of the master's loop tries again.
         """
+        if self.worker_age >= self.cfg.workers:
+            if time.monotonic() - self.replaced_at < REPLACE_EVERY_S:
+                return None
+            self.replaced_at = time.monotonic()
         try:
             return int(super().spawn_worker())
         except OSError as error:

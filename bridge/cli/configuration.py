@@ -13,7 +13,7 @@ import click
 from bridge.cli.common import config_option, typed
 from bridge.cli.printing import complain, say
 from bridge.config.templates import DEFAULT, TEMPLATES, Template
-from bridge.errors import BridgeError, CrmUnreachableError, Problem
+from bridge.errors import BridgeError, ConfigError, CrmUnreachableError, Problem
 from bridge.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,12 +33,17 @@ def check(ctx: click.Context, config: Path, *, sandbox: bool, portal: bool, as_j
     """Tell everything that is wrong with the configuration, and try its examples."""
     from bridge.config import examine
     from bridge.config.examples import failing_examples
+    from bridge.config.watching import wanted
     from bridge.operations.logs import faults
 
     if portal and sandbox:
         raise click.UsageError("--portal asks HubSpot, which --sandbox does without; leave one of them out")
     findings = examine(config, sandbox=sandbox)
     problems, warnings = [*findings.problems, *faults(os.environ)], list(findings.warnings)
+    try:
+        wanted(os.environ)
+    except ConfigError as error:
+        problems += error.problems
     comparison: Comparison | None = None
     if findings.settings is not None and findings.document is not None:
         problems += failing_examples(findings.settings, findings.document)

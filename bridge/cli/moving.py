@@ -45,8 +45,8 @@ def migrate(target: str, config: Path) -> int:
 
 def without_password(url: str) -> str:
     """The URL for people's eyes: it may name several hosts, as only libpq understands it."""
-    return re.sub(r"(?<=//)([^:/@]*):[^@/]*(?=@)|(?<=[?&])(password)=[^&]*", hidden, url)
+    return re.sub(r"(?<=//)([^:/@]*):[^@/]*(?=@)|(?<=[?&])((?:ssl)?password)=[^&]*", hidden, url)
 
 
 def hidden(found: re.Match[str]) -> str:
-    return f"{found[1]}:***" if found[2] is None else "password=***"
+    return f"{found[1]}:***" if found[2] is None else f"{found[2]}=***"

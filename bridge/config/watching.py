@@ -23,9 +23,9 @@ SHARE = 1 / 50
 def wanted(environ: Mapping[str, str]) -> bool:
     """Whether `BRIDGE_RELOAD` asks for it. Raises ConfigError for what it cannot mean."""
     text = environ.get("BRIDGE_RELOAD", "").strip()
-    if text not in {"", "watch"}:
+    if text.lower() not in {"", "watch"}:
         raise ConfigError([Problem("BRIDGE_RELOAD", f"{text!r} is no way to reload; use watch, or leave it unset")])
-    return text == "watch"
+    return text.lower() == "watch"
 
 
 class Watch:

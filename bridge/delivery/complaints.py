@@ -26,10 +26,8 @@ DEFINITION_CODES = frozenset({"PROPERTY_DOESNT_EXIST", "READ_ONLY_VALUE"})
 
 _WORD = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _VALUE = re.compile(r'^"?(.+?)"? was not (?:one of|a valid)', re.DOTALL)
-_NOT_UNIQUE = re.compile(
-    r"non-?unique|not (?:a )?unique|unique (?:identifier )?property|id ?property|perform (?:update|upsert)",
-    re.IGNORECASE,
-)
+_NOT_UNIQUE = re.compile(r"non-?unique|not (?:a )?unique|unique (?:identifier )?property", re.IGNORECASE)
+_UNFIT = re.compile(rf"{_NOT_UNIQUE.pattern}|id ?property|perform (?:update|upsert)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +82,10 @@ class Complaint:
         message = next((one.message for one in self.named if one.name == name and one.message), self.message)
         return Reason(self.category or "VALIDATION_ERROR", message[:MAX_MESSAGE])
 
-    def blames_id_property(self, id_property: str) -> bool:
+    def blames_id_property(self, id_property: str, *, of_one: bool = False) -> bool:
         """Whether this says that the property by which records are addressed is unfit for that: it is not
-        unique, or there is none of that name. What is wrong with a single record's id is no such thing.
+        unique, or there is none of that name. What is wrong with a single record's id is no such thing; where it is
+        told `of_one` input, words that may mean either do not count.
         """
         if not id_property:
             return False
@@ -94,7 +93,7 @@ class Complaint:
         return bool(
             id_property in self.definitions
             or re.search(rf"property \W*{name}\W* does ?n[o'’]t exist", self.message, re.IGNORECASE)
-            or (_NOT_UNIQUE.search(self.message) and re.search(name, self.message))
+            or ((_NOT_UNIQUE if of_one else _UNFIT).search(self.message) and re.search(name, self.message))
         )
 
     def about(self, record: PendingRecord, *, shared: bool = False) -> frozenset[str]:

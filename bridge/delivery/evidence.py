@@ -59,7 +59,7 @@ def judge_inputs(inputs: Sequence[Input], body: Any, rules: Rules) -> Verdict:
             sheet.close(one, Delivered(one.record))
     silent = tuple(one.record for one in sheet.left.values())
     unexplained = tuple(sheet.unexplained)
-    if not sheet.outcomes and not unexplained and (len(inputs) > 1 or unfinished):
+    if not sheet.outcomes and not unexplained and not sheet.named and (len(inputs) > 1 or unfinished):
         return _outage("an answer that confirms nothing")
     if unfinished:
         reason = Reason("UNFINISHED", "HubSpot had not finished the call when it answered")
@@ -77,6 +77,7 @@ class _Sheet:
     outcomes: list[Outcome] = field(default_factory=list)
     unexplained: list[tuple[Input, Complaint]] = field(default_factory=list)
     retire: dict[str, Reason] = field(default_factory=dict)
+    named: bool = False  # an error named some of the inputs
     misaddressed: Complaint | None = None  # it blames the property by which the inputs are addressed
     _traces: dict[str, Input] = field(init=False)
     _ids: dict[str, Input | None] = field(init=False)
@@ -100,7 +101,7 @@ class _Sheet:
         about = complaint.about(one.record, shared=shared)
         if complaint.category == "VALIDATION_ERROR":
             id_property = one.record.key.lane.id_property
-            if complaint.blames_id_property(id_property) and id_property not in one.record.values:
+            if complaint.blames_id_property(id_property, of_one=True) and id_property not in one.record.values:
                 self.misaddressed = complaint
             if not about and complaint.about(one.record):
                 return
@@ -118,6 +119,7 @@ class _Sheet:
         about = [self._traces[trace] for trace in sorted(complaint.trace_ids) if trace in self._traces]
         if not about:
             about = [one for told in sorted(complaint.ids) if (one := self._of(told)) is not None]
+        self.named = self.named or bool(about)
         for one in about:
             self.refuse(one, complaint, rules, shared=len(about) > 1)
         return None if about else complaint

@@ -48,7 +48,8 @@ def makes(node: Node) -> bool:
         case "multi_select_dict" | "multi_select_list" | "literal":
             return True
         case "function_expression":
-            return node["value"] not in _PASS_ON or any(makes(child) for child in children)
+            passes_on = node["value"] in _PASS_ON and next(uses(node), None) is None  # `_root` for each of many
+            return not passes_on or any(makes(child) for child in children)
         case "filter_projection":
             return any(makes(child) for child in children[:2])  # the third is the condition
         case "comparator" | "not_expression" | "slice":

@@ -48,8 +48,7 @@ class Database(ABC):
         """One write transaction, committed at the end of the block, rolled back by an exception.
 
         With `durable` it is on disk then; without, a power cut may undo it. Raises JournalUnavailableError when the
-        database cannot be written, JournalDamagedError when it is damaged; data errors (sqlalchemy.exc.DataError,
-        IntegrityError) pass.
+        database cannot be written, JournalDamagedError when it is damaged; the driver's errors about data pass.
         """
 
     @abstractmethod

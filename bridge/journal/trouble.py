@@ -31,8 +31,8 @@ WAY_OUT = (
 def translated(path: Path) -> Iterator[None]:
     """Turn the driver's trouble with the file into our errors, with what to do about it.
 
-    Raises JournalDiskError, JournalDamagedError or JournalUnavailableError; data errors (sqlalchemy.exc.DataError,
-    IntegrityError) pass.
+    Raises JournalDiskError, JournalDamagedError or JournalUnavailableError; errors about data pass, the driver's and
+    SQLAlchemy's.
     """
     try:
         yield
