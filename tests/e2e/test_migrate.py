@@ -137,6 +137,7 @@ def test_progress_shows_on_a_terminal(tmp_path: Path) -> None:
     [
         ("postgresql://u:secret@one:1,two/journal?connect_timeout=1", "postgresql://u:***@one:1,two/journal?connect_"),
         ("postgresql://u@/journal?host=/run&password=secret", "postgresql://u@/journal?host=/run&password=***"),
+        ("postgresql://u@one/journal?sslpassword=secret", "postgresql://u@one/journal?sslpassword=***"),
         ("postgresql://u@one/journal", "postgresql://u@one/journal"),
     ],
 )

@@ -181,6 +181,30 @@ def test_of_an_error_about_several_inputs_each_pays_for_its_own_values_only() ->
     assert [silent.ref for silent in told.silent] == [3]
 
 
+def test_an_error_that_names_inputs_but_nobodys_values_is_no_outage() -> None:
+    """HubSpot may tell a value otherwise than it was sent: those inputs are asked for alone, all others go on."""
+    some = inputs(record(1, {"tier": "wood "}), record(2, {"tier": "Gold"}))
+    told_value = {
+        "message": "wood was not a valid one",
+        "code": "INVALID_OPTION",
+        "context": {"propertyName": ["tier"]},
+    }
+    error = {"category": "VALIDATION_ERROR", "context": {"ids": ["1", "2"]}, "errors": [told_value]}
+    told = judged(some, {"results": [], "errors": [error]})
+    assert told.outcomes == ()
+    assert [silent.ref for silent in told.silent] == [1, 2]
+
+
+def test_one_inputs_bad_id_is_not_the_lanes_fault() -> None:
+    """Words that may mean either count only where they are told of the whole call."""
+    message = "Unable to perform update: 'x' is no valid acme_client_id"
+    complaint = read_complaint({"category": "VALIDATION_ERROR", "message": message})
+    assert complaint.blames_id_property("acme_client_id")
+    assert not complaint.blames_id_property("acme_client_id", of_one=True)
+    not_unique = read_complaint({"message": "Property acme_client_id is not a unique property"})
+    assert not_unique.blames_id_property("acme_client_id", of_one=True)
+
+
 def test_errors_name_inputs_however_their_ids_are_spelled() -> None:
     """HubSpot writes an e-mail address in lower case."""
     some = [
