@@ -22,7 +22,7 @@ from bridge.journal.trouble import failing, rewrite, translated, uri
 #: write rate at groups of 100 events; 8,000 keep the log at about 32 MiB.
 WAL_AUTOCHECKPOINT_PAGES = 8_000
 #: Negative: KiB. Hot pages of records and desired values.
-CACHE_KIB = 24_000
+CACHE_KIB = 16_000
 #: `auto_vacuum`: space is given back when asked for.
 INCREMENTAL = 2
 #: Only foreign tools can make us wait here: our own writers take turns on the transaction lock.
