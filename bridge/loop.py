@@ -21,8 +21,6 @@ from bridge.intake.unreadable import LateBodyError
 
 WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
-#: Seconds after which what waits for the loop to be at rest is done although it is not.
-REST_S = 0.004
 #: Bytes of a body that goes to another thread; what is longer is cut, and then no JSON any more.
 MAX_BODY = 1 << 20
 
@@ -85,23 +83,16 @@ class LoopSignals:
         self._rung: deque[tuple[Sequence[LoopBell], Callable[[], None]]] = deque()
         self._async = self._hub.loop.async_()
         self._async.start(self._wake)
-        self._idle, self._late = self._hub.loop.idle(), self._hub.loop.timer(0.0, REST_S)
 
     def bell(self) -> LoopBell:
         return LoopBell(self._hub)
 
     def soon(self, act: Callable[[], None]) -> None:
-        """Act once the loop has nothing else to do, or after `REST_S`. One act at a time waits so."""
-        self._idle.start(self._at_rest, act)
-        self._late.again(self._at_rest, act)  # `start` would go on with what was left of the last time
-
-    def _at_rest(self, act: Callable[[], None]) -> None:
-        self._idle.stop()
-        self._late.stop()
-        act()
+        """Act once every greenlet that can go on now has had its turn."""
+        self._hub.loop.run_callback(act)
 
     def ring(self, bells: Sequence[LoopBell], then: Callable[[], None]) -> None:
-        """Wake the greenlets, then act as `soon` does. Called by another thread."""
+        """Wake the greenlets, then act. Called by another thread."""
         self._rung.append((bells, then))
         self._async.send()
 
@@ -110,7 +101,7 @@ class LoopSignals:
             bells, then = self._rung.popleft()
             for bell in bells:
                 bell.ring()
-            self.soon(then)
+            self._hub.loop.run_callback(then)
 
 
 class Threads:

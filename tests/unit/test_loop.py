@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import gevent
-import gevent.event
 import pytest
 
 from bridge.errors import JournalUnavailableError
 from bridge.journal import group_commit
 from bridge.journal.group_commit import GroupCommit
-from bridge.loop import REST_S, LoopBell, LoopSignals, Threads, Turns, breathe
+from bridge.loop import LoopBell, LoopSignals, Threads, Turns, breathe
 from tests.builders import event
 from tests.unit.test_group_commit import MemoryAppender
 
@@ -51,22 +50,6 @@ def test_what_comes_in_during_a_commit_is_the_next_group(commits: GroupCommit, a
     appender.gate.set()
     gevent.joinall(senders, timeout=5, raise_error=True)
     assert [len(group) for group in appender.groups] == [1, 20]
-
-
-def test_what_comes_in_beside_a_busy_loop_gathers_for_a_while_each_time() -> None:
-    """However often the loop came to rest early before."""
-    signals = LoopSignals()
-    for _ in range(300):
-        rested = gevent.event.Event()
-        signals.soon(rested.set)
-        assert rested.wait(1)
-        gevent.sleep(0.0001)
-    acted: list[float] = []
-    began = time.monotonic()
-    signals.soon(lambda: acted.append(time.monotonic() - began))
-    while not acted and time.monotonic() - began < 1:
-        breathe()
-    assert REST_S / 2 < acted[0] < 0.5
 
 
 def test_one_bad_request_costs_only_itself(commits: GroupCommit) -> None:
