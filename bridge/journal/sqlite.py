@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ CACHE_KIB = 16_000
 INCREMENTAL = 2
 #: Only foreign tools can make us wait here: our own writers take turns on the transaction lock.
 BUSY_TIMEOUT_MS = 5_000
-#: After a failed write the file is tidied up at most this often: every writer waits meanwhile.
+#: What could not be tidied up is tried again at most this often: every writer waits meanwhile.
 TIDY_EVERY_S = 0.5
 #: Bytes that must fit before a disk that was full counts as writable again.
 BALLAST = 64 * 1024
@@ -53,7 +54,8 @@ class SqliteDatabase(Database):
         self._troubled = troubled
         self._file = file_id(self.path)  # the one that is meant, whatever takes its name later
         self._was_full = False  # since the last time that there was plenty of room
-        self._tidied_at = float("-inf")  # monotonic: when room was last made, or the file rewritten
+        self._tidied_at = float("-inf")  # monotonic: when the log could not be emptied, or the file was rewritten
+        self._free_then = 0  # bytes of room on the disk when the log could not be emptied
         self._durable = self._engine("FULL")
         # What a call's end leaves behind may be lost in a power cut (the values are sent again), but not
         # in a crash of the process: no fsync is waited for.
@@ -91,6 +93,7 @@ class SqliteDatabase(Database):
         self._refuse_gone()  # lest a lock file is made where the journal is not
         with self.lock.held():
             self._refuse_untrusted()
+            self._keep_room()
             try:
                 with translated(self.path), engine.connect() as connection:
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -187,12 +190,33 @@ class SqliteDatabase(Database):
             elif error.kind == "io":
                 self.lock.mark = Mark.SUSPECT
 
+    def _keep_room(self) -> None:
+        """Empty the write-ahead log while the disk has as much room as it takes: the database file may have to grow by
+        all of it. A log that took the last room could not be emptied any more. The lock is held.
+        """
+        if self._free() < self._bytes("-wal"):
+            self._give_back()
+
+    def _free(self) -> int:
+        """Bytes that may still be written to the disk."""
+        try:
+            disk = os.statvfs(self.path.parent)
+        except OSError:  # what is written next tells of it
+            return 0
+        return disk.f_bavail * disk.f_frsize
+
     def _give_back(self) -> None:
-        """Empty the write-ahead log: on a full disk its room is what the journal can help itself with."""
-        if time.monotonic() - self._tidied_at >= TIDY_EVERY_S:
-            self._tidied_at = time.monotonic()
-            with suppress(JournalError):
-                rewrite(self.path)
+        """Empty the write-ahead log, unless that failed a moment ago and there is no more room since; the lock is held.
+
+        On a full disk its room is what the journal can help itself with.
+        """
+        free = self._free()
+        if time.monotonic() - self._tidied_at < TIDY_EVERY_S and free <= self._free_then:
+            return
+        try:
+            rewrite(self.path)
+        except JournalError:
+            self._tidied_at, self._free_then = time.monotonic(), free
 
     # --- the rest ---
 

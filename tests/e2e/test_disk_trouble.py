@@ -221,7 +221,7 @@ def test_f07_a_full_disk_is_answered_503_and_intake_goes_on_when_there_is_room(t
         assert any("disk is full" in reason for reason in service.status()["degraded"])
         ballast.unlink()
         assert eventually(lambda: readiness(service)[0] == 200, within_s=10)
-        for number in range(100, 105):  # so small a disk is full again now and then, until the log is emptied
+        for number in range(100, 105):
             assert eventually(partial(is_taken, service, number), within_s=5)
             taken.add(str(number))
 
@@ -231,6 +231,13 @@ def test_f07_a_full_disk_is_answered_503_and_intake_goes_on_when_there_is_room(t
         assert eventually(lambda: held() == taken), (held() ^ taken, service.log.read_text(encoding="utf-8")[-3000:])
         assert service.run("journal", "verify").returncode == 0
         assert '"kind":"full"' in service.log.read_text(encoding="utf-8")
+
+
+def test_f07_the_log_never_takes_the_room_that_it_needs_to_be_emptied(tmp_path: Path) -> None:
+    """Sixty webhooks write 4 MiB of log, four times the disk, and 150 KiB of journal."""
+    with mounted(tmp_path / "small", "size=1m") as volume, serving(tmp_path, NO_CRM, volume) as service:
+        service.start()
+        assert [post(service, number).status_code for number in range(60)] == [202] * 60
 
 
 def test_f07_a_start_on_a_full_disk_is_refused_until_there_is_room(tmp_path: Path) -> None:

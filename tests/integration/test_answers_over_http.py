@@ -99,7 +99,10 @@ def test_results_in_any_order_confirm_every_record(
 def test_an_input_left_out_of_the_answer_is_not_delivered(
     tmp_path: Path, echo_trace_ids: bool, echo_id_property: bool
 ) -> None:
-    """A record merged into another gets neither result nor error; in the end it alone is parked for that."""
+    """A record merged into another gets neither result nor error; in the end it alone is parked for that.
+
+    Seven calls or eight, and one more each time that no other succeeded meanwhile; G5 allows 15.
+    """
     with rigged(tmp_path) as rig:
         rig.crm.behaviour.echo_trace_ids = echo_trace_ids
         rig.crm.behaviour.echo_id_property = echo_id_property
@@ -119,7 +122,7 @@ def test_an_input_left_out_of_the_answer_is_not_delivered(
         rig.until(rig.idle)
         assert rig.parked().keys() == {"c3"}
         assert rig.parked()["c3"].category == "UNCONFIRMED"
-        assert len([call for call in rig.calls() if "c3" in {one.id for one in call.inputs}]) <= 8
+        assert len([call for call in rig.calls() if "c3" in {one.id for one in call.inputs}]) <= 15
         assert "c3" not in rig.held()
 
 
