@@ -9,7 +9,7 @@ import orjson
 from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch
-from bridge.journal.entries import Entry, Filter, described, narrowed
+from bridge.journal.entries import Entry, EntryState, Filter, described, narrowed
 
 #: Groups of one answer.
 GROUPS = 50
@@ -19,8 +19,9 @@ CALLS_SEARCHED = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Entries with one cause."""
+    """Entries with one cause. `state`: parked when any of them is, as somebody must do something then."""
 
+    state: EntryState
     category: str
     message: str
     entries: int
@@ -49,29 +50,30 @@ def overview(connection: Connection, chosen: Filter, *, limit: int, offset: int)
 
     One statement, so that the log is read once: it may hold hundreds of thousands.
     """
-    parts, parameters = narrowed(chosen, "failed_us, kind, ref, category, message")
+    parts, parameters = narrowed(chosen, "failed_us, kind, ref, state, category, message")
     rows = fetch(
         connection,
         f"""WITH entry AS MATERIALIZED (SELECT * FROM {parts})
-            SELECT 'group', category, message, entries, first_us, last_us FROM
-              (SELECT category, message, count(*) AS entries, min(failed_us) AS first_us, max(failed_us) AS last_us
+            SELECT 'group', state, category, message, entries, first_us, last_us FROM
+              (SELECT min(state) AS state, category, message, count(*) AS entries, min(failed_us) AS first_us,
+                      max(failed_us) AS last_us
                  FROM entry GROUP BY category, message ORDER BY entries DESC, category, message LIMIT :groups) AS g
-            UNION ALL SELECT 'entry', kind, NULL, ref, failed_us, NULL FROM
+            UNION ALL SELECT 'entry', NULL, kind, NULL, ref, failed_us, NULL FROM
               (SELECT kind, ref, failed_us FROM entry ORDER BY failed_us, kind, ref LIMIT :limit OFFSET :offset) AS e
-            UNION ALL SELECT 'all', NULL, NULL, count(*), NULL, NULL FROM entry""",
+            UNION ALL SELECT 'all', NULL, NULL, NULL, count(*), NULL, NULL FROM entry""",
         groups=GROUPS + 1,
         limit=limit,
         offset=offset,
         **parameters,
     )
     groups = [
-        Group(category, message or "", int(number), first_us, last_us)
-        for what, category, message, number, first_us, last_us in rows
+        Group(state, category, message or "", int(number), first_us, last_us)
+        for what, state, category, message, number, first_us, last_us in rows
         if what == "group"
     ]
-    shown = sorted((failed_us, kind, ref) for what, kind, _, ref, failed_us, _ in rows if what == "entry")
+    shown = sorted((failed_us, kind, ref) for what, _, kind, _, ref, failed_us, _ in rows if what == "entry")
     return Overview(
-        entries=next(int(number) for what, _, _, number, _, _ in rows if what == "all"),
+        entries=next(int(number) for what, _, _, _, number, _, _ in rows if what == "all"),
         groups=tuple(sorted(groups, key=lambda group: (-group.entries, group.category, group.message))[:GROUPS]),
         more_groups=len(groups) > GROUPS,
         page=tuple(described(connection, [f"{kind}-{ref}" for _, kind, ref in shown])),

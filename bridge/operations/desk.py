@@ -109,6 +109,7 @@ class JournalDesk:
         found = self._journal.overview(chosen, limit=limit, offset=offset)
         groups = [
             {
+                "state": group.state,
                 "category": group.category,
                 "message": group.message,
                 "entries": group.entries,

@@ -31,7 +31,7 @@ from tests.rig import ShiftingClock
 from tests.running import running
 
 FILE = KEPT / "growth.json"
-ROWS = (0, 100_000, 1_000_000)
+ROWS = (0, 100_000, 1_000_000, 5_000_000)
 #: Which of the costs of a backlog are drawn.
 DRAWN = (
     "webhooks/s",

@@ -13,6 +13,8 @@ from tests.bench.table import circumstances, markdown
 
 README = REPOSITORY / "README.md"
 RESULTS = KEPT / "results.json"
+#: The same table, measured once before.
+BEFORE = KEPT / "results-before.json"
 GROWTH = KEPT / "growth.json"
 PICTURES = {
     "backlog": "What waits, and what it costs: intake, claims, the admin port, memory, retention",
@@ -33,10 +35,10 @@ def current() -> str:
 
 
 def figures() -> str:
-    """The table of the kept results, and on what they were measured."""
-    kept = {row.name: row for row in load(RESULTS)}
+    """The table of the kept results, what the run before had, and on what both were measured."""
+    kept, before = ({row.name: row for row in load(file)} for file in (RESULTS, BEFORE))
     rows = [kept[name] for name in ROWS if name in kept]
-    return f"{markdown(rows)}\n{circumstances(rows)}\n"
+    return f"{markdown(rows, before)}\n{circumstances(rows)}\n\nThe run before: {circumstances([*before.values()])}\n"
 
 
 def curves() -> str:

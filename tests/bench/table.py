@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -67,13 +67,19 @@ def circumstances(rows: Sequence[Measured]) -> str:
     return " ".join(told)
 
 
-def markdown(rows: Sequence[Measured]) -> str:
-    """A line for each row: what is measured, the figures that have a goal, and the others for orientation."""
-    told = ["| row | what, and against what | median (spread; goal) | for orientation |", "|---|---|---|---|"]
+def markdown(rows: Sequence[Measured], before: Mapping[str, Measured]) -> str:
+    """A line for each row: what is measured, the figures that have a goal, and the others for orientation.
+
+    `before`: an earlier run, whose medians stand beside those that have a goal.
+    """
+    told = [
+        "| row | what, and against what | median (spread; median of the run before; goal) | for orientation |",
+        "|---|---|---|---|",
+    ]
     for row in rows:
         what = row.measures if row.against == "–" else f"{row.measures}. Against {row.against}"
         judged = _judged(row)
-        results = [_verdict(row, figure) for figure in judged]
+        results = [_verdict(row, figure, before.get(row.name)) for figure in judged]
         if row.missing is not None:
             results = [_nothing(row)]
         others = [f"{figure}: {number(row.median(figure))}" for figure in row.figures if figure not in judged]
@@ -91,8 +97,10 @@ def _judged(row: Measured) -> list[str]:
     return list(dict.fromkeys(goal.figure for goal in row.goals if goal.figure in row.figures))
 
 
-def _verdict(row: Measured, figure: str) -> str:
+def _verdict(row: Measured, figure: str, before: Measured | None) -> str:
     samples, goals = row.figures[figure], row.goals_of(figure)
     spread = f"{number(min(samples))} – {number(max(samples))}; " if min(samples) != max(samples) else ""
+    if before is not None and figure in before.figures:
+        spread += f"before {number(before.median(figure))}; "
     verdict = "" if all(goal.is_met(samples) for goal in goals) else ", **not met**"
     return f"{figure}: **{number(row.median(figure))}** ({spread}{', '.join(map(str, goals))}{verdict})"

@@ -120,7 +120,14 @@ def test_a_goal_is_for_the_median_or_for_each_round() -> None:
     verdicts = {goal["figure"]: goal["met"] for goal in as_json(measured)["goals"]}
     assert verdicts == {"ratio": True, "failed": False}
     assert ("made up", "ratio", "2.5", "1 – 3", "≥ 2", "yes") in lines([measured])
-    assert "failed: **0** (0 – 1; ≤ 0 each, **not met**)" in markdown([measured])
+    assert "failed: **0** (0 – 1; ≤ 0 each, **not met**)" in markdown([measured], {})
+
+
+def test_the_run_before_stands_beside_what_has_a_goal() -> None:
+    measured, before = (run(row({"ratio": ratio, "failed": 0}), Size(rounds=1)) for ratio in (3, 4))
+    told = markdown([measured], {"made up": before})
+    assert "ratio: **3** (before 4; ≥ 2)" in told
+    assert "failed: **0** (before 0; ≤ 0 each)" in told
 
 
 def test_a_goal_for_a_figure_that_is_not_there_is_an_error() -> None:
@@ -134,7 +141,7 @@ def test_a_row_that_the_machine_cannot_run_says_what_is_missing() -> None:
 
     measured = run(Row("made up", "this", "that", (at_least("ratio", 2),), rounds), THREE)  # type: ignore[arg-type]
     assert as_json(measured)["goals"][0]["met"] is None
-    assert "left out: fluentd is not installed" in markdown([measured])
+    assert "left out: fluentd is not installed" in markdown([measured], {})
 
 
 def test_a_row_that_fails_is_told_and_the_others_go_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +154,7 @@ def test_a_row_that_fails_is_told_and_the_others_go_on(capsys: pytest.CaptureFix
     assert measured.figures == {}
     assert "1 records differ" in capsys.readouterr().err
     assert list(lines([measured])) == [("made up", "failed with AssertionError", "", "", "", "no")]
-    assert "| failed with AssertionError |" in markdown([measured])
+    assert "| failed with AssertionError |" in markdown([measured], {})
 
 
 def test_results_are_kept_by_row(tmp_path: Path) -> None:

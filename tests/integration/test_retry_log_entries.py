@@ -85,7 +85,9 @@ def test_the_overview_counts_all_and_shows_a_page(log: Journal) -> None:
     assert [entry for page in pages for entry in page.page] == every
     assert [page.entries for page in pages] == [4, 4, 4]
     assert sum(group.entries for group in pages[0].groups) == 4
-    assert {group.category for group in pages[0].groups} == {entry.category for entry in every}
+    states = {(entry.category, entry.state) for entry in every}
+    assert {(group.category, group.state) for group in pages[0].groups} == states
+    assert {state for _, state in states} == {"parked", "retrying"}
     assert not pages[0].more_groups
     assert log.count_entries(Filter(state="parked")) == 3
     assert log.overview(Filter(record="Bob"), limit=1).groups[0].message == "try again"
