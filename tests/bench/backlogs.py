@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -67,8 +68,9 @@ def opened(url: str, clock: Clock) -> Iterator[Journal]:
 
 
 def copied(template: Path, folder: Path) -> Path:
-    """A copy of a filled journal, for one use."""
+    """A copy of a filled journal, for one use. It is on the disk: what is measured must not wait for that."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in template.glob("journal.db*"):
         shutil.copyfile(file, folder / file.name)
+    os.sync()
     return folder
