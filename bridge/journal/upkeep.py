@@ -24,6 +24,8 @@ from bridge.model import Pause, Scope
 STEP_ROWS = 500
 #: Events per second are counted over this long.
 RATE_US = 10 * 1_000_000
+#: Events whose sources are counted at a time.
+ARRIVALS_STEP = 20_000
 DAY_US = 86_400 * 1_000_000
 #: The reason of a pause that a person made; only people write or end those.
 OPERATOR = "operator"
@@ -115,17 +117,33 @@ def _waiting(queues: Sequence[Sequence[Any]]) -> tuple[tuple[str, str, int], ...
 def _arrivals(connection: Connection, since_us: int, now_us: int) -> list[tuple[str, int, int]]:
     """(source, arrival of its newest event, events of late) of what came since the last count, and of late.
 
-    All of it is looked at, however much came: the single event of one source among thousands of another's.
+    All of it is looked at, however much came: the single event of one source among thousands of another's. In steps,
+    as a database sorts what it groups, and a first look is at millions.
     """
-    rows = fetch(
-        connection,
-        """SELECT source, max(received_us), count(*) FILTER (WHERE received_us > :late) FROM events
-            WHERE received_us > :since AND received_us <= :now GROUP BY source""",
-        since=since_us,
-        late=now_us - RATE_US,
-        now=now_us,
-    )
-    return [(source, int(received_us), int(number)) for source, received_us, number in rows]
+    newest: dict[str, int] = {}
+    late: Counter[str] = Counter()
+    while since_us < now_us:
+        bound = fetch(
+            connection,
+            """SELECT received_us FROM events WHERE received_us > :since AND received_us <= :now
+                ORDER BY received_us LIMIT 1 OFFSET :step""",
+            since=since_us,
+            now=now_us,
+            step=ARRIVALS_STEP,
+        )
+        until_us = int(bound[0][0]) if bound else now_us
+        for source, received_us, number in fetch(
+            connection,
+            """SELECT source, max(received_us), count(*) FILTER (WHERE received_us > :late) FROM events
+                WHERE received_us > :since AND received_us <= :until GROUP BY source""",
+            since=since_us,
+            late=now_us - RATE_US,
+            until=until_us,
+        ):
+            newest[source] = int(received_us)
+            late[source] += int(number)
+        since_us = until_us
+    return [(source, received_us, late[source]) for source, received_us in newest.items()]
 
 
 def save_figures(connection: Connection, figures: Figures) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from bridge.journal import upkeep
 from bridge.journal.store import Journal
 from bridge.model import to_us
 from bridge.settings import Journal as JournalSettings
@@ -47,6 +48,26 @@ def test_one_event_is_seen_among_thousands_of_another_source(journal: Journal, c
     journal.append([event(f"e{n}", str(n % 100), source="flood") for n in range(3000)])
     clock.advance(0.6)
     assert journal.refresh_figures().last_event_us == {"rare": to_us(at), "flood": to_us(at + 0.2)}
+
+
+def test_a_first_look_at_many_events_is_taken_in_steps(
+    journal: Journal, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tells the same as one look would: arrivals, also those of one moment, and rates of late."""
+    monkeypatch.setattr(upkeep, "ARRIVALS_STEP", 7)
+    journal.append([event(f"old{n}", source="gone") for n in range(20)])
+    gone = to_us(clock.now())
+    clock.advance(3600)
+    for n in range(12):
+        clock.advance(0.1)
+        sources = ("a", "b") if n < 9 else ("a",)
+        journal.append([event(f"{source}{n}-{m}", source=source) for source in sources for m in range(5)])
+    newest = to_us(clock.now())
+    clock.advance(0.1)
+    figures = journal.refresh_figures()
+    assert figures.last_event_us == {"gone": gone, "a": newest, "b": newest - 300_000}
+    assert figures.rates == {"a": 6.0, "b": 4.5}
+    assert journal.refresh_figures().last_event_us == figures.last_event_us
 
 
 def test_the_last_event_is_known_after_a_restart(journal: Journal, clock: FakeClock) -> None:
