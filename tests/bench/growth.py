@@ -32,6 +32,7 @@ from tests.running import running
 
 FILE = KEPT / "growth.json"
 ROWS = (0, 100_000, 1_000_000, 5_000_000)
+PICTURES = ("backlog", "calls")
 #: Which of the costs of a backlog are drawn.
 DRAWN = (
     "webhooks/s",
@@ -114,25 +115,30 @@ def tell(what: str) -> None:
 
 
 @click.command()
+@click.argument("pictures", nargs=-1, type=click.Choice(PICTURES), metavar="[PICTURE]…")
 @click.option("--rows", type=int, multiple=True, help=f"Instead of {', '.join(map(str, ROWS))}; repeatable.")
 @click.option("--quick", is_flag=True, help="A fiftieth of everything: to see that it works. Nothing is kept.")
-def main(rows: tuple[int, ...], quick: bool) -> None:
-    """Measure the curves, keep them in .performance/growth.json and draw them."""
+def main(pictures: tuple[str, ...], rows: tuple[int, ...], quick: bool) -> None:
+    """Measure the curves of `backlog`, of `calls` or of both, keep them in .performance/growth.json and draw them."""
     size = QUICK if quick else FULL
     numbers = tuple(sorted(rows)) or tuple(size.of(number, least=min(number, 5_000)) for number in ROWS)
-    kept: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "machine": machine(),
-        "load": round(os.getloadavg()[0], 2),
-        "curves": {**backlog_curves(numbers, size), **call_curves(size)},
-    }
+    measured: dict[str, Any] = {}
+    for picture in pictures or PICTURES:
+        circumstances = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": commit(),
+            "machine": machine(),
+            "load": round(os.getloadavg()[0], 2),
+        }
+        curves = backlog_curves(numbers, size) if picture == "backlog" else call_curves(size)
+        measured[picture] = circumstances | {"curves": curves}
     if quick:
-        click.echo(orjson.dumps(kept, option=orjson.OPT_INDENT_2))
+        click.echo(orjson.dumps(measured, option=orjson.OPT_INDENT_2))
         return
+    kept = (orjson.loads(FILE.read_bytes()) if FILE.exists() else {}) | measured
     FILE.parent.mkdir(exist_ok=True)
     FILE.write_bytes(orjson.dumps(kept, option=orjson.OPT_INDENT_2) + b"\n")
-    draw(kept["curves"], FILE.parent)
+    draw(kept, FILE.parent)
 
 
 if __name__ == "__main__":

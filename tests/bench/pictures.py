@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import orjson
@@ -36,12 +37,11 @@ STYLE = {
 COLUMNS = 4
 
 
-def draw(curves: Mapping[str, Curve], folder: Path) -> None:
-    """Write `backlog.svg` and `calls.svg`."""
-    calls = {name: curve for name, curve in curves.items() if name.startswith("calls by ")}
-    backlog = {name: curve for name, curve in curves.items() if name not in calls}
-    _sheet(backlog, folder / "backlog.svg", x_title="records waiting")
-    _sheet(calls, folder / "calls.svg", x_title=None)
+def draw(kept: Mapping[str, Any], folder: Path) -> None:
+    """Write `backlog.svg` and `calls.svg`, of what `growth` kept."""
+    for name, x_title in (("backlog", "records waiting"), ("calls", None)):
+        if name in kept:
+            _sheet(kept[name]["curves"], folder / f"{name}.svg", x_title=x_title)
 
 
 def _sheet(curves: Mapping[str, Curve], file: Path, *, x_title: str | None) -> None:
@@ -81,4 +81,4 @@ def short(number: float) -> str:
 
 
 if __name__ == "__main__":
-    draw(orjson.loads((KEPT / "growth.json").read_bytes())["curves"], KEPT)
+    draw(orjson.loads((KEPT / "growth.json").read_bytes()), KEPT)

@@ -44,10 +44,13 @@ def figures() -> str:
 def curves() -> str:
     """The pictures, and on what their curves were measured."""
     kept = orjson.loads(GROWTH.read_bytes())
-    shown = [f"![{what}](.performance/{name}.svg)" for name, what in PICTURES.items()]
-    date = kept["date"][:16].replace("T", " ")
-    where = f"{kept['machine']}; commit {kept['commit']}; {date} UTC; load average at the start {kept['load']:.1f}."
-    return "\n\n".join([*shown, f"The curves: {where}"]) + "\n"
+    told = []
+    for name, what in PICTURES.items():
+        one = kept[name]
+        date = one["date"][:16].replace("T", " ")
+        where = f"{one['machine']}; commit {one['commit']}; {date} UTC; load average at the start {one['load']:.1f}."
+        told += [f"![{what}](.performance/{name}.svg)", where]
+    return "\n\n".join(told) + "\n"
 
 
 if __name__ == "__main__":
