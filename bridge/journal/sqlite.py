@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -198,12 +199,12 @@ class SqliteDatabase(Database):
             self._give_back()
 
     def _free(self) -> int:
-        """Bytes that may still be written to the disk."""
+        """Bytes that may still be written to the disk; plenty where the file system does not tell."""
         try:
             disk = os.statvfs(self.path.parent)
         except OSError:  # what is written next tells of it
-            return 0
-        return disk.f_bavail * disk.f_frsize
+            return sys.maxsize
+        return disk.f_bavail * disk.f_frsize if disk.f_blocks else sys.maxsize
 
     def _give_back(self) -> None:
         """Empty the write-ahead log, unless that failed a moment ago and there is no more room since; the lock is held.
