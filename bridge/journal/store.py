@@ -79,6 +79,7 @@ class Journal:
         self._lanes_lock = threading.Lock()
         self._due_scan = DueScan(clock.monotonic)
         self._retention = Retention()
+        self._retry_log_count = upkeep.RetryLogCount(clock.monotonic)
         self._full = False
         self._figures: tuple[float, Figures, int] | None = None
         # What calls do must survive all but a power cut, in which it is sent again.
@@ -536,7 +537,9 @@ class Journal:
     def refresh_figures(self, *, delivery: dict[str, Any] | None = None, sources: Collection[str] = ()) -> Figures:
         """Count the gauges anew and keep them for everyone. `sources` are the configured ones."""
         with self._database.read() as connection:
-            figures = upkeep.count(connection, delivery=delivery or {}, sources=sources, now_us=self._now_us())
+            figures = upkeep.count(
+                connection, self._retry_log_count, delivery=delivery or {}, sources=sources, now_us=self._now_us()
+            )
 
         def work(connection: Connection) -> None:
             self._fence(connection, alone=True)

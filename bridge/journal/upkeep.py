@@ -7,8 +7,9 @@ transaction and goes on where the last one stopped, so that a long retry log is 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -17,6 +18,7 @@ from sqlalchemy.engine import Connection
 
 from bridge.journal import history, retry_log
 from bridge.journal.database import fetch, one, run
+from bridge.journal.entries import EntryState
 from bridge.journal.locking import lock_outdated, take_turns
 from bridge.model import Pause, Scope
 
@@ -27,13 +29,19 @@ RATE_US = 10 * 1_000_000
 #: Events whose sources are counted at a time.
 ARRIVALS_STEP = 20_000
 DAY_US = 86_400 * 1_000_000
+#: Counting the retry log may take this share of the time: a million entries take seconds.
+COUNTING_SHARE = 0.1
+#: A count that took no longer is made anew each time.
+QUICK_S = 0.1
 #: The reason of a pause that a person made; only people write or end those.
 OPERATOR = "operator"
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The journal's gauges, the same whichever worker or replica answers; at most about a second old."""
+    """The journal's gauges, the same whichever worker or replica answers; at most about a second old. `entries` may be
+    older where there are hundreds of thousands, see `RetryLogCount`.
+    """
 
     pending: int = 0  # records with something to deliver that are not parked
     oldest_pending_us: int | None = None
@@ -58,7 +66,31 @@ class Figures:
 _FIGURES = frozenset(each.name for each in fields(Figures))
 
 
-def count(connection: Connection, *, delivery: dict[str, Any], sources: Collection[str] = (), now_us: int) -> Figures:
+class RetryLogCount:
+    """The retry log's entries by state and category; kept for a while where counting them takes long."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._counted: tuple[tuple[EntryState, str, int], ...] = ()
+        self._anew_at = -math.inf
+
+    def __call__(self, connection: Connection) -> tuple[tuple[EntryState, str, int], ...]:
+        began = self._monotonic()
+        if began >= self._anew_at:
+            self._counted = tuple(retry_log.count(connection))
+            took_s = self._monotonic() - began
+            self._anew_at = began + took_s / COUNTING_SHARE if took_s > QUICK_S else -math.inf
+        return self._counted
+
+
+def count(
+    connection: Connection,
+    retry_log_count: RetryLogCount,
+    *,
+    delivery: dict[str, Any],
+    sources: Collection[str] = (),
+    now_us: int,
+) -> Figures:
     """Count anew. `sources` are the configured ones: from when they are first seen here, silence is counted."""
     oldest = fetch(connection, "SELECT min(since_us) FROM due WHERE due_us IS NOT NULL")[0][0]
     queues = _queues(connection)
@@ -74,7 +106,7 @@ def count(connection: Connection, *, delivery: dict[str, Any], sources: Collecti
         pending=pending_now,
         oldest_pending_us=oldest,
         waiting=_waiting(queues),
-        entries=tuple(retry_log.count(connection)),
+        entries=retry_log_count(connection),
         last_event_us=last | {source: max(last.get(source, 0), at_us) for source, at_us, _ in arrivals},
         watched_since_us=watched or before.watched_since_us,
         rates={source: number / (RATE_US / 1_000_000) for source, _, number in arrivals if number},

@@ -8,6 +8,7 @@ from bridge.journal.acts import STALLED_US, Act
 from bridge.journal.retry_log import Filter, Reference
 from bridge.journal.store import Journal
 from bridge.model import Outcome, Parked, Reason, Refused, RetryLater, to_us
+from bridge.settings import Journal as JournalSettings
 from tests.builders import event
 from tests.fakes import FakeClock
 from tests.integration.test_journal_contract import clock, journal, settle, take, url
@@ -121,3 +122,32 @@ def test_one_act_at_a_time(journal: Journal, clock: FakeClock) -> None:
     assert journal.begin_act(second)
     journal.tell_act(first)
     assert journal.latest_act() == second
+
+
+class CountingTakes(FakeClock):
+    """Counting takes so long, as it does with a million entries."""
+
+    seconds = 0.0
+
+    def monotonic(self) -> float:
+        self.advance(self.seconds)
+        return super().monotonic()
+
+
+def test_counting_the_log_takes_a_tenth_of_the_time_at_most(url: str) -> None:
+    clock = CountingTakes()
+    journal = Journal(settings=JournalSettings(url=url), clock=clock)
+
+    def parked_after_one_more(name: str) -> int:
+        journal.append([event(name, updates=(), unmappable="the record id is missing")])
+        return journal.refresh_figures().parked
+
+    try:
+        assert [parked_after_one_more(f"quick-{at}") for at in range(3)] == [1, 2, 3]
+        clock.seconds = 2.0
+        assert [parked_after_one_more(f"slow-{at}") for at in range(3)] == [4, 4, 4]
+        clock.advance(20.0)
+        clock.seconds = 0.0
+        assert [parked_after_one_more(f"again-{at}") for at in range(2)] == [7, 8]
+    finally:
+        journal.close()
