@@ -49,7 +49,8 @@ HELD_BYTES = 64 << 20
 #: Connections of one worker. Beyond that a new one takes the place of the one that has waited longest for a request
 #: to be there, and is turned away only when as many again are being answered.
 CONNECTIONS = 1_000
-#: Seconds in which a connection is not hung up on for a newer one, unless there are twice as many.
+#: Seconds in which a connection is not hung up on for a newer one, unless there are twice as many; nor at a stop, if it
+#: is new.
 YOUNG_S = 1.0
 #: Open files that a worker keeps for itself, for the journal and the CRM. Connections get what the limit leaves.
 OWN_FILES = 48
@@ -71,6 +72,7 @@ class Connection(socket.socket):
 
     worker: BridgeWorker
     deadline: float | None = None  # of the request that has begun; None: idle
+    is_used = False  # a request on it was answered
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         if self.deadline is None:
@@ -198,8 +200,10 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
             server.close()
         deadline = time.monotonic() + self.cfg.graceful_timeout - STOP_MARGIN_S
         while any(len(server.pool) for server in servers) and time.monotonic() < deadline:
-            for connection in list(self._idle):  # each time: one may have been accepted just before
-                connection.hang_up()
+            for connection, since in list(self._idle.items()):  # each time: one may have been accepted just before
+                # On a new connection a request is on its way, which its sender cannot tell from one that was taken.
+                if connection.is_used or time.monotonic() - since > YOUNG_S:
+                    connection.hang_up()
             self.notify()
             gevent.sleep(BEAT_S / 4)
 
@@ -274,6 +278,7 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
                 finally:
                     self._idle.pop(connection, None)
                 self.handle_request(listener_name, request, connection, addr)
+                connection.is_used = True
                 connection.deadline = time.monotonic() + REST_S
                 if not parser.finish_body(connection.deadline, REST_BYTES):
                     return False

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import psycopg
 
 from bridge.sandbox import Crm
-from tests.history import SENDERS, History, Partner
+from tests.history import SENDERS, TIMEOUT_S, History, Partner
 from tests.postgres import Server
 from tests.running import Running, eventually
 
@@ -72,7 +72,7 @@ class Replicas:
                 folder / f"replica-{place}",
                 crm_url,
                 journal_url=database,
-                timeout="2s",
+                timeout=f"{TIMEOUT_S}s",
                 drain_timeout="2s",
                 calls=CALLS,
                 batch_size=10,

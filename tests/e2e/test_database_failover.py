@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from bridge.sandbox import Crm, SandboxServer
-from tests.history import History, Partner, check
+from tests.history import TIMEOUT_S, History, Partner, check
 from tests.postgres import PASSWORD, ROLE, Server, serving
 from tests.running import Running, eventually
 
@@ -94,7 +94,9 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         services = []
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
-            services.append(Running(tmp_path / name, sandbox.url, journal_url=url, timeout="2s", drain_timeout="4s"))
+            services.append(
+                Running(tmp_path / name, sandbox.url, journal_url=url, timeout=f"{TIMEOUT_S}s", drain_timeout="4s")
+            )
         made = Pair(primary, standby, services, crm, History())
         assert eventually(made.synchronous)
         try:

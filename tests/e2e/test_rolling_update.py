@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 
 from bridge.sandbox import Crm, SandboxServer
-from tests.history import History, Partner, check
+from tests.history import TIMEOUT_S, History, Partner, check
 from tests.next_version import NEXT
 from tests.postgres import fresh_database
 from tests.running import Running, eventually
@@ -32,7 +32,14 @@ def test_the_next_version_migrates_and_serves_beside_this_one_under_load(tmp_pat
         for name, module in (("old", "bridge"), ("new", "tests.next_version")):
             (tmp_path / name).mkdir()
             services.append(
-                Running(tmp_path / name, sandbox.url, journal_url=url, module=module, timeout="2s", drain_timeout="5s")
+                Running(
+                    tmp_path / name,
+                    sandbox.url,
+                    journal_url=url,
+                    module=module,
+                    timeout=f"{TIMEOUT_S}s",
+                    drain_timeout="5s",
+                )
             )
         old, new = services
         history = History()

@@ -73,7 +73,7 @@ def test_f12_sigterm_under_load_loses_nothing_accepted(tmp_path: Path, workers: 
     with SandboxServer(crm) as server, running(tmp_path, server.url, workers=workers, drain_timeout="3s") as service:
         ready: list[int] = []
         with Load(service, per_s=200) as load:
-            time.sleep(1.5)
+            assert eventually(lambda: len(load.accepted()) > 200)
             assert service.process is not None
             service.process.send_signal(TERM)
             began = time.monotonic()
@@ -91,7 +91,6 @@ def test_f12_sigterm_under_load_loses_nothing_accepted(tmp_path: Path, workers: 
         assert {answer.status_code for _, answer in load.answers} <= {202, 503}
         assert all("Retry-After" in answer.headers for _, answer in load.answers if answer.status_code == 503)
         accepted = load.accepted()
-        assert len(accepted) > 150
         assert not service.log_has("Traceback")
         before = held(crm)
         with service.journal() as journal:

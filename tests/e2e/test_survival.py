@@ -296,8 +296,8 @@ def test_f50_a_log_that_nobody_reads_holds_up_nothing(tmp_path: Path) -> None:
             answers = service.post_all([event(f"c{at}") for at in range(600)])
             assert {answer.status_code if answer else None for answer in answers} == {202}
             took_s = [answer.elapsed.total_seconds() for answer in answers if answer]
-            # the pipe is full after a score of lines: a log that held up requests would hold up nearly all of these
-            assert statistics.quantiles(took_s, n=100)[98] < 1.0
+            # The pipe is full after a score of lines: a log that held up requests would hold up nearly all of these.
+            assert statistics.quantiles(took_s, n=10)[8] < 1.0
             assert eventually(lambda: len(held(crm)) == 600)
 
             lines = lines_until(reader, "log lines dropped")

@@ -132,6 +132,25 @@ def test_a_stop_closes_idle_connections_and_finishes_what_has_begun(service: Run
         assert service.process.wait(10) == 0
 
 
+def test_a_stop_waits_for_the_request_on_a_connection_that_is_new(service: Running) -> None:
+    """For a second: its sender could not tell a closed connection from a webhook that was taken."""
+    assert service.process is not None
+    in_time = False
+    while not in_time:  # unless the machine stood still meanwhile
+        with connect(service) as client, connect(service) as silent:
+            began = time.monotonic()
+            time.sleep(0.1)  # both are accepted
+            service.process.terminate()
+            time.sleep(0.4)  # the worker has seen the signal
+            if in_time := time.monotonic() - began < 0.8:
+                client.sendall(b"GET /livez HTTP/1.1\r\nHost: bridge\r\n\r\n")
+                assert read_all(client).startswith(b"HTTP/1.1 200")
+                assert read_all(silent) == b""
+        assert service.process.wait(10) == 0
+        if not in_time:
+            service.start()
+
+
 @pytest.mark.parametrize("path", ["/livez", "/api/resync"])
 def test_a_body_that_does_not_come_in_time_is_answered_408_beside_the_loop_too(service: Running, path: str) -> None:
     """Health on the public port, an act on the admin port: their apps run in threads."""
