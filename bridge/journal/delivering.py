@@ -76,7 +76,7 @@ def take(
            SELECT d.record, d.property, d.value, d.revision FROM records r
              JOIN desired d ON d.record = r.id
             WHERE r.id IN (SELECT id FROM {ids}) AND (r.doubt_us <= :doubt_over OR r.doubt_us > :began)
-              AND d.state = 1 AND d.revision > r.doubt_n AND d.settled_us >= r.doubt_us""",
+              AND d.state = 1 AND d.revision > r.doubt_n""",
         ids=refs,
         doubt_over=began_us - DOUBT_US,
         began=began_us,  # a doubt that begins later than now was noted by a clock that was wrong
@@ -161,7 +161,7 @@ def _due_after_doubt(connection: Connection, refs: Sequence[int]) -> frozenset[i
               AND due.due_us IS NOT NULL
               AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 0)
               AND EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 1
-                             AND d.revision > r.doubt_n AND d.settled_us >= r.doubt_us)
+                             AND d.revision > r.doubt_n)
            RETURNING due.record""",
         ids=refs,
         doubt=DOUBT_US,

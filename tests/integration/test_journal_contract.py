@@ -473,6 +473,59 @@ def test_a_new_value_does_not_wait_for_the_end_of_a_doubt(journal: Journal, cloc
     assert [values(record) for record in take(journal, clock)] == [{"tier": "silver"}]
 
 
+def silver_confirmed_in_doubt(journal: Journal, clock: FakeClock) -> None:
+    """A call with gold gets no answer, one with silver is confirmed ten seconds later."""
+    journal.append([event("e1", properties={"tier": "gold"})])
+    settle(journal, clock, take(journal, clock), doubtful=True)
+    clock.advance(10)
+    journal.append([event("e2", properties={"tier": "silver"})])
+    taken = take(journal, clock)
+    settle(journal, clock, taken, Delivered(taken[0]))
+
+
+def sent_at_the_end(journal: Journal, clock: FakeClock) -> list[dict[str, str | None]]:
+    """What goes out when every doubt is over, and then nothing any more."""
+    found = []
+    for _ in range(10):
+        clock.advance(121)
+        taken = take(journal, clock)
+        found += [values(record) for record in taken]
+        settle(journal, clock, taken, *map(Delivered, taken))
+    assert journal.due(limit=10, exclude=()) == []
+    return found
+
+
+def test_another_propertys_doubt_does_not_end_one(journal: Journal, clock: FakeClock) -> None:
+    silver_confirmed_in_doubt(journal, clock)
+    clock.advance(10)
+    journal.append([event("e3", properties={"city": "Lugo"})])
+    [other] = take(journal, clock)
+    assert values(other) == {"city": "Lugo"}
+    settle(journal, clock, [other], doubtful=True)
+    [other] = take(journal, clock)
+    settle(journal, clock, [other], Delivered(other))
+    assert {"tier": "silver"}.items() <= sent_at_the_end(journal, clock)[0].items()
+
+
+def test_a_value_that_is_sent_once_more_without_an_answer_is_sent_again(journal: Journal, clock: FakeClock) -> None:
+    silver_confirmed_in_doubt(journal, clock)
+    clock.advance(121)
+    [again] = take(journal, clock)
+    assert values(again) == {"tier": "silver"}
+    settle(journal, clock, [again], doubtful=True)
+    assert sent_at_the_end(journal, clock) == [{"tier": "silver"}]
+
+
+@pytest.mark.parametrize("by_s", [3600.0, -3600.0])
+def test_a_clock_that_is_set_ends_no_doubt(journal: Journal, clock: FakeClock, by_s: float) -> None:
+    silver_confirmed_in_doubt(journal, clock)
+    clock.advance(10)
+    clock.jump(by_s)
+    journal.clock_was_set(to_us(by_s))
+    assert take(journal, clock) == []
+    assert sent_at_the_end(journal, clock) == [{"tier": "silver"}]
+
+
 def test_a_crash_during_a_call_leaves_doubt(url: str, clock: FakeClock) -> None:
     """The mark is made before the call, so that the death of the process cannot lose it."""
     before = Journal(settings=JournalSettings(url=url), clock=clock)
