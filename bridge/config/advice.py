@@ -29,6 +29,12 @@ def advice(settings: Settings, document: Document, faulty: Collection[str] = ())
     if (token := settings.server.admin_token) is not None and _is_short(token):
         message = f"is shorter than {SHORT_ADMIN_TOKEN} characters; `openssl rand -hex 24` makes a better one"
         yield document.problem(("server", "admin_token"), message)
+    if settings.journal.remember_s < settings.journal.retention_s:
+        message = (
+            "is shorter than `retention`: values are remembered as long as events are kept, so that a replay of one "
+            "overwrites nothing newer; make it at least as long"
+        )
+        yield document.problem(("journal", "remember"), message)
     for keys, secret in _secrets(settings):
         yield from _secret_advice(document, keys, secret)
     yield from _rivals(settings, document)

@@ -64,6 +64,17 @@ def lock_addresses(connection: Connection, keys: Collection[RecordKey]) -> None:
         )
 
 
+def lock_roots(connection: Connection, seqs: Collection[int]) -> list[str]:
+    """Lock the roots of these events; returns their hashes."""
+    locking = ' ORDER BY hash COLLATE "C" FOR UPDATE' if is_postgresql(connection) else ""
+    rows = fetch(
+        connection,
+        "SELECT hash FROM roots WHERE hash IN (SELECT root FROM events WHERE seq IN (SELECT id FROM {ids}))" + locking,
+        ids=list(seqs),
+    )
+    return [str(root) for (root,) in rows]
+
+
 def lock_outdated(connection: Connection, refs: Collection[int], *, before_us: int) -> None:
     """Lock those of these records of which something may be forgotten: few, where all would be written to."""
     if refs and is_postgresql(connection):

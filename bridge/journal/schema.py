@@ -25,7 +25,7 @@ from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text
 metadata = MetaData()
 
 #: The migration that this code needs; `migrations/versions` holds it.
-HEAD = "0001"
+HEAD = "0002"
 #: Stands for the version of a journal that is being carried over (`moving`): no program serves or migrates it.
 MOVING = "moving"
 
@@ -70,6 +70,7 @@ events = Table(
     # The id first: `trace ID` looks events up without knowing their source.
     UniqueConstraint("event_id", "source"),
     Index("events_received", "received_us"),
+    Index("events_root", "root", sqlite_where=text("root IS NOT NULL"), postgresql_where=text("root IS NOT NULL")),
     Index("events_waiting", "seq", sqlite_where=text("waits = 1"), postgresql_where=text("waits = 1")),
     sqlite_autoincrement=True,  # a pruned event's number is never given again: `asks` and `desired` name it
 )

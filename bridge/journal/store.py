@@ -549,7 +549,7 @@ class Journal:
         return figures
 
     def prune(self) -> int:
-        """One small step of retention; returns how many rows and pages went: 0 when there was nothing to do. Settled
+        """One small step of retention; returns how many rows and pages went: 0 when there is no more to do now. Settled
         events go before their time while the journal is near `max_size`, the oldest first.
         """
         now_us = self._now_us()
@@ -562,8 +562,12 @@ class Journal:
                 connection,
                 events_before_us=now_us - retention_us,
                 day_began_us=now_us - now_us % DAY_US,
-                values_before_us=now_us - to_us(self._settings.remember_s),
+                # A kept event may be replayed: what is newer must be known as long.
+                values_before_us=now_us - to_us(max(self._settings.remember_s, self._settings.retention_s)),
+                now_us=now_us,
             )
+            # Near the limit what can go must go, however much lies before it that cannot.
+            pruned = pruned or int(is_near and self._retention.is_under_way)
             return pruned + self._database.give_back(connection)
 
         return self._database.transact(work, durable=False)

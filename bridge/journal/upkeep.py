@@ -19,7 +19,8 @@ from sqlalchemy.engine import Connection
 from bridge.journal import history, retry_log
 from bridge.journal.database import fetch, one, run
 from bridge.journal.entries import EntryState
-from bridge.journal.locking import lock_outdated, take_turns
+from bridge.journal.locking import lock_outdated, lock_roots, take_turns
+from bridge.journal.merging import FUTURE_TOLERANCE_US
 from bridge.model import Pause, Scope
 
 #: Rows looked at in one step of retention: a few milliseconds under the transaction lock.
@@ -252,11 +253,18 @@ class Retention:
     event: int = 0
     record: int = 0
 
-    def step(self, connection: Connection, *, events_before_us: int, values_before_us: int, day_began_us: int) -> int:
+    @property
+    def is_under_way(self) -> bool:
+        """Whether there are events as old beyond those that the last step looked at."""
+        return self.event > 0
+
+    def step(
+        self, connection: Connection, *, events_before_us: int, values_before_us: int, day_began_us: int, now_us: int
+    ) -> int:
         """Prune one small portion; returns how many rows went. Today's calls stay: they are counted."""
         take_turns(connection)
         pruned = self._events(connection, events_before_us)
-        pruned += self._values(connection, values_before_us)
+        pruned += self._values(connection, values_before_us, now_us)
         pruned += run(
             connection,
             """DELETE FROM calls WHERE id IN
@@ -264,16 +272,6 @@ class Retention:
             before=min(events_before_us, day_began_us),
             step=STEP_ROWS,
         ).rowcount
-        pruned += (
-            run(
-                connection,
-                """DELETE FROM roots WHERE received_us < :before
-                  AND NOT EXISTS (SELECT 1 FROM events e WHERE e.root = roots.hash)""",
-                before=events_before_us,
-            ).rowcount
-            if pruned
-            else 0
-        )
         return pruned
 
     def _events(self, connection: Connection, before_us: int) -> int:
@@ -303,9 +301,18 @@ class Retention:
             )
         ]
         run(connection, "DELETE FROM asks WHERE event IN (SELECT id FROM {ids})", ids=settled)
-        return run(connection, "DELETE FROM events WHERE seq IN (SELECT id FROM {ids})", ids=settled).rowcount
+        roots = lock_roots(connection, settled)  # before the events, as intake does
+        gone = run(connection, "DELETE FROM events WHERE seq IN (SELECT id FROM {ids})", ids=settled).rowcount
+        if roots:
+            gone += run(
+                connection,
+                """DELETE FROM roots WHERE hash IN (SELECT hash FROM {rows:hash text})
+                      AND NOT EXISTS (SELECT 1 FROM events e WHERE e.root = roots.hash)""",
+                rows=[(root,) for root in roots],
+            ).rowcount
+        return gone
 
-    def _values(self, connection: Connection, before_us: int) -> int:
+    def _values(self, connection: Connection, before_us: int, now_us: int) -> int:
         """Forget old settled values, and records of which nothing is left."""
         looked_at = fetch(
             connection,
@@ -320,10 +327,13 @@ class Retention:
         lock_outdated(connection, refs, before_us=before_us)
         pruned = run(
             connection,
+            # A value that a partner repeats, and that is left out each time, was settled when it was first delivered. A
+            # time that lies ahead was given while our clock was wrong.
             """DELETE FROM desired WHERE record IN (SELECT id FROM {ids}) AND state IN (1, 3, 4)
-                  AND settled_us < :before""",
+                  AND settled_us < :before AND (time_us < :before OR time_us > :believed)""",
             ids=refs,
             before=before_us,
+            believed=now_us + FUTURE_TOLERANCE_US,
         ).rowcount
         old = [ref for ref, newest_us in looked_at if newest_us < before_us]
         if old:

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import re
-import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from typing import Any
 
 import pytest
-from sqlalchemy import event
-from sqlalchemy.pool import Pool
 
 from bridge.config import load_settings
 from bridge.journal.retry_log import Filter
@@ -19,6 +14,7 @@ from bridge.operations.queries import as_query
 from bridge.service import Service
 from tests.integration.test_console import CONFIG, Browser
 from tests.large_journal import fill
+from tests.statements import scans, written
 
 SETTLED, PARKED = 1_000_000, 100_000
 #: Seconds of a processor that a page may take, warm: this machine may have other things to do.
@@ -46,8 +42,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 CATEGORIES = ("VALIDATION_ERROR", "OBJECT_NOT_FOUND", "UNMAPPABLE")
-#: A table in a statement, and its name there.
-NAMED = re.compile(r"\b(?:FROM|JOIN|UPDATE|INTO)\s+(\w+)(?:\s+(?:AS\s+)?([a-z]\w*))?")
 
 PAGES = [
     "/",
@@ -93,7 +87,7 @@ def test_a_group_is_counted_at_once(service: Service) -> None:
 
 def test_a_scan_would_be_noticed(service: Service) -> None:
     for statement in ("SELECT 1 FROM events e WHERE e.payload = 'x'", "DELETE FROM desired WHERE value = 'x'"):
-        assert scans(service, [statement])
+        assert scans(file_of(service), [statement])
 
 
 def test_no_page_scans_a_table_under_the_write_lock(service: Service) -> None:
@@ -102,7 +96,7 @@ def test_no_page_scans_a_table_under_the_write_lock(service: Service) -> None:
         for path in PAGES:
             assert browser.get(path).status_code == 200
     assert statements  # readiness is tried by a write
-    assert scans(service, statements) == set()
+    assert scans(file_of(service), statements) == set()
 
 
 def test_an_act_holds_up_nobody(service: Service) -> None:
@@ -131,52 +125,11 @@ def test_no_act_scans_a_table_under_the_write_lock(service: Service, act: str) -
         done = acted(Filter(ids=ids))["entries"] + acted(group)["entries"]
     assert done == len(ids) + 1
     assert len(statements) > 10
-    assert scans(service, statements) == set()
+    assert scans(file_of(service), statements) == set()
 
 
-@contextmanager
-def written() -> Iterator[list[str]]:
-    """The statements that are executed within write transactions meanwhile, as SQLite gets them: with their values."""
-    found: list[str] = []
-    watched: set[Any] = set()
-
-    def watch(connection: Any, *_: Any) -> None:
-        if connection in watched:
-            return
-        watched.add(connection)
-        writing = False
-
-        def look(statement: str) -> None:
-            nonlocal writing
-            if statement == "BEGIN IMMEDIATE":
-                writing = True
-            elif statement in {"BEGIN", "COMMIT", "ROLLBACK"}:
-                writing = False
-            elif writing:
-                found.append(statement)
-
-        connection.set_trace_callback(look)
-
-    event.listen(Pool, "checkout", watch)
-    try:
-        yield found
-    finally:
-        event.remove(Pool, "checkout", watch)
-        for connection in watched:
-            connection.set_trace_callback(None)
-
-
-def scans(service: Service, statements: list[str]) -> set[tuple[str, str]]:
-    """Where SQLite would read a whole table for these statements: its words, and the statement."""
-    with closing(sqlite3.connect(service._settings.journal.url.removeprefix("sqlite:///"))) as database:
-        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-        return {
-            (detail, statement)
-            for statement in statements
-            for names in [{name for found in NAMED.findall(statement) if found[0] in tables for name in found}]
-            for *_, detail in database.execute(f"EXPLAIN QUERY PLAN {statement}")
-            if detail.startswith("SCAN") and detail.split()[1] in names
-        }
+def file_of(service: Service) -> str:
+    return service._settings.journal.url.removeprefix("sqlite:///")
 
 
 def took(browser: Browser, path: str) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import orjson
@@ -12,16 +13,31 @@ import pytest
 
 from bridge.errors import JournalFullError
 from bridge.journal import versions
-from bridge.journal.database import run
+from bridge.journal.database import fetch, run
 from bridge.journal.retry_log import Filter
 from bridge.journal.sqlite import SPARE_PAGES
 from bridge.journal.store import Journal
-from bridge.model import Lane, SystemClock
+from bridge.model import (
+    Delivered,
+    Event,
+    Ignored,
+    Lane,
+    Outcome,
+    Parked,
+    PendingRecord,
+    Reason,
+    Refused,
+    RetryLater,
+    SystemClock,
+    to_us,
+)
 from bridge.settings import Journal as JournalSettings
-from tests.builders import LANE, event
+from tests.builders import LANE, call, event
 from tests.fakes import FakeClock
+from tests.statements import scans, written
 
 SERVICES = Lane("partner_services", "acme_service_id")
+REASON = Reason("VALIDATION_ERROR", "no")
 
 
 @pytest.fixture
@@ -100,3 +116,54 @@ def test_f55_pruned_room_is_given_back_in_small_steps(tmp_path: Path) -> None:
     finally:
         raw.close()
         journal.close()
+
+
+def test_no_step_of_intake_delivery_or_retention_reads_a_whole_table(tmp_path: Path) -> None:
+    """While the write lock is held: however much there is, others wait as long as for little."""
+    url = f"sqlite:///{tmp_path}/journal.db"
+    versions.prepare(url)
+    clock = FakeClock()
+    with written() as statements:
+        journal = Journal(settings=JournalSettings(url=url), clock=clock)
+        for turn in range(3):
+            events = [event(f"e{turn}-{n}", f"c{n}", {"tier": f"{turn}"}, invalid={"city": "no"}) for n in range(5)]
+            journal.append([dataclasses.replace(one, root=f"root {turn}") for one in events], staging=[events])
+            settle_all(journal, clock, Delivered, lambda one: RetryLater(one, REASON, 1.0), Ignored)
+            clock.advance(2)
+            settle_all(journal, clock, Delivered, lambda one: Parked(one, REASON))
+            clock.advance(200)
+            assert journal.merge_left()
+            settle_all(journal, clock, lambda one: Refused(one, dict.fromkeys(one.values, REASON)))
+        clock.advance(40 * 86_400)
+        assert journal.prune()
+        journal.close()
+    assert len(statements) > 100
+    assert scans(tmp_path / "journal.db", statements) == set()
+
+
+def settle_all(journal: Journal, clock: FakeClock, *outcomes: Callable[[PendingRecord], Outcome]) -> None:
+    """One call with all that is due; its records fare in turn as `outcomes` say."""
+    taken = journal.take([row.ref for row in journal.due(limit=10, exclude=())], began_at_us=to_us(clock.now()))
+    judged = [outcome(record) for record, outcome in zip(taken, itertools.cycle(outcomes), strict=False)]
+    journal.settle(taken, judged, call=call(taken, began=clock.now(), status=200), doubtful=False)
+
+
+def test_a_body_is_kept_as_long_as_an_event_of_it(journal: Journal, clock: FakeClock) -> None:
+    def rooted(name: str) -> Event:
+        return dataclasses.replace(event(name, name), root="one body")
+
+    def bodies() -> int:
+        with journal._database.read() as connection:
+            return int(fetch(connection, "SELECT count(*) FROM roots")[0][0])
+
+    journal.append([rooted("e1")])
+    settle_all(journal, clock, Delivered)
+    clock.advance(4 * 86_400)
+    journal.append([rooted("e2")])
+    settle_all(journal, clock, Delivered)
+    clock.advance(4 * 86_400)
+    journal.prune()
+    assert (journal.trace_event("e1"), bodies()) == ([], 1)
+    clock.advance(4 * 86_400)
+    journal.prune()
+    assert (journal.trace_event("e2"), bodies()) == ([], 0)

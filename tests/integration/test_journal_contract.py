@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.errors import JournalFullError
+from bridge.journal.event_log import EventFilter
 from bridge.journal.retry_log import Filter, KeptEvent, Remapped
 from bridge.journal.store import Journal
 from bridge.model import (
@@ -483,7 +484,7 @@ def silver_confirmed_in_doubt(journal: Journal, clock: FakeClock) -> None:
     settle(journal, clock, taken, Delivered(taken[0]))
 
 
-def sent_at_the_end(journal: Journal, clock: FakeClock) -> list[dict[str, str | None]]:
+def sent_at_the_end(journal: Journal, clock: FakeClock) -> list[dict[str, str]]:
     """What goes out when every doubt is over, and then nothing any more."""
     found = []
     for _ in range(10):
@@ -692,6 +693,38 @@ def test_a_value_is_remembered_after_its_event_is_gone(journal: Journal, clock: 
     journal.prune()
     journal.append([event("e0", properties={"tier": "silver"}, at=now - 60)])
     assert take(journal, clock) == []
+
+
+def test_a_value_that_is_repeated_is_remembered_from_its_last_repetition_on(journal: Journal, clock: FakeClock) -> None:
+    """It was delivered once, and left out each time since."""
+    for day in range(60):
+        journal.append([event(f"e{day}", at=clock.now(), skip_unchanged=True)])
+        taken = take(journal, clock)
+        assert len(taken) == (day == 0)
+        settle(journal, clock, taken, *map(Delivered, taken))
+        clock.advance(86_400)
+        for _ in range(3):
+            journal.prune()
+    journal.append([event("late", properties={"tier": "silver"}, at=clock.now() - 2 * 86_400)])
+    assert take(journal, clock) == []
+    clock.advance(31 * 86_400)
+    for _ in range(3):
+        journal.prune()
+    assert journal.trace_record("7") == []
+
+
+def test_newer_values_are_known_as_long_as_older_events_may_be_replayed(url: str, clock: FakeClock) -> None:
+    journal = Journal(settings=JournalSettings(url=url, retention_s=7 * 86_400, remember_s=86_400), clock=clock)
+    journal.append([event("newer", at=clock.now())])
+    taken = take(journal, clock)
+    settle(journal, clock, taken, Delivered(taken[0]))
+    clock.advance(6 * 86_400)
+    journal.append([event("older", properties={"tier": "silver"}, at=clock.now() - 7 * 86_400)])
+    for _ in range(3):
+        journal.prune()
+    journal.replay_events(EventFilter(), as_kept({"older": remapped({"tier": "silver"})}))
+    assert take(journal, clock) == []
+    journal.close()
 
 
 def test_a_full_journal_refuses_and_opens_again(url: str, clock: FakeClock) -> None:
