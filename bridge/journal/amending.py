@@ -75,7 +75,7 @@ def write(connection: Connection, plan: Plan, *, again: bool, now_us: int) -> Me
     run(
         connection,
         """DELETE FROM desired
-            WHERE (record, property) IN (SELECT record, property FROM {rows:record int, property text})""",
+            WHERE (record, property) IN (SELECT record, property FROM {rows:record int, property text} AS given)""",
         rows=plan.withdrawn,
     )
     # Lowered below any word, with its value and state: a value that is confirmed already is not sent again.

@@ -95,7 +95,7 @@ def _log_events(connection: Connection, new: dict[tuple[str, str], Event], now_u
         run(
             connection,
             """INSERT INTO roots (hash, body, received_us)
-               SELECT hash, body, received_us FROM {rows:hash text, body text, received_us int} WHERE true
+               SELECT hash, body, received_us FROM {rows:hash text, body text, received_us int} AS given WHERE true
                ON CONFLICT (hash) DO UPDATE SET received_us = excluded.received_us""",
             rows=sorted((root, body, now_us) for body, root in hashes.items()),
         )

@@ -141,7 +141,7 @@ def _postgresql_macro(match: re.Match[str]) -> str:
         case "list":
             return f"jsonb_array_elements(cast({columns} AS jsonb))"
         case "ids":
-            return "(SELECT cast(value AS bigint) AS id FROM jsonb_array_elements_text(cast(:ids AS jsonb)))"
+            return "(SELECT cast(value AS bigint) AS id FROM jsonb_array_elements_text(cast(:ids AS jsonb))) AS ids"
     picked = ", ".join(
         f"cast(value ->> {at} AS {_CAST[type_]}) AS {name}" for at, (name, type_) in enumerate(_columns(columns))
     )

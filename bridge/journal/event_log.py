@@ -98,7 +98,7 @@ def _is_meant(outcome: Outcome, wanted: Outcome | None) -> bool:
 def _conditions(chosen: EventFilter) -> tuple[str, dict[str, object]]:
     conditions, parameters = ["1 = 1"], dict[str, object]()
     if chosen.ids:
-        conditions.append("e.event_id IN (SELECT wanted FROM {rows:wanted text})")
+        conditions.append("e.event_id IN (SELECT wanted FROM {rows:wanted text} AS given)")
         parameters["rows"] = [[event_id] for event_id in sorted(set(chosen.ids))]
     if chosen.source is not None:
         conditions.append("e.source = :source")

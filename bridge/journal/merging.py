@@ -93,7 +93,7 @@ def lane_ids(connection: Connection, wanted: set[Lane]) -> dict[Lane, int]:
         run(
             connection,
             """INSERT INTO lanes (object_type, id_property)
-               SELECT object_type, id_property FROM {rows:object_type text, id_property text} WHERE true
+               SELECT object_type, id_property FROM {rows:object_type text, id_property text} AS given WHERE true
                ON CONFLICT (object_type, id_property) DO NOTHING""",
             rows=rows,
         )
@@ -162,7 +162,7 @@ def _raise_n(
         connection,
         """INSERT INTO records (lane, record, n, newest_us)
            SELECT lane, record, count, newest_us
-             FROM {rows:lane int, record text, count int, newest_us int} WHERE true
+             FROM {rows:lane int, record text, count int, newest_us int} AS given WHERE true
            ON CONFLICT (lane, record) DO UPDATE
              SET n = records.n + excluded.n,
                  newest_us = CASE WHEN records.newest_us > :believed THEN excluded.newest_us
@@ -194,7 +194,7 @@ def _log_asks(connection: Connection, rows: Sequence[tuple[int, int, int, int, s
         connection,
         """INSERT INTO asks (record, n, event, time_us, properties)
            SELECT record, n, event, time_us, properties
-             FROM {rows:record int, n int, event int, time_us int, properties text} WHERE true
+             FROM {rows:record int, n int, event int, time_us int, properties text} AS given WHERE true
            ON CONFLICT (record, n) DO UPDATE SET properties = excluded.properties""",
         rows=sorted(rows),
     )

@@ -85,7 +85,7 @@ def payloads(connection: Connection, event_ids: tuple[str, ...], source: str) ->
     rows = fetch(
         connection,
         """SELECT event_id, payload FROM events
-            WHERE event_id IN (SELECT wanted FROM {rows:wanted text}) AND source = :source""",
+            WHERE event_id IN (SELECT wanted FROM {rows:wanted text} AS given) AND source = :source""",
         rows=[[event_id] for event_id in sorted(set(event_ids))],
         source=source,
     )

@@ -46,7 +46,7 @@ def stage(connection: Connection, events: Sequence[Event], *, now_us: int) -> in
 
 def unstage(connection: Connection, ids: Iterable[int]) -> None:
     """These are merged to their end."""
-    run(connection, "DELETE FROM staged WHERE id IN {ids}", ids=list(ids))
+    run(connection, "DELETE FROM staged WHERE id IN (SELECT id FROM {ids})", ids=list(ids))
 
 
 def oldest_left(connection: Connection, *, now_us: int) -> Left | None:

@@ -306,7 +306,7 @@ class Retention:
         if roots:
             gone += run(
                 connection,
-                """DELETE FROM roots WHERE hash IN (SELECT hash FROM {rows:hash text})
+                """DELETE FROM roots WHERE hash IN (SELECT hash FROM {rows:hash text} AS given)
                       AND NOT EXISTS (SELECT 1 FROM events e WHERE e.root = roots.hash)""",
                 rows=[(root,) for root in roots],
             ).rowcount
