@@ -139,8 +139,10 @@ def read_complaint(body: Any, *, fallback: str = "") -> Complaint:
 
 
 def text(value: Any) -> str:
-    """The value if it is text, without NUL, which PostgreSQL takes nowhere; else nothing."""
-    return value.replace("\x00", "") if isinstance(value, str) else ""
+    """The value if it is text, without NUL, which PostgreSQL takes nowhere, and without halves of surrogate pairs,
+    which JSON within a message may hold and no database takes; else nothing.
+    """
+    return value.replace("\x00", "").encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def word(value: Any) -> str:
@@ -151,7 +153,8 @@ def word(value: Any) -> str:
 def texts(value: Any) -> list[str]:
     """A list of texts or numbers, or a single one, as texts."""
     values = value if isinstance(value, list) else [value]
-    return [str(one) for one in values if isinstance(one, (str, int)) and not isinstance(one, bool) and one != ""]
+    found = [text(str(one)) for one in values if isinstance(one, (str, int)) and not isinstance(one, bool)]
+    return [one for one in found if one]
 
 
 def _get(value: Any, key: str) -> Any:
@@ -181,7 +184,7 @@ def _named(item: dict[str, Any]) -> Iterator[Named]:
     message = text(item.get("message"))
     code = word(item.get("code")) or word(item.get("error"))
     value = item.get("propertyValue")
-    told = value if isinstance(value, str) else None
+    told = text(value) if isinstance(value, str) else None
     if told is None and (match := _VALUE.match(message)):
         told = match.group(1)
     names = texts(_get(item.get("context"), "propertyName")) or texts(item.get("name"))

@@ -6,6 +6,7 @@ has ended; and nothing that concerns all records of a lane, a type or the portal
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from bridge.delivery.complaints import Complaint
 from bridge.delivery.isolation import Isolation, Ruling, is_about_records, is_misaddressed
 from bridge.delivery.pauses import MISCONFIGURED, OUTAGE, Stop
 from bridge.delivery.ports import Input
-from bridge.delivery.suspects import Suspect, Trouble
+from bridge.delivery.suspects import MAX_HELD, Suspect, Trouble
 from bridge.delivery.verdicts import Again, Broken, Conflict, Judged, Rejected, Stopped, TooLarge, Verdict
 from bridge.model import Category, Delivered, Outcome, Parked, PendingRecord, Reason, RetryLater, Scope
 
@@ -43,6 +44,7 @@ class Digester:
 
     def __init__(self, board: Board) -> None:
         self._board = board
+        self._stumbles = Counter[int]()
 
     def vanished(self, work: Work, refs: Sequence[int]) -> Decision:
         """These records had nothing to be sent any more when they were taken."""
@@ -116,17 +118,13 @@ class Digester:
     ) -> list[Outcome]:
         """The CRM said nothing about these: again in halves, until each was silent alone twice."""
         suspects, suspect = self._board.suspects, work.suspect
-        refs = [record.ref for record in silent]
-        if suspect is None or len(inputs) > 1:
-            if suspect is not None:
-                suspects.remove(suspect, refs)
-            ready_at = at.now + self._board.patience.backoff.delay_s(1)
-            middle = len(refs) // 2
-            for half in (refs[:middle], refs[middle:]):
-                suspects.add(work.lane, half, Trouble.SILENT, ready_at=ready_at)
-            return []
         message = "HubSpot took the call and said nothing about this record"
         reason = Reason(Category.UNCONFIRMED, message)
+        if suspect is None or len(inputs) > 1:
+            if suspect is not None:
+                suspects.remove(suspect, [record.ref for record in silent])
+            ready_at = at.now + self._board.patience.backoff.delay_s(1)
+            return self._in_halves(work, silent, Trouble.SILENT, reason, ready_at)
         if not suspects.others_succeed(suspect):
             return [self._nobody_to_ask(suspect, silent[0], reason, at)]
         suspect.silences += 1
@@ -135,6 +133,18 @@ class Digester:
             return [Parked(silent[0], Reason(Category.UNCONFIRMED, f"{message}, twice while it was alone"))]
         suspects.remember(suspect)
         return [self._board.patience.later(silent[0], reason)]
+
+    def _in_halves(
+        self, work: Work, records: Sequence[PendingRecord], trouble: Trouble, reason: Reason, ready_at: float
+    ) -> list[Outcome]:
+        """Put them under suspicion, half by half. Those beyond what can be are tried again later."""
+        middle = len(records) // 2
+        return [
+            self._board.patience.later(record, reason)
+            for half in (records[:middle], records[middle:])
+            if not self._board.suspects.add(work.lane, [one.ref for one in half], trouble, ready_at=ready_at)
+            for record in half
+        ]
 
     # --- the call was refused -----------------------------------------------------------------
 
@@ -181,11 +191,9 @@ class Digester:
         elif work.suspect is not None:
             self._board.suspects.halve(work.suspect, ready_at=at.now)
         else:
-            refs = _refs(inputs)
-            outcomes.extend(self.vanished(work, refs).outcomes)
-            middle = len(refs) // 2
-            for half in (refs[:middle], refs[middle:]):
-                self._board.suspects.add(work.lane, half, Trouble.LARGE, ready_at=at.now)
+            outcomes.extend(self.vanished(work, _refs(inputs)).outcomes)
+            records = [one.record for one in inputs]
+            outcomes.extend(self._in_halves(work, records, Trouble.LARGE, reason, at.now))
         return Decision(tuple(outcomes))
 
     def _conflict(self, work: Work, inputs: Sequence[Input], reason: Reason, at: Moment) -> Decision:
@@ -197,7 +205,8 @@ class Digester:
             work.narrowing.ready_at = ready_at
             self._broken_again(work, inputs, Trouble.CONFLICT, Scope.ALL, ready_at)
         elif suspect is None:
-            board.suspects.add(work.lane, _refs(inputs), Trouble.CONFLICT, ready_at=ready_at)
+            if not board.suspects.add(work.lane, _refs(inputs), Trouble.CONFLICT, ready_at=ready_at):
+                return self._stop(work, _unwell(reason), at)
         elif len(suspect.refs) == 1:
             outcomes = (self._worn(suspect, inputs[0].record, reason, at, at_least_s=CONFLICT_S),)
         elif board.suspects.others_succeed(suspect):
@@ -207,6 +216,21 @@ class Digester:
         return Decision(outcomes)
 
     # --- the call came to nothing -------------------------------------------------------------
+
+    def stumbled(self, work: Work, now: float) -> None:
+        """The outcome of this call could not be written down, and nobody knows for which record: again in halves,
+        later each time, so that it is no loop and holds up nobody else.
+        """
+        held = self._board.suspects.holding().union(*(one.isolation.holding() for one in self._board.narrowings))
+        refs = [ref for ref in work.refs if ref not in held]
+        if len(self._stumbles) > MAX_HELD:
+            self._stumbles.clear()
+        self._stumbles.update(refs)
+        middle = len(refs) // 2
+        for half in (refs[:middle], refs[middle:]):
+            failures = max((self._stumbles[ref] for ref in half), default=0)
+            ready_at = now + self._board.patience.backoff.delay_s(failures)
+            self._board.suspects.add(work.lane, half, Trouble.BROKEN, failures=failures, ready_at=ready_at)
 
     def _stop(self, work: Work, stop: Stop, at: Moment) -> Decision:
         delay_s = self._board.pauses.stop(
@@ -283,6 +307,11 @@ class Digester:
 
 def _refs(inputs: Sequence[Input]) -> list[int]:
     return [one.record.ref for one in inputs]
+
+
+def _unwell(reason: Reason) -> Stop:
+    """More records in trouble than can be told apart: that is the CRM's."""
+    return Stop(Scope.ALL, OUTAGE, f"{reason.category}: {reason.message}"[:300])
 
 
 def _misconfigured(reason: Reason) -> Stop:

@@ -109,6 +109,7 @@ class Dispatcher:
             patience=Patience(backoff, retry.give_up_after_s),
         )
         self._chooser = Chooser(self._board)
+        self._digester = Digester(self._board)
         self._clock_watch = ClockWatch()
         self._lock = threading.Lock()
         self._state = _State()
@@ -117,7 +118,7 @@ class Dispatcher:
             crm=crm,
             limiter=self.limiter,
             board=self._board,
-            digester=Digester(self._board),
+            digester=self._digester,
             budget=self._budget,
             lock=self._lock,
             clock=clock,
@@ -361,7 +362,9 @@ class Dispatcher:
             _log.error("call stumbled", error=where(error), records=len(work.refs))
             self._observer.stumbled(type(error).__name__)
             with self._lock:
-                self._state.resume_at = self._clock.monotonic() + POLL_S
+                now = self._clock.monotonic()
+                self._digester.stumbled(work, now)
+                self._state.resume_at = now + POLL_S
         finally:
             with self._lock:
                 self._budget.closed(sent=work.sent)

@@ -835,3 +835,20 @@ def test_the_probe_of_an_outage_had_no_part_in_it(tmp_path: Path) -> None:
         rig.until(lambda: delivered(rig, "fresh", *(set(ids(100)) - {"c0"})), passing_s=0.05)
         rig.until(lambda: rig.pauses() == [], passing_s=0.05)
         assert rig.parked() == {}
+
+
+def test_half_a_surrogate_pair_within_a_message_refuses_the_value_as_any_other(tmp_path: Path) -> None:
+    """JSON in the message of a 400 may hold it, cut out of the middle of an emoji; nothing can keep it."""
+    inner = r'[{"isValid":false,"message":"\ud83d was not one of the allowed options","error":"INVALID_OPTION",'
+    body = {
+        "category": "VALIDATION_ERROR",
+        "message": "Property values were not valid: " + inner + '"name":"company_name","propertyValue":"\\ud83d"}]',
+    }
+    with rigged(tmp_path) as rig:
+        began = warm(rig)
+        rig.crm.on_call = lambda call: says(400, body) if any(one.id == "c1" for one in call.inputs) else None
+        rig.ask_all(["c1", "c2", "c3"])
+        rig.until(lambda: delivered(rig, "c2", "c3") and rig.entries() != {}, passing_s=0.02)
+        rig.until(rig.idle, passing_s=0.02)
+        assert set(rig.entries()) == {"c1"}
+        assert len(rig.calls()) - began <= 8

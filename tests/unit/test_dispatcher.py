@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -12,7 +13,7 @@ from bridge.delivery.limiter import Limiter
 from bridge.delivery.pauses import Backoff
 from bridge.delivery.ports import Answer, Input, NoAnswer, OnUnknown
 from bridge.delivery.threads import Pool
-from bridge.model import Lane, Pause, PendingRecord, Scope
+from bridge.model import Call, Lane, Outcome, Pause, PendingRecord, Scope
 from bridge.settings import Crm, RateLimit, Retry
 from tests.fakes_delivery import (
     BY_RECORD_ID,
@@ -45,9 +46,10 @@ class House:
         on_unknown: OnUnknown | Callable[[PendingRecord], OnUnknown] = "park",
         give_up_after_s: float = 86_400.0,
         rate: RateLimit = UNLIMITED,
+        journal: type[FakeJournal] = FakeJournal,
     ) -> None:
         self.clock = FakeClock()
-        self.journal = FakeJournal(self.clock)
+        self.journal = journal(self.clock)
         self.crm = FakeCrm(script)
         self.observer = FakeObserver()
         self.dispatcher = Dispatcher(
@@ -689,3 +691,47 @@ def test_the_policy_for_unknown_records_sees_the_record() -> None:
     house.put(1)
     house.run(1)
     assert [one.sources for one in seen] == [("acme",)]
+
+
+class UnwritableJournal(FakeJournal):
+    """What is said of one record cannot be written down, whatever it is."""
+
+    def settle(
+        self, taken: Sequence[PendingRecord], outcomes: Sequence[Outcome], *, call: Call | None, doubtful: bool
+    ) -> None:
+        if any(outcome.record.ref == 13 for outcome in outcomes):
+            raise TypeError("str is not valid UTF-8: surrogates not allowed")
+        super().settle(taken, outcomes, call=call, doubtful=doubtful)
+
+
+def test_an_outcome_that_cannot_be_written_down_is_no_loop_and_costs_only_its_record() -> None:
+    house = House(journal=UnwritableJournal)
+    house.put(*range(100))
+    house.run(300)
+    assert house.journal.states() == {"delivered": 99, "due": 1}
+    assert len(house.crm.calls) < 40
+    house.put(*range(100, 200))
+    calls = len(house.crm.calls)
+    house.run(600)
+    assert house.journal.states() == {"delivered": 199, "due": 1}
+    assert len(house.crm.calls) < calls + 40  # once a minute at most, in the end
+    assert set(house.observer.errors) == {"TypeError"}
+
+
+def locked(_lane: Lane, _sent: Sequence[Input]) -> Answer:
+    return Answer(423, {"category": "LOCKED", "message": "the records are locked"})
+
+
+def test_more_locked_records_than_can_be_suspected_pause_delivery() -> None:
+    """None of them is sent again within the two seconds that a lock lasts, and when it is over all arrive."""
+    house = House(locked)
+    house.put(*range(5_000))
+    house.run(30)
+    assert [pause.reason for pause in house.dispatcher.pauses] == ["outage"]
+    sent: dict[int, int] = Counter(one.record.ref for _, inputs in house.crm.calls for one in inputs)
+    assert max(sent.values()) < 10
+    assert len(house.crm.calls) < 100
+    house.crm.script = lambda _, sent: ok(sent)
+    house.run(200)
+    assert house.journal.states() == {"delivered": 5_000}
+    assert house.dispatcher.pauses == []
