@@ -57,7 +57,7 @@ class Caller:
         began_at_us = to_us(self.clock.now())
         taken = self.journal.take(work.refs, began_at_us=began_at_us)
         records, outcomes = self._prepare(work, taken)
-        if not records or not self._may_send(grant):
+        if not records or self._is_paused(work.lane) or not self._may_send(grant):
             if taken or outcomes:
                 self.journal.settle(taken, outcomes, call=None, doubtful=False)
             return
@@ -91,6 +91,15 @@ class Caller:
             gone = set(work.refs).difference(record.ref for record in left)
             extra = self.digester.vanished(work, sorted(gone)) if gone else Decision()
         return left, [*refused, *extra.outcomes]
+
+    def _is_paused(self, lane: Lane) -> bool:
+        """Whether a person has paused this lane. Asked after the records were read: nothing that is accepted once the
+        pause was acknowledged is sent.
+        """
+        stored = self.journal.load_pauses()
+        with self.lock:
+            self.board.pauses.operators(stored)
+            return self.board.pauses.is_ordered(lane)
 
     def _may_send(self, grant: Grant) -> bool:
         """Whether the call may be sent now: a process can freeze between grant and call."""

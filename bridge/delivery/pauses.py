@@ -269,6 +269,10 @@ class Pauses:
             self._held[key] = _Held(pause, None, float("inf"))
         self.changed = self.changed or known != wanted
 
+    def is_ordered(self, lane: Lane) -> bool:
+        """Whether a person's pause covers this lane."""
+        return any(held.stop is None for held in self._covering(lane))
+
     def all(self) -> list[Pause]:
         """Every pause, for people."""
         return [held.pause for held in self._held.values()]

@@ -735,3 +735,21 @@ def test_more_locked_records_than_can_be_suspected_pause_delivery() -> None:
     house.run(200)
     assert house.journal.states() == {"delivered": 5_000}
     assert house.dispatcher.pauses == []
+
+
+def test_nothing_is_sent_once_a_pause_was_acknowledged() -> None:
+    """The batch is planned, and read, when the person's pause is written down."""
+
+    class Pausing(FakeJournal):
+        def take(self, refs: Sequence[int], *, began_at_us: int) -> Sequence[PendingRecord]:
+            taken = super().take(refs, began_at_us=began_at_us)
+            self.stored_pauses = [Pause(Scope.ALL, "", "operator", "by a person", 1, None)]
+            return taken
+
+    house = House(journal=Pausing)
+    house.put(*range(5))
+    house.run(30)
+    assert house.crm.calls == []
+    assert house.journal.states() == {"due": 5}
+    assert not any(row.in_doubt for row in house.journal.rows.values())
+    assert [pause.reason for pause in house.dispatcher.pauses] == ["operator"]

@@ -75,5 +75,5 @@ def test_a_statement_is_rendered_for_each_database() -> None:
     assert render(statement, "postgresql") == (
         "SELECT greatest(a, %(b)s) FROM (SELECT cast(value ->> 0 AS bigint) AS a, cast(value ->> 1 AS text) AS c "
         "FROM jsonb_array_elements(cast(%(rows)s AS jsonb))) r WHERE c LIKE '%%x' AND r.a IN (SELECT id FROM "
-        "(SELECT cast(value AS bigint) AS id FROM jsonb_array_elements_text(cast(%(ids)s AS jsonb))))"
+        "(SELECT cast(value AS bigint) AS id FROM jsonb_array_elements_text(cast(%(ids)s AS jsonb))) AS ids)"
     )
