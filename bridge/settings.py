@@ -5,6 +5,7 @@ Expressions stay text here; `bridge.intake` compiles them. Durations are seconds
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import threading
 import time
@@ -124,6 +125,16 @@ class Secret:
 
 
 # --- crm ----------------------------------------------------------------------------------------
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what is bound there."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,11 @@ def config_option(command: Command) -> Command:
     )(command)
 
 
+def unused_config_option(command: Command) -> Command:
+    """Take `--config` like every other command, for scripts that give it to all of them; nothing is read."""
+    return click.option("--config", hidden=True, expose_value=False, metavar="FILE")(command)
+
+
 def load(config: Path) -> Settings:
     """The settings that `config` holds. Raises ConfigError with all its problems."""
     from bridge.config import load_settings

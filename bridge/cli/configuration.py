@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bridge.cli.common import config_option, typed
+from bridge.cli.common import config_option, typed, unused_config_option
 from bridge.cli.printing import complain, say
 from bridge.config.templates import DEFAULT, TEMPLATES, Template
 from bridge.errors import BridgeError, ConfigError, CrmUnreachableError, Problem
@@ -78,6 +78,7 @@ def check(ctx: click.Context, config: Path, *, sandbox: bool, portal: bool, as_j
 
 
 @click.command()
+@unused_config_option
 def schema() -> None:
     """Print the JSON Schema of bridge.yaml, for editors."""
     from bridge.config import json_schema

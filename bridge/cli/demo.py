@@ -28,6 +28,7 @@ import click
 import orjson
 import requests
 
+from bridge.cli.common import unused_config_option
 from bridge.cli.printing import console, print_table, progress
 from bridge.cli.samples import CONFIG, Sample, Samples
 from bridge.cli.serving import free_port, wait_until_open
@@ -66,6 +67,7 @@ class Place:
 
 
 @click.command()
+@unused_config_option
 @click.option("--events", default=200, show_default=True, type=click.IntRange(1, 100_000), help="Webhooks to send.")
 @click.option("--keep", is_flag=True, help="Leave it running afterwards, until Ctrl-C.")
 def demo(events: int, keep: bool) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.command("map")
 @config_option
 @click.option("--header", "headers", multiple=True, metavar="'K: V'", help="A header the mapping looks at.")
+@click.option("--json", is_flag=True, expose_value=False, help="What is printed is JSON anyway.")
 @click.argument("source", shell_complete=source_names)
 @click.argument("file", default="-")
 def map_(config: Path, source: str, file: str, headers: tuple[str, ...]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from types import TracebackType
@@ -40,6 +41,8 @@ class RemoteDesk:
     """The desk behind a URL. Not thread-safe. Every method raises BridgeError with the service's own words."""
 
     def __init__(self, url: str, token: str | None, *, patience_s: float = PATIENCE_S) -> None:
+        if not re.match(r"https?://[^/\s]", url):
+            raise AdminUnreachableError(f"--admin-url {url!r} is no URL; write http://host:port")
         self._url = url.rstrip("/")
         self._timeout_s = (CONNECT_TIMEOUT_S, patience_s)
         self._session = requests.Session()

@@ -57,6 +57,7 @@ def retries() -> None:
 
 @retries.command("list")
 @selection
+@click.option("--all", is_flag=True, expose_value=False, help="Every entry, as without any filter.")
 @click.option("--json", "json_", is_flag=True, help="An array of objects.")
 def list_(place: Place, json_: bool, **options: Any) -> int:
     """List entries, oldest failure first."""

@@ -10,6 +10,8 @@ from types import FrameType
 
 import click
 
+from bridge.cli.common import unused_config_option
+
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|)")
 
@@ -49,6 +51,7 @@ class FaultRate(click.ParamType[tuple[str, float]]):
 
 
 @click.command(context_settings={"show_default": True})
+@unused_config_option
 @click.option("--port", type=click.IntRange(0, 65535), default=9100, help="0 takes a free one.")
 @click.option("--host", default="127.0.0.1", help="The address to listen on; there is no access control.")
 @click.option("--latency", "latency_s", type=Duration(), default="200ms", help="Time an update takes.")
@@ -58,10 +61,11 @@ class FaultRate(click.ParamType[tuple[str, float]]):
     "rates",
     type=FaultRate(),
     multiple=True,
-    metavar="KIND=RATE",
+    metavar="KIND=RATE…",
     help="Share of the update calls that meet a fault: 429 500 502 503 timeout reset garbage empty "
-    "silent-drop unknown whole-400, and others. Repeatable.",
+    "silent-drop unknown whole-400, and others. Several may follow each other.",
 )
+@click.argument("more_rates", nargs=-1, type=FaultRate(), metavar="")
 @click.option("--strict", is_flag=True, help="Only records and properties that were added or declared exist.")
 @click.option("--seed", type=int, default=0, help="Of all chance, so that a run can be repeated.")
 @click.option("--until-eof", is_flag=True, hidden=True, help="End when standard input is closed.")
@@ -71,6 +75,7 @@ def sandbox(
     latency_s: float,
     limit: int,
     rates: tuple[tuple[str, float], ...],
+    more_rates: tuple[tuple[str, float], ...],
     strict: bool,
     seed: int,
     until_eof: bool,
@@ -82,6 +87,9 @@ def sandbox(
     """
     from bridge.sandbox import Behaviour, Crm, SandboxServer
 
+    if more_rates and not rates:
+        raise click.UsageError("a fault stands behind --fail")
+    rates += more_rates
     if sum(rate for _, rate in rates) > 1:
         raise click.BadParameter("the rates add up to more than 1", param_hint="--fail")
     crm = Crm(

@@ -19,7 +19,7 @@ from bridge.cli.payloads import headers_of, read, source_of
 from bridge.cli.printing import progress
 from bridge.errors import BridgeError
 from bridge.intake.capture import SavedRequest, read_saved
-from bridge.settings import Settings, Source
+from bridge.settings import Settings, Source, is_loopback
 
 if TYPE_CHECKING:
     import requests
@@ -118,7 +118,9 @@ class Sender:
         answers: list[Answer] = []
         with requests.Session() as session, progress(f"sending to {self.url}", total) as bar:
             session.auth = lambda request: request  # or a .netrc of this machine would authenticate us
-            session.trust_env = not _is_loopback(self.url)  # no proxy leads back to this machine
+            session.trust_env = not is_loopback(
+                urlsplit(self.url).hostname or ""
+            )  # no proxy leads back to this machine
             for one in requests_:
                 try:
                     answers.append(self._post(session, one))
@@ -177,11 +179,6 @@ class Sender:
         if not any(name.lower() == "content-type" for name in headers):
             headers["Content-Type"] = media_type(self.source.body)
         return headers
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def _trouble(error: requests.RequestException) -> str:

@@ -46,8 +46,8 @@ class Credential(Worded):
         return Secret(env=env, file=file, default=default, environ=surroundings.get().environ)
 
 
-def faults(secret: Secret, rule: Rule | None = None) -> Iterator[str]:
-    """What is wrong with what a secret holds; the texts themselves are never shown."""
+def faults(secret: Secret, rule: Rule | None = None, *, may_stand_in: bool = False) -> Iterator[str]:
+    """What is wrong with what a secret holds; the texts themselves are never shown. `may_stand_in`: placeholders do."""
     try:
         texts = secret.texts()
     except SecretUnavailableError as error:
@@ -61,13 +61,13 @@ def faults(secret: Secret, rule: Rule | None = None) -> Iterator[str]:
     for number, text in enumerate(texts, start=1):
         origin = f"the variable {secret.env}" if secret.env else f"the file {secret.file}"
         where = origin if len(texts) == 1 else f"{origin}, secret {number},"
-        if (fault := text_fault(text, rule)) is not None:
+        if (fault := text_fault(text, rule, may_stand_in=may_stand_in)) is not None:
             yield f"{where} {fault}"
 
 
-def text_fault(text: str, rule: Rule | None = None) -> str | None:
+def text_fault(text: str, rule: Rule | None = None, *, may_stand_in: bool = False) -> str | None:
     """What is wrong with one secret's text, without showing it."""
-    if is_placeholder(text):
+    if not may_stand_in and is_placeholder(text):
         return "holds a placeholder, not a secret"
     return rule(text) if rule is not None else None
 

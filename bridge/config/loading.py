@@ -166,7 +166,7 @@ def _overridden(journal: Journal, server: Server, environ: Mapping[str, str]) ->
             journal = dataclasses.replace(journal, url=text)
         else:
             problems.append(Problem("", f"the environment variable BRIDGE_JOURNAL_URL: {fault}"))
-    if server.bind == server.admin_bind and server.bind[1] and {"BRIDGE_BIND", "BRIDGE_ADMIN_BIND"} & set(environ):
+    if server.bind[1] == server.admin_bind[1] != 0 and {"BRIDGE_BIND", "BRIDGE_ADMIN_BIND"} & set(environ):
         message = "BRIDGE_BIND and BRIDGE_ADMIN_BIND: both ports are the same; change one"
         problems.append(Problem("", message))
     return journal, server, problems

@@ -10,7 +10,6 @@ form, which gives a session cookie.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import math
 import time
 
@@ -19,23 +18,13 @@ from flask import Flask, g, request
 from bridge.intake.problems import Refusal
 from bridge.operations import sessions
 from bridge.operations.guesses import Guesses
-from bridge.settings import Secret, SecretUnavailableError
+from bridge.settings import Secret, SecretUnavailableError, is_loopback
 
 #: The console's blueprint, and what of it is there to be let in.
 CONSOLE = "console"
 SIGN_IN = frozenset({"console.login", "console.sign_in", "console.static"})
 #: What answers without the token, on any bind.
 OPEN = frozenset({"/livez", "/readyz", "/metrics", "/status"})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what is bound there."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def guard(app: Flask, *, host: str, token: Secret | None, guesses: Guesses | None = None) -> None:

@@ -20,6 +20,8 @@ from bridge.journal.steering import Known
 _AGES_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 #: The longest text of a query; ids and names are shorter.
 _TEXT = 1_000
+#: No number and no time is larger, in microseconds either: databases take no more.
+NEVER = 2**62
 
 
 def moment_us(text: str, *, now: float | None = None) -> int:
@@ -28,7 +30,7 @@ def moment_us(text: str, *, now: float | None = None) -> int:
     try:
         if text[:-1].isascii() and text[:-1].isdigit() and text[-1] in _AGES_S:
             at = datetime.now(UTC).timestamp() if now is None else now
-            return round((at - int(text[:-1]) * _AGES_S[text[-1]]) * 1_000_000)
+            return max(-NEVER, round((at - int(text[:-1]) * _AGES_S[text[-1]]) * 1_000_000))
         found = datetime.fromisoformat(text)
         seconds = (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
@@ -94,7 +96,7 @@ class RetriesPage(RetriesQuery):
     """What `GET /api/retries` takes."""
 
     limit = fields.Integer(validate=validate.Range(1, 10_000))
-    offset = fields.Integer(validate=validate.Range(0))
+    offset = fields.Integer(validate=validate.Range(0, NEVER))
 
 
 class RetriesAct(RetriesQuery):
@@ -128,7 +130,7 @@ class EventsPage(EventsQuery):
     """What `GET /api/events` takes; `after` is the `seq` of the last event seen."""
 
     limit = fields.Integer(validate=validate.Range(1, 10_000))
-    after = fields.Integer(validate=validate.Range(0))
+    after = fields.Integer(validate=validate.Range(0, NEVER))
 
 
 class EventsAct(EventsQuery):
@@ -138,7 +140,7 @@ class EventsAct(EventsQuery):
     dry_run = fields.Boolean()
     limit = fields.Integer(validate=validate.Range(0, 100_000))
     seconds = _seconds()
-    after = fields.Integer(validate=validate.Range(0))
+    after = fields.Integer(validate=validate.Range(0, NEVER))
 
 
 class ResyncAct(Schema):
@@ -150,7 +152,7 @@ class ResyncAct(Schema):
     all = fields.Boolean()
     dry_run = fields.Boolean()
     seconds = _seconds()
-    after = fields.Integer(validate=validate.Range(0))
+    after = fields.Integer(validate=validate.Range(0, NEVER))
 
     @post_load
     def make(self, data: dict[str, Any], **_: Any) -> tuple[Known, dict[str, Any]]:

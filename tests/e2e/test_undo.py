@@ -277,6 +277,16 @@ def test_on_loopback_the_api_is_open_to_this_machine_and_not_to_web_pages(servic
     assert (answer.status_code, answer.json()["errors"]) == (422, {"raeson": ["Unknown field."]})
     assert requests.post(f"{service.admin_url}/api/resync", json={}, timeout=5).status_code == 422
     assert requests.get(f"{service.admin_url}/api/events?since=yesterday", timeout=5).status_code == 422
+    endless = "1" + "0" * 30
+    for path in (f"retries?offset={endless}", f"events?after={endless}"):
+        assert requests.get(f"{service.admin_url}/api/{path}", timeout=5).status_code == 422
+    assert (
+        requests.post(
+            f"{service.admin_url}/api/resync", json={"all": True, "after": int(endless)}, timeout=5
+        ).status_code
+        == 422
+    )
+    assert requests.get(f"{service.admin_url}/api/events?since={endless}d", timeout=5).status_code in {200, 422}
     assert requests.post(pause, json={"reason": "maintenance"}, timeout=5).json()["detail"] == "maintenance"
     assert len(requests.delete(pause, timeout=5).json()) == 1
     assert eventually(lambda: [line["act"] for line in acts(service)] == ["pause", "resume"])

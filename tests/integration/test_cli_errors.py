@@ -48,7 +48,8 @@ IN_AN_EMPTY_FOLDER = [
         (f"{command} --admin-url http://127.0.0.1:9", 1, ("http://127.0.0.1:9", "partner-bridge serve"))
         for command in JOURNAL
     ),
-    ("retries list --admin-url nonsense", 1, ("nonsense", "--admin-url")),
+    ("retries list --admin-url nonsense", 1, ("nonsense", "--admin-url", "http://")),
+    ("status --admin-url 127.0.0.1:9090", 3, ("127.0.0.1:9090", "--admin-url", "http://")),
     ("init --portal", 1, ("HUBSPOT_ACCESS_TOKEN",)),
     ("init --config no/such/folder/bridge.yaml", 1, ("--config",)),
 ]
@@ -137,3 +138,15 @@ def test_every_command_has_help_that_begins_with_a_sentence(cli: Run) -> None:
         about = out.split("\n\n")[1].strip()
         assert about.rstrip().endswith("."), (name, about)
     assert partner_bridge.help
+
+
+def test_every_command_takes_the_options_that_scripts_give_to_all(cli: Run) -> None:
+    """Also those that read no configuration, and print nothing but JSON."""
+    assert cli("schema --config elsewhere.yaml")[0] == 0
+    for command in (
+        "sandbox --config x --help",
+        "demo --config x --help",
+        "map --json --help",
+        "retries list --all --help",
+    ):
+        assert cli(command)[0] == 0

@@ -9,8 +9,8 @@ from flask import Flask
 from werkzeug.test import Client
 
 from bridge.intake.problems import register_problem_handlers
-from bridge.operations.access import OPEN, guard, is_loopback
-from bridge.settings import Secret
+from bridge.operations.access import OPEN, guard
+from bridge.settings import Secret, is_loopback
 
 TOKEN = "a-token-of-more-than-sixteen-characters"
 LOOPBACK, ANYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 (the case that is tested)

@@ -113,7 +113,13 @@ MISTAKES = [
         "sources:\n",
         "server: {bind: ':9090', admin_bind: '0.0.0.0:9090'}  #!\nsources:\n",
         "server.admin_bind",
-        "is the same as `bind`",
+        "has the port of `bind`",
+    ),
+    (
+        "sources:\n",
+        "server: {bind: '10.0.0.7:9090', admin_bind: '127.0.0.1:9090'}  #!\nsources:\n",
+        "server.admin_bind",
+        "has the port of `bind`",
     ),
     # the CRM's credentials
     (TOKEN, "  batch_size: 5\n", "crm.token", "is missing: write `token: {env: HUBSPOT_ACCESS_TOKEN}`"),

@@ -426,6 +426,14 @@ def test_a_placeholder_is_no_secret(tmp_path: Path, text: str) -> None:
         load(write(tmp_path, SOUND), environ=ENVIRON | {"TOKEN": text})
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9100", "http://localhost:9100", "http://[::1]:9100"])
+def test_any_token_is_good_for_a_sandbox_on_this_machine(tmp_path: Path, url: str) -> None:
+    text = SOUND.replace("crm:\n", f"crm:\n  base_url: {url}\n")
+    assert load_settings(write(tmp_path, text), environ=ENVIRON | {"TOKEN": "test-token"}).crm.base_url == url
+    with pytest.raises(ConfigError, match="no header can carry"):
+        load(write(tmp_path, text), environ=ENVIRON | {"TOKEN": "two words"})
+
+
 @pytest.mark.parametrize(
     "text",
     ["pat-eu1-0b8f4c1e", "$2b$12$KIXQ", "tested-and-true-7Qw", "secretary9", "xy" * 16, "test-Zr8Gq1", "none7f3a"],
