@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 from bridge.journal.database import run
 from bridge.journal.delivering import leave_due
 from bridge.journal.kept import KeptEvent, Remapped
-from bridge.journal.merging import Ask, Merged, merge
+from bridge.journal.merging import Ask, Merged, forget_idle, merge
 from bridge.journal.picture import Word
 from bridge.model import RecordKey
 
@@ -120,12 +120,5 @@ def write(connection: Connection, plan: Plan, *, again: bool, now_us: int) -> Me
 
 def _close(connection: Connection, refs: Sequence[int]) -> None:
     """Records of which nothing waits any more are neither due nor parked."""
-    run(
-        connection,
-        """UPDATE records SET parked_us = NULL, category = NULL, message = NULL, attempts = 0,
-                  failing_since_us = NULL, retry_us = NULL
-            WHERE id IN (SELECT id FROM {ids})
-              AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = records.id AND d.state = 0)""",
-        ids=refs,
-    )
+    forget_idle(connection, refs)
     leave_due(connection, refs)

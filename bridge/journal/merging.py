@@ -79,6 +79,14 @@ class _Record:
     given: int = 0
     asks: list[tuple[Ask, int, int]] = field(default_factory=list)  # (ask, n, time)
 
+    @property
+    def is_failing(self) -> bool:
+        return self.parked or self.retry_us is not None
+
+    @property
+    def has_invalid(self) -> bool:
+        return any(ask.invalid for ask, _, _ in self.asks)
+
 
 def lane_ids(connection: Connection, wanted: set[Lane]) -> dict[Lane, int]:
     """The journal's numbers of these lanes, made where they are new."""
@@ -133,6 +141,8 @@ def merge(connection: Connection, asks: Sequence[Ask], *, now_us: int, replay: b
     merged.superseded += len(best)
     _upsert_desired(connection, rows, merged, now_us=now_us, replay=replay)
     _make_due(connection, rows, now_us=now_us, at_once=replay)
+    if invalid := sorted(touched.ref for touched in by_ref.values() if touched.is_failing and touched.has_invalid):
+        _close(connection, invalid)
     parked = sorted(touched.ref for touched in by_ref.values() if touched.parked)
     if parked:
         _unpark(connection, parked, now_us=now_us)
@@ -320,6 +330,29 @@ def _make_due(connection: Connection, rows: Sequence[_Row], *, now_us: int, at_o
             ON CONFLICT (record, source) DO UPDATE SET due_us = {keep}""",
         rows=[row[:6] for row in rows],
         now=now_us,
+    )
+
+
+def forget_idle(connection: Connection, refs: Sequence[int]) -> None:
+    """Those of these records for which nothing waits any more fail no more, and are not parked."""
+    run(
+        connection,
+        """UPDATE records SET parked_us = NULL, category = NULL, message = NULL, attempts = 0,
+                  failing_since_us = NULL, retry_us = NULL
+            WHERE id IN (SELECT id FROM {ids})
+              AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = records.id AND d.state = 0)""",
+        ids=refs,
+    )
+
+
+def _close(connection: Connection, refs: Sequence[int]) -> None:
+    """An invalid value may have taken the place of the last one that waited. What is due finds that by itself."""
+    forget_idle(connection, refs)
+    run(
+        connection,
+        """DELETE FROM due WHERE record IN (SELECT id FROM {ids}) AND due_us IS NULL
+              AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = due.record AND d.state = 0)""",
+        ids=refs,
     )
 
 

@@ -546,6 +546,36 @@ def test_a_crash_during_a_call_leaves_doubt(url: str, clock: FakeClock) -> None:
 # --- retry log ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("parked", [True, False])
+def test_a_failure_behind_which_nothing_waits_any_more_is_none(
+    journal: Journal, clock: FakeClock, parked: bool
+) -> None:
+    """The mapping finds the newer value invalid, and the older one must not be sent any more."""
+    journal.append([event("e1")])
+    [taken] = take(journal, clock)
+    boom = Reason("INTERNAL_ERROR", "boom")
+    settle(journal, clock, [taken], Parked(taken, boom) if parked else RetryLater(taken, boom, 5.0))
+    journal.append([event("e2", properties={}, invalid={"tier": "is no number"})])
+    clock.advance(10)
+    assert take(journal, clock) == []
+    [entry] = journal.entries(Filter())
+    assert (entry.category, entry.event_ids) == ("UNMAPPABLE", ("e2",))
+    assert journal.refresh_figures().entries == (("parked", "UNMAPPABLE", 1),)
+
+
+def test_what_waits_of_a_record_that_goes_on_changing_is_as_old_as_its_oldest_value(
+    journal: Journal, clock: FakeClock
+) -> None:
+    journal.append([event("e", at=clock.now())])
+    for turn in range(50):
+        taken = take(journal, clock)
+        clock.advance(1)
+        journal.append([event(f"e{turn}", properties={"tier": f"{turn}"}, at=clock.now())])
+        clock.advance(1)
+        settle(journal, clock, taken, *map(Delivered, taken))
+    assert journal.refresh_figures().oldest_pending_us == to_us(clock.now() - 1)
+
+
 def as_kept(mapped: dict[str, Remapped]) -> Callable[[KeptEvent], Remapped | None]:
     return lambda kept: mapped.get(kept.event_id)
 
