@@ -34,7 +34,7 @@ _SLICE = 50
 _ALL_BUT_BRACKETS = bytes(sorted(set(range(256)) - set(b'[]{}"')))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _STRING = re.compile(rb'"[^"]*"')
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 #: How much of a pointer and of a key a message quotes.
 _SHOWN_POINTER = 200
@@ -231,10 +231,10 @@ def _first_flaw(value: Any) -> tuple[_Flaw, list[str | int]] | None:
     if isinstance(value, _Flaw):
         return value, []
     if isinstance(value, str):
-        return (_Flaw("the text", "holds a lone surrogate"), []) if _SURROGATE.search(value) else None
+        return (_Flaw("the text", "holds a lone surrogate"), []) if SURROGATE.search(value) else None
     if isinstance(value, dict):
         for key, item in value.items():
-            if _SURROGATE.search(key):
+            if SURROGATE.search(key):
                 return _Flaw("a key of the object", "holds a lone surrogate"), []
             if (found := _first_flaw(item)) is not None:
                 found[1].append(key)

@@ -12,7 +12,7 @@ from typing import Any
 
 from marshmallow import ValidationError, missing
 
-from bridge.intake.payload import MAX_DIGITS
+from bridge.intake.payload import MAX_DIGITS, SURROGATE
 from bridge.intake.times import instant, iso_utc
 
 #: The longest text that HubSpot takes as a property's value.
@@ -54,6 +54,8 @@ def safe_text(text: str) -> str:
         raise ValidationError(f"has {len(text)} characters; HubSpot takes {MAX_TEXT}")
     if "\0" in text:
         raise ValidationError("holds a NUL character")
+    if not text.isascii() and SURROGATE.search(text):
+        raise ValidationError("holds a lone surrogate, which is no character")
     if text[:1] in {";", " "} and text.lstrip().startswith(";"):
         raise ValidationError("begins with ';', which would append")
     return text

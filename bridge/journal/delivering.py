@@ -46,11 +46,12 @@ DOUBT_US = 120 * 1_000_000
 
 @dataclass(slots=True)
 class Settled:
-    """What one settle did, in values and records, for metrics: `delays` are (source, seconds)."""
+    """What one settle or a discard did, in values and records, for metrics: `delays` are (source, seconds)."""
 
     delivered: int = 0
     refused: int = 0
     unknown: int = 0
+    discarded: int = 0
     parked: int = 0
     retrying: int = 0
     delays: list[tuple[str, float]] = field(default_factory=list)

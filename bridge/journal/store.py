@@ -373,6 +373,8 @@ class Journal:
             part = self._database.transact(partial(retry_log.discard, ids=ids, chosen=still, now_us=self._now_us()))
             done.entries += part.entries
             done.values += part.values
+            if self._watcher is not None:
+                self._watcher.settled(delivering.Settled(discarded=part.values))
             progress(len(step))
         return done
 

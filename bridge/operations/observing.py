@@ -77,10 +77,11 @@ class Observing:
             self._log.warning("events dated ahead of their arrival", events=appended.merged.future)
 
     def settled(self, settled: Settled) -> None:
-        """What one call settled."""
+        """What one call settled, or a person."""
         self._metrics.settled("delivered", settled.delivered)
         self._metrics.settled("refused", settled.refused)
         self._metrics.settled("unknown", settled.unknown)
+        self._metrics.settled("discarded", settled.discarded)
         for source, delay_s in settled.delays:
             self._metrics.delivery_delay.labels(source).observe(delay_s)
 

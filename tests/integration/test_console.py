@@ -263,6 +263,7 @@ def test_a_selection_is_discarded_and_nothing_else(service: Service) -> None:
     )
     assert "2 of 2 discarded" in browser.get(meant.location).text
     assert [entry.id for entry in service.journal.entries(Filter())] == ["refused-3"]
+    assert 'bridge_values_settled_total{outcome="discarded"} 2.0' in client(service).get("/metrics").text
 
 
 def park(service: Service, number: int) -> None:

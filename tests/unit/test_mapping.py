@@ -385,6 +385,10 @@ class Open(Schema):
     def grow(self, data: dict[str, Any], **_: Any) -> Any:
         return {**data, "grown": 10 ** data.pop("factor")} if "factor" in data else data
 
+    @post_load
+    def decode(self, data: dict[str, Any], **_: Any) -> Any:
+        return {**data, "broken": json.loads(f'"{data["broken"]}"')} if "broken" in data else data
+
 
 class Closed(Schema):
     """Complains of names that it does not know."""
@@ -416,6 +420,12 @@ def test_a_number_of_a_schema_that_no_text_can_hold_is_invalid() -> None:
     """Python writes no whole number of more than 4,300 digits."""
     event = only(compiled(block(properties={}, schema=f"{__name__}:Open")).map_body({"id": 7, "factor": 5_000}))
     assert event.updates[0].invalid == {"grown": "has more digits than any number"}
+
+
+def test_half_a_surrogate_pair_of_a_schemas_is_invalid() -> None:
+    """A schema may decode what is JSON within a text; no database and no CRM takes that."""
+    event = only(compiled(block(properties={}, schema=f"{__name__}:Open")).map_body({"id": 7, "broken": "\\ud83d"}))
+    assert event.updates[0].invalid == {"broken": "holds a lone surrogate, which is no character"}
 
 
 @pytest.mark.parametrize("name", ["nosuch:Thing", "json:dumps", "json:Nothing", f"{__name__}:LANE"])
