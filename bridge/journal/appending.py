@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch, is_postgresql, run, select
 from bridge.journal.merging import Ask, Merged, merge
+from bridge.journal.staging import Left
 from bridge.model import Event, Intake, Receipt
 
 
@@ -19,8 +20,7 @@ class Appended:
 
     receipts: list[Receipt]
     merged: Merged = field(default_factory=Merged)
-    staged: list[int] = field(default_factory=list)  # ids of what was kept for later, in order
-    at_us: int = 0  # when the events arrived
+    staged: list[Left] = field(default_factory=list)  # what was kept for later, in order
 
 
 def append(connection: Connection, events: Sequence[Event], *, now_us: int) -> Appended:
@@ -61,7 +61,7 @@ def append(connection: Connection, events: Sequence[Event], *, now_us: int) -> A
         if key in numbers
         for update in event.updates
     ]
-    return Appended(receipts, merge(connection, asks, now_us=now_us), at_us=now_us)
+    return Appended(receipts, merge(connection, asks, now_us=now_us))
 
 
 def _log_events(connection: Connection, new: dict[tuple[str, str], Event], now_us: int) -> dict[tuple[str, str], int]:

@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 from bridge.errors import JournalError, JournalUnavailableError
 from bridge.journal.appending import Appended
-from bridge.journal.staging import SLICE_EVENTS, arrived
+from bridge.journal.staging import SLICE_EVENTS, Left
 from bridge.model import Event, Receipt
 
 #: Events merged in one transaction; longer groups make everyone wait longer without saving much.
@@ -110,8 +110,7 @@ class _Request:
     follows: bool = False  # a later slice: the request is on disk already
     ends: int | None = None  # with the last slice: where that was kept
     receipts: Sequence[Receipt] = ()
-    staged: int | None = None  # where the rest is kept
-    at_us: int = 0  # when it arrived
+    staged: Left | None = None  # the rest, as it is kept
     error: BaseException | None = None
 
 
@@ -157,18 +156,20 @@ class GroupCommit:
         self._count(coming=len(rest))
         try:
             first = self._take(_Request(head, self._signals.bell(), rest))
-            return [*first.receipts, *self._take_rest(arrived(rest, received_us=first.at_us), first.staged)]
+            assert first.staged is not None  # noqa: S101 (kept with the first slice)
+            return [*first.receipts, *self._take_rest(first.staged)]
         finally:
             self._count(coming=-len(rest))
 
-    def _take_rest(self, rest: Sequence[Event], staged: int | None) -> Sequence[Receipt]:
+    def _take_rest(self, left: Left) -> Sequence[Receipt]:
         """In slices, so that others have their turn in between. All of it is on disk already: what cannot be merged
         now is merged later, and counts as taken.
         """
+        rest = left.events
         receipts: list[Receipt] = []
         with contextlib.suppress(JournalError):
             for at in range(0, len(rest), SLICE_EVENTS):
-                ends = staged if at + SLICE_EVENTS >= len(rest) else None
+                ends = left.id if at + SLICE_EVENTS >= len(rest) else None
                 part = rest[at : at + SLICE_EVENTS]
                 receipts += self._take(_Request(part, self._signals.bell(), follows=True, ends=ends)).receipts
         return receipts + [Receipt(event.id, event.intake) for event in rest[len(receipts) :]]
@@ -295,8 +296,7 @@ class GroupCommit:
             at = 0
             for request in group:
                 request.receipts = appended.receipts[at : at + len(request.events)]
-                request.at_us = appended.at_us
                 at += len(request.events)
-            for request, id_ in zip(beginnings, appended.staged, strict=True):
-                request.staged = id_
+            for request, left in zip(beginnings, appended.staged, strict=True):
+                request.staged = left
             self._committed()

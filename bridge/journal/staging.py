@@ -8,14 +8,15 @@ the disk, leaves there is merged later by whoever is on duty. Merging twice chan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import orjson
 from sqlalchemy.engine import Connection
 
-from bridge.journal.database import fetch, run
+from bridge.journal.database import fetch, run, select
 from bridge.journal.merging import FUTURE_TOLERANCE_US
 from bridge.model import Event, Lane, PropertyUpdate, RecordKey
 
@@ -33,15 +34,39 @@ class Left:
     events: Sequence[Event]
 
 
-def stage(connection: Connection, events: Sequence[Event], *, now_us: int) -> int:
-    """Keep these events until they are merged; returns the row's id."""
+def stage(connection: Connection, events: Sequence[Event], *, now_us: int) -> Left:
+    """Keep these events until they are merged, dated as of their arrival."""
+    events = arrived(events, received_us=now_us, newest=_newest_known(connection, events, now_us))
     [(number,)] = fetch(
         connection,
         "INSERT INTO staged (received_us, events) VALUES (:now, :events) RETURNING id",
         now=now_us,
         events=encode(events),
     )
-    return int(number)
+    return Left(int(number), events)
+
+
+def _newest_known(connection: Connection, events: Sequence[Event], now_us: int) -> dict[RecordKey, int]:
+    """The newest known time of the records of which an event asks that has no time to be believed."""
+    keys = {update.record for event in events if _is_undated(event, now_us) for update in event.updates}
+    if not keys:
+        return {}
+    rows = select(
+        connection,
+        "object_type, id_property, record, newest_us",
+        """SELECT l.object_type, l.id_property, o.record, o.newest_us
+             FROM {rows:object_type text, id_property text, record text} r
+             JOIN lanes l ON l.object_type = r.object_type AND l.id_property = r.id_property
+             JOIN records o ON o.lane = l.id AND o.record = r.record
+            WHERE o.newest_us <= :believed""",
+        rows=sorted((key.lane.object_type, key.lane.id_property, key.id) for key in keys),
+        believed=now_us + FUTURE_TOLERANCE_US,
+    )
+    return {RecordKey(Lane(type_, by), record): newest_us for type_, by, record, newest_us in rows}
+
+
+def _is_undated(event: Event, received_us: int) -> bool:
+    return event.occurred_at_us is None or event.occurred_at_us > received_us + FUTURE_TOLERANCE_US
 
 
 def unstage(connection: Connection, ids: Iterable[int]) -> None:
@@ -65,15 +90,22 @@ def oldest_left(connection: Connection, *, now_us: int) -> Left | None:
     return Left(id_, arrived(decode(text), received_us=received_us))
 
 
-def arrived(events: Iterable[Event], *, received_us: int) -> list[Event]:
-    """The events as of their arrival: merged later, they must not pass for newer than what arrived since."""
-    latest_us = received_us + FUTURE_TOLERANCE_US
-    return [
-        replace(event, occurred_at_us=received_us)
-        if event.occurred_at_us is None or event.occurred_at_us > latest_us
-        else event
-        for event in events
-    ]
+def arrived(
+    events: Iterable[Event], *, received_us: int, newest: Mapping[RecordKey, int] = MappingProxyType({})
+) -> list[Event]:
+    """The events as of their arrival: merged later, they must not pass for newer than what arrived since, nor for older
+    than what was known then (see `bridge.journal.merging`). `newest` are times known of records.
+    """
+    known = dict(newest)
+    dated = []
+    for event in events:
+        records = [update.record for update in event.updates]
+        at_us = event.occurred_at_us
+        if at_us is None or _is_undated(event, received_us):
+            at_us = max([received_us, *(known.get(record, 0) for record in records)])
+        known.update((record, max(at_us, known.get(record, 0))) for record in records)
+        dated.append(event if at_us == event.occurred_at_us else replace(event, occurred_at_us=at_us))
+    return dated
 
 
 def unmergeable(event: Event, error: Exception) -> Event:

@@ -159,6 +159,29 @@ def test_what_arrives_between_the_slices_is_newer_than_all_of_them(journal: Jour
     assert taken["7"]["company_name"].value == "new"
 
 
+def test_the_rest_of_a_large_request_is_as_new_as_its_beginning(journal: Journal, clock: FakeClock) -> None:
+    """Without times of their own all its events are the newest at their arrival, also where another source's clock is
+    two minutes ahead, and the last word of the request on a record is its last one.
+    """
+    commits = GroupCommit(journal=journal)
+    ahead = clock.now() + 120
+    commits.append([event(f"a{at}", f"r{at}", {"company_name": "old"}, at=ahead, source="a") for at in (1, 250)])
+    clock.advance(10)
+    rest = large(3 * SLICE_EVENTS, at=None)
+    rest[1] = event("b1", "r1", {"company_name": "new"}, at=None)
+    rest[250] = event("b250", "r250", {"company_name": "new"}, at=None)
+    rest[20] = event("first", "s", {"company_name": "first"}, at=clock.now() + 100)
+    rest[150] = event("second", "s", {"company_name": "second"}, at=None)
+    rest[151] = event("third", "t", {"company_name": "third"}, at=clock.now() + 200)
+    rest[152] = event("last", "t", {"company_name": "last"}, at=None)
+    commits.append(rest)
+    commits.close()
+    refs = [one.ref for one in journal.due(limit=1_000, exclude=())]
+    taken = {record.key.id: record.values for record in journal.take(refs, began_at_us=to_us(clock.now()))}
+    told = {record: taken[record]["company_name"].value for record in ("r1", "r250", "s", "t")}
+    assert told == {"r1": "new", "r250": "new", "s": "second", "t": "last"}
+
+
 def test_a_clock_that_was_set_back_does_not_hold_up_what_was_left(journal: Journal, clock: FakeClock) -> None:
     events = large(2 * SLICE_EVENTS)
     journal.append(events[:SLICE_EVENTS], staging=[events[SLICE_EVENTS:]])

@@ -14,7 +14,7 @@ from bridge.errors import JournalFullError, JournalUnavailableError
 from bridge.journal import group_commit
 from bridge.journal.appending import Appended
 from bridge.journal.group_commit import GROUP_EVENTS, WAITING_EVENTS, GroupCommit
-from bridge.journal.staging import SLICE_EVENTS
+from bridge.journal.staging import SLICE_EVENTS, Left
 from bridge.model import Event, Receipt
 from tests.builders import event
 
@@ -59,7 +59,7 @@ class MemoryAppender:
         self.groups.append([one.id for one in events])
         first = len(self.kept) + 1
         self.kept += [[one.id for one in rest] for rest in staging]
-        kept = list(range(first, len(self.kept) + 1))
+        kept = [Left(number, rest) for number, rest in enumerate(staging, first)]
         self.full = self.full or len(self.groups) == self.fill_after
         self.ended += staged
         return Appended([Receipt(one.id, one.intake) for one in events], staged=kept)
