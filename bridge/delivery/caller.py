@@ -18,6 +18,7 @@ from bridge.delivery.pauses import DAILY_LIMIT
 from bridge.delivery.ports import Answer, Crm, Input, Journal, NoAnswer, Observer, OnUnknown
 from bridge.delivery.summary import call_of, log_call, summary, where
 from bridge.delivery.verdicts import Rules, Stopped
+from bridge.errors import JournalError
 from bridge.model import Clock, Lane, Outcome, PendingRecord, to_us
 
 #: Times that a call whose grant went stale asks to have it renewed before its records go back: some 2 s.
@@ -94,9 +95,13 @@ class Caller:
 
     def _is_paused(self, lane: Lane) -> bool:
         """Whether a person has paused this lane. Asked after the records were read: nothing that is accepted once the
-        pause was acknowledged is sent.
+        pause was acknowledged is sent. While the journal does not tell, what was taken goes back, so that no doubt is
+        left about a call that was never made.
         """
-        stored = self.journal.load_pauses()
+        try:
+            stored = self.journal.load_pauses()
+        except JournalError:
+            return True
         with self.lock:
             self.board.pauses.operators(stored)
             return self.board.pauses.is_ordered(lane)

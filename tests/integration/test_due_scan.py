@@ -91,7 +91,7 @@ def pages_read(journal: Journal) -> int:
     assert len(due(journal)) == 1
     with journal._database.read() as connection:
         plan = connection.exec_driver_sql(
-            "EXPLAIN (ANALYZE, FORMAT JSON) SELECT record FROM due WHERE lane = 1 AND source = 'acme' "
+            "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT record FROM due WHERE lane = 1 AND source = 'acme' "
             f"AND due_us >= {journal._due_scan.from_us((1, 'acme'))} ORDER BY due_us"
         ).scalar_one()
     return int(plan[0]["Plan"]["Shared Hit Blocks"])

@@ -13,6 +13,7 @@ from bridge.delivery.limiter import Limiter
 from bridge.delivery.pauses import Backoff
 from bridge.delivery.ports import Answer, Input, NoAnswer, OnUnknown
 from bridge.delivery.threads import Pool
+from bridge.errors import JournalUnavailableError
 from bridge.model import Call, Lane, Outcome, Pause, PendingRecord, Scope
 from bridge.settings import Crm, RateLimit, Retry
 from tests.fakes_delivery import (
@@ -753,3 +754,30 @@ def test_nothing_is_sent_once_a_pause_was_acknowledged() -> None:
     assert house.journal.states() == {"due": 5}
     assert not any(row.in_doubt for row in house.journal.rows.values())
     assert [pause.reason for pause in house.dispatcher.pauses] == ["operator"]
+
+
+def test_a_journal_that_is_lost_between_take_and_call_leaves_no_doubt() -> None:
+    """No call was begun: nothing must be sent once more for it."""
+
+    class Losing(FakeJournal):
+        times, silent = 3, False
+
+        def take(self, refs: Sequence[int], *, began_at_us: int) -> Sequence[PendingRecord]:
+            taken = super().take(refs, began_at_us=began_at_us)
+            self.silent, self.times = self.times > 0, self.times - 1
+            return taken
+
+        def load_pauses(self) -> Sequence[Pause]:
+            if self.silent:
+                self.silent = False
+                raise JournalUnavailableError("the database is out of reach")
+            return super().load_pauses()
+
+    house = House(journal=Losing)
+    house.put(*range(5))
+    house.run(0.65)
+    assert house.crm.calls == []
+    assert not any(row.in_doubt for row in house.journal.rows.values())
+    house.run(10)
+    assert house.crm.sizes == [5]
+    assert house.journal.states() == {"delivered": 5}
