@@ -124,9 +124,6 @@ class Secret:
         return f"Secret(env={self.env!r})" if self.file is None else f"Secret(file={str(self.file)!r})"
 
 
-# --- crm ----------------------------------------------------------------------------------------
-
-
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches what is bound there."""
     if host.lower() == "localhost":
@@ -135,6 +132,9 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+# --- crm ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,9 +118,8 @@ class Sender:
         answers: list[Answer] = []
         with requests.Session() as session, progress(f"sending to {self.url}", total) as bar:
             session.auth = lambda request: request  # or a .netrc of this machine would authenticate us
-            session.trust_env = not is_loopback(
-                urlsplit(self.url).hostname or ""
-            )  # no proxy leads back to this machine
+            # No proxy leads back to this machine.
+            session.trust_env = not is_loopback(urlsplit(self.url).hostname or "")
             for one in requests_:
                 try:
                     answers.append(self._post(session, one))

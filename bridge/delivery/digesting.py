@@ -44,7 +44,7 @@ class Digester:
 
     def __init__(self, board: Board) -> None:
         self._board = board
-        self._stumbles = Counter[int]()
+        self._stumbles = Counter[int]()  # by record: calls whose outcome could not be written down
 
     def vanished(self, work: Work, refs: Sequence[int]) -> Decision:
         """These records had nothing to be sent any more when they were taken."""

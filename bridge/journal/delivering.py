@@ -449,14 +449,14 @@ def _leave_due(
     if others:
         leave_due(connection, sorted(others), may_be_in_doubt=may_be_in_doubt)
     gone = leave_due(connection, sorted(confirmed), may_be_in_doubt=may_be_in_doubt) if confirmed else ()
-    if confirmed:
-        # Of a record that goes on changing the older values are delivered: the newer ones wait for less long.
+    if settled := sorted(confirmed | others):
+        # Of a record that goes on changing the older values are settled: the newer ones wait for less long.
         run(
             connection,
             """UPDATE due SET since_us = coalesce((SELECT min(e.received_us) FROM desired d
                                                      JOIN events e ON e.seq = d.event
                                                     WHERE d.record = due.record AND d.state = 0), since_us)
                 WHERE record IN (SELECT id FROM {ids}) AND due_us IS NOT NULL""",
-            ids=sorted(confirmed),
+            ids=settled,
         )
     return [(source, max(0.0, (now_us - since_us) / 1e6)) for source, since_us in gone]

@@ -13,6 +13,7 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate
 
+from bridge.journal.entries import NEVER
 from bridge.journal.event_log import OUTCOMES, EventFilter
 from bridge.journal.retry_log import Filter, Reference
 from bridge.journal.steering import Known
@@ -20,8 +21,8 @@ from bridge.journal.steering import Known
 _AGES_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 #: The longest text of a query; ids and names are shorter.
 _TEXT = 1_000
-#: No number and no time is larger, in microseconds either: databases take no more.
-NEVER = 2**62
+#: No time is later, in seconds: the end of the year 9999, which is the last that can be written.
+_LAST_S = 253_402_300_799
 
 
 def moment_us(text: str, *, now: float | None = None) -> int:
@@ -30,12 +31,12 @@ def moment_us(text: str, *, now: float | None = None) -> int:
     try:
         if text[:-1].isascii() and text[:-1].isdigit() and text[-1] in _AGES_S:
             at = datetime.now(UTC).timestamp() if now is None else now
-            return max(-NEVER, round((at - int(text[:-1]) * _AGES_S[text[-1]]) * 1_000_000))
+            return round(max(0, at - int(text[:-1]) * _AGES_S[text[-1]]) * 1_000_000)
         found = datetime.fromisoformat(text)
         seconds = (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         raise ValueError(f"{text!r} is no time; write 2026-01-31T12:00:00Z, or an age such as 2h") from None
-    return round(seconds * 1_000_000)
+    return round(min(seconds, _LAST_S) * 1_000_000)
 
 
 def exact_iso(us: int) -> str:

@@ -563,8 +563,12 @@ def test_a_failure_behind_which_nothing_waits_any_more_is_none(
     assert journal.refresh_figures().entries == (("parked", "UNMAPPABLE", 1),)
 
 
+@pytest.mark.parametrize(
+    "outcome",
+    [Delivered, Ignored, lambda one: Refused(one, dict.fromkeys(one.values, Reason("VALIDATION_ERROR", "no")))],
+)
 def test_what_waits_of_a_record_that_goes_on_changing_is_as_old_as_its_oldest_value(
-    journal: Journal, clock: FakeClock
+    journal: Journal, clock: FakeClock, outcome: Callable[[PendingRecord], Outcome]
 ) -> None:
     journal.append([event("e", at=clock.now())])
     for turn in range(50):
@@ -572,7 +576,7 @@ def test_what_waits_of_a_record_that_goes_on_changing_is_as_old_as_its_oldest_va
         clock.advance(1)
         journal.append([event(f"e{turn}", properties={"tier": f"{turn}"}, at=clock.now())])
         clock.advance(1)
-        settle(journal, clock, taken, *map(Delivered, taken))
+        settle(journal, clock, taken, *map(outcome, taken))
     assert journal.refresh_figures().oldest_pending_us == to_us(clock.now() - 1)
 
 

@@ -501,6 +501,13 @@ def test_a_retention_that_forgets_before_a_signature_is_stale_is_warned_of(tmp_p
 
     assert "sources.acme.verify.tolerance: a captured request can be sent again" in warning
     assert warnings(tmp_path, SOUND + "journal: {retention: 10m}\n") == []
+
+
+@pytest.mark.parametrize("journal", ["{remember: 6d}", "{retention: 31d}", "{retention: 2d, remember: 47h}"])
+def test_values_that_are_forgotten_before_their_events_are_warned_of(tmp_path: Path, journal: str) -> None:
+    (warning,) = warnings(tmp_path, SOUND + f"journal: {journal}\n")
+    assert "remembered as long as events are kept" in warning
+    assert warnings(tmp_path, SOUND + "journal: {retention: 31d, remember: 31d}\n") == []
     untimed = "{scheme: github, secrets: [{env: SIGNING}]}"
     text = SOUND.replace("{scheme: standard-webhooks, secrets: [{env: ACME_SECRET}]}", untimed)
     assert warnings(tmp_path, text + "journal: {retention: 9m}\n") == []
