@@ -15,6 +15,11 @@ from typing import Protocol
 
 MICROSECONDS = 1_000_000
 
+#: A partner's time stamp is not believed further ahead of its arrival than this, nor before 2000: its clock was wrong,
+#: or something else stands there.
+FUTURE_TOLERANCE_US = 300 * MICROSECONDS
+EARLIEST_US = 946_684_800 * MICROSECONDS
+
 
 class Clock(Protocol):
     """Where time comes from; tests pass their own."""

@@ -263,19 +263,32 @@ PropertyType = Literal["string", "number", "bool", "date", "datetime", "enumerat
 
 @dataclass(frozen=True, slots=True)
 class Property:
-    """How one HubSpot property gets its value. `source` is the expression (`from:` in the file)."""
+    """How one HubSpot property gets its value. `source` is the expression (`from:` in the file); of several formats
+    the first that reads a value counts.
+    """
 
     source: str | None = None
     type: PropertyType = "string"
     constant: str | None = None
     scale: str | None = None  # decimal text, so that 0.01 stays 0.01
-    format: str | None = None
+    decimal: str = "."
+    thousands: str = ""
+    format: tuple[str, ...] = ()
     timezone: str | None = None
     values: Mapping[str, str] | None = None
     multiple: bool = False
     separator: str | None = None
     required: bool = False
     on_null: Literal["skip", "clear"] = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class OccurredAt:
+    """Where an event's time is found, and how it is written; the zone is the source's where it is left out."""
+
+    source: str
+    format: tuple[str, ...] = ()
+    timezone: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +366,7 @@ class Source:
     events: str = "@"
     when: str | None = None
     event_id: str | None = None
-    occurred_at: str | None = None
+    occurred_at: OccurredAt | None = None
     timezone: str | None = None
     body: Literal["json", "ndjson", "form"] = "json"
     payload_field: str | None = None

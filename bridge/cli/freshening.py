@@ -9,13 +9,15 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
+from zoneinfo import ZoneInfo
 
 from bridge.errors import PayloadError
 from bridge.intake.payload import parse_json, to_json
+from bridge.intake.times import write
 
 if TYPE_CHECKING:
     from bridge.intake.mapping import CompiledSource
-    from bridge.settings import Source
+    from bridge.settings import OccurredAt, Source
 
 
 def examples(compiled: CompiledSource, count: int) -> tuple[str, Iterator[bytes]]:
@@ -67,7 +69,7 @@ def _fresh(compiled: CompiledSource, payload: bytes, paths: dict[str, tuple[str 
             if not steps or not isinstance(holder, dict) or steps[-1] not in holder:
                 return None
             old = holder[steps[-1]]
-            holder[steps[-1]] = _now_like(old) if name == "occurred_at" else _id_like(old)
+            holder[steps[-1]] = _now_like(old, compiled.source.occurred_at) if name == "occurred_at" else _id_like(old)
     return wire(compiled.source, to_json(body).encode())
 
 
@@ -75,10 +77,15 @@ def _id_like(old: object) -> object:
     return time.time_ns() if isinstance(old, (int, Decimal)) else f"send-{uuid.uuid4().hex}"
 
 
-def _now_like(old: object) -> object:
+def _now_like(old: object, written: OccurredAt | None) -> object:
     """Now, in the form of the time that stands there."""
+    now = datetime.now(UTC)
+    if written is not None and written.format:
+        here = now.astimezone(ZoneInfo(written.timezone)) if written.timezone is not None else now
+        at = write(here, written.format[0])
+        return str(at) if isinstance(old, str) else at
     if isinstance(old, (int, Decimal)):
-        return int(time.time() * 1000) if old >= 10**11 else int(time.time())
+        return int(now.timestamp() * 1000) if old >= 10**11 else int(now.timestamp())
     if isinstance(old, str) and old.strip().isdigit():
-        return str(_now_like(int(old)))
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return str(_now_like(int(old), None))
+    return now.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -51,7 +51,7 @@ def map_(config: Path, source: str, file: str, headers: tuple[str, ...]) -> int:
         return 1
     ignored = {event.id: compiled.why_ignored(event) for event in mapped.events if event.intake is Intake.IGNORED}
     print_json(report(mapped) | ({"ignored_because": ignored} if ignored else {}))
-    return 1 if mapped.invalid or any(event.unmappable for event in mapped.events) else 0
+    return 1 if mapped.refused or any(event.unmappable for event in mapped.events) else 0
 
 
 def source_of(settings: Settings, name: str) -> Source:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validates_schema
 
 from bridge.config.document import Keys
-from bridge.config.scalars import Worded, kind, nearest
+from bridge.config.scalars import Text, Worded, kind, nearest
 from bridge.config.surroundings import surroundings
 
 Complaints = Iterator[tuple[Keys, str]]
@@ -101,6 +101,16 @@ class Items(Worded, fields.List[Any]):
         if not isinstance(value, list):
             raise ValidationError(f"must be a list, not {kind(value)}")
         return super()._deserialize(value, *args, **kwargs)
+
+
+class OneOrMore(Items):
+    """Texts; a single one needs no list."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(Text(), **kwargs)
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return super()._deserialize(value if isinstance(value, list) else [value], *args, **kwargs)
 
 
 class Entries(Worded, fields.Dict):

@@ -16,7 +16,7 @@ from apispec.ext.marshmallow.openapi import OpenAPIConverter
 from marshmallow import ValidationError
 
 from bridge.config import formats, scalars, units
-from bridge.config.blocks import Block, Entries
+from bridge.config.blocks import Block, Entries, OneOrMore
 from bridge.config.credentials import Credential
 from bridge.config.mapping_schemas import Shorthand
 from bridge.config.source_schemas import FileSchema, Patterns
@@ -130,7 +130,7 @@ def _defaults(_converter: Any, field: Any, **_: Any) -> dict[str, Any]:
     made = (block.makes, *block.more_defaults) if isinstance(block, Block) else ()
     for known in (known for cls in made if dataclasses.is_dataclass(cls) for known in dataclasses.fields(cls)):
         default = known.default
-        if known.name == field.name and default not in {dataclasses.MISSING, None, ""}:
+        if known.name == field.name and default not in {dataclasses.MISSING, None, "", ()}:
             try:
                 field._validate(default)  # noqa: SLF001 (as apispec reads its fields)
             except ValidationError:
@@ -152,6 +152,9 @@ def _shapes(_converter: Any, field: Any, ret: dict[str, Any]) -> dict[str, Any]:
             "anyOf": [{"type": "string"}, {"type": "array", "items": ret.pop("items")}],
             "type": ["string", "array"],
         }
+    if isinstance(field, OneOrMore):
+        ret.pop("type")
+        return {"anyOf": [*(one := ret.pop("items"))["anyOf"], {"type": "array", "items": one}]}
     if isinstance(field, Entries) and field.pattern is not None:
         return {"propertyNames": {"pattern": f"^(?:{field.pattern.pattern})$"}}
     if isinstance(field, scalars.Scalar):

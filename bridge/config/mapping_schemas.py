@@ -8,9 +8,9 @@ from typing import Any, ClassVar, get_args
 
 from marshmallow import ValidationError, validate
 
-from bridge.config.blocks import Block, Complaints, Entries, Nested
+from bridge.config.blocks import Block, Complaints, Entries, Nested, OneOrMore
 from bridge.config.formats import Factor, Zone
-from bridge.config.scalars import Choice, Constant, Expression, Flag, Scalar, Text, is_reference, kind
+from bridge.config.scalars import Affix, Choice, Constant, Expression, Flag, Scalar, Text, is_reference, kind
 from bridge.config.service_schemas import about
 from bridge.settings import MappingBlock, Pairs, Property, PropertyType, Record
 
@@ -18,9 +18,14 @@ PROPERTY_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,99}", re.ASCII)
 PROPERTY_RULE = "is not a HubSpot property's name: lower-case letters, digits and underscores"
 PYTHON_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
+#: what may stand between a number's thousands; a blank stands for every kind of space
+MARKS = (".", ",", " ", "'", "\u2019", "_")
+
 #: keys of a property that only some types read
 ONLY_FOR_TYPES = {
     "scale": ("number",),
+    "decimal": ("number",),
+    "thousands": ("number",),
     "format": ("string", "date", "datetime"),
     "timezone": ("date", "datetime"),
     "multiple": ("enumeration",),
@@ -29,6 +34,23 @@ ONLY_FOR_TYPES = {
 
 def property_name(**kwargs: Any) -> Text:
     return Text(validate=validate.Regexp(PROPERTY_NAME.pattern + r"\Z", error=PROPERTY_RULE), **kwargs)
+
+
+class Formats(OneOrMore):
+    """How dates are written."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return tuple(super()._deserialize(value, *args, **kwargs))
+
+
+class Mark(Affix):
+    """What stands between a number's thousands."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
+        text = super()._deserialize(value, *args, **kwargs)
+        if text not in MARKS:
+            raise ValidationError(f"{text!r} is none of the marks {', '.join(map(repr, MARKS))}")
+        return text
 
 
 class RecordSchema(Block):
@@ -55,7 +77,14 @@ class HowSchema(Block):
     }
     type = Choice(*get_args(PropertyType), metadata=about("The type of the HubSpot property."))
     scale = Factor(metadata=about("Multiplies a number: 0.01 turns cents into units."))
-    format = Text(metadata=about("For type string: `email`. For dates: how they are written, as strptime reads it."))
+    decimal = Choice(".", ",", metadata=about("What texts put before a number's decimals."))
+    thousands = Mark(metadata=about("What texts put between a number's thousands."))
+    format = Formats(
+        metadata=about(
+            "For type string: `email`. For dates: how they are written, as strptime reads it; or epoch, epoch_ms, "
+            "excel, rfc2822; or a list of these, of which the first that reads a value counts."
+        )
+    )
     timezone = Zone(metadata=about("The zone of dates that name none."))
     values = Entries(
         Constant(),
@@ -78,8 +107,10 @@ class HowSchema(Block):
                     yield (key,), f"belongs to type {' or '.join(types)}, not to {type_}"
         if "separator" in given and not given.get("multiple"):
             yield ("separator",), "works only with `multiple: true`"
-        if type_ == "string" and data.get("format", "email") != "email":
+        if type_ == "string" and data.get("format", ("email",)) != ("email",):
             yield ("format",), "type string knows format `email` only"
+        if type_ == "number" and data.get("decimal", ".") == data.get("thousands"):
+            yield ("thousands",), "is the mark of decimals too; set `decimal:` as well"
 
 
 class PropertySchema(HowSchema):

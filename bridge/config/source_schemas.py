@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from marshmallow import ValidationError, validate
 
-from bridge.config.blocks import Block, Complaints, Entries, Items, Nested
+from bridge.config.blocks import Block, Complaints, Entries, Items, Nested, OneOrMore
 from bridge.config.example_schemas import ExampleSchema
 from bridge.config.formats import Duration, Size, Zone
-from bridge.config.mapping_schemas import MappingSchema, MeaningSchema
+from bridge.config.mapping_schemas import Formats, MappingSchema, MeaningSchema, Shorthand
 from bridge.config.scalars import Choice, Expression, Flag, Text, Whole, kind
 from bridge.config.service_schemas import (
     CrmSchema,
@@ -24,7 +24,7 @@ from bridge.config.service_schemas import (
 )
 from bridge.config.verify_schemas import VerifySchema
 from bridge.intake.quotas import MAX_REQUESTS
-from bridge.settings import Challenge, MappingBlock, Reply, RequestLimit, Settings, Source
+from bridge.settings import Challenge, MappingBlock, OccurredAt, Reply, RequestLimit, Settings, Source
 
 SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
 SOURCE_RULE = "is not a source's name: lower-case letters, digits, `-` and `_`, at most 64"
@@ -57,6 +57,15 @@ class ChallengeSchema(Block):
     signed = Flag(metadata=about("Whether a handshake must be signed."))
 
 
+class OccurredAtSchema(Block):
+    """Where an event's time is, and how it is written."""
+
+    makes = OccurredAt
+    source = Expression(data_key="from", required=True, metadata=about("JMESPath to the time."))
+    format = Formats(metadata=about("How it is written, as for a property of type datetime."))
+    timezone = Zone(metadata=about("The zone of times that name none."))
+
+
 class SourceSchema(MeaningSchema):
     """A partner system: POST /webhooks/NAME."""
 
@@ -75,8 +84,10 @@ class SourceSchema(MeaningSchema):
     events = Expression(metadata=about("JMESPath to one event or a list of events."))
     when = Expression(metadata=about("JMESPath; events for which it does not hold are ignored."))
     event_id = Expression(metadata=about("JMESPath to the event's id; a second delivery changes nothing."))
-    occurred_at = Expression(
-        metadata=about("JMESPath to the event's time; an older event never overwrites a newer value.")
+    occurred_at = Shorthand(
+        OccurredAtSchema,
+        "from",
+        metadata=about("JMESPath to the event's time; an older event never overwrites a newer value."),
     )
     timezone = Zone(metadata=about("The zone of dates and times that name none."))
     body = Choice("json", "ndjson", "form", metadata=about("The form of the request's body."))
@@ -114,13 +125,13 @@ class SourceSchema(MeaningSchema):
         return Source(name="", mappings=tuple(mappings), examples=examples, **data)
 
 
-class Patterns(Items):
-    """File names or patterns; a single one needs no list."""
+class Patterns(OneOrMore):
+    """File names or patterns."""
 
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> list[Any]:
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(value, (str, list)):
             raise ValidationError(f"must be a file name, a pattern or a list of these, not {kind(value)}")
-        return super()._deserialize([value] if isinstance(value, str) else value, *args, **kwargs)
+        return super()._deserialize(value, *args, **kwargs)
 
 
 class FileSchema(Block):
@@ -138,7 +149,7 @@ class FileSchema(Block):
     journal = Nested(JournalSchema, metadata=about("Where accepted events are kept."))
     retry = Nested(RetrySchema, metadata=about("How long to wait after failures."))
     server = Nested(ServerSchema, metadata=about("Where and how the service listens."))
-    include = Patterns(Text(), metadata=about("Files with more sources, relative to this one."))
+    include = Patterns(metadata=about("Files with more sources, relative to this one."))
     sources = Entries(
         Nested(SourceSchema),
         pattern=SOURCE_NAME,

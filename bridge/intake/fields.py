@@ -19,7 +19,7 @@ from marshmallow.validate import Email
 
 from bridge.errors import MappingError
 from bridge.intake.functions import EXACT
-from bridge.intake.texts import join_texts, plain_number, read_number, safe_text, show, text_of
+from bridge.intake.texts import Marks, join_texts, plain_number, read_number, safe_text, show, text_of
 from bridge.intake.times import calendar_day, check_format, instant, iso_utc
 from bridge.settings import Property
 
@@ -100,7 +100,7 @@ class TextField(PropertyField):
 
     def convert(self, value: Any) -> str:
         text = safe_text(value if type(value) is str else text_of(value))
-        if self._format is None:
+        if not self._format:
             return text
         try:
             return str(_email(text.strip()))
@@ -126,14 +126,15 @@ class PhoneField(PropertyField):
 
 
 class NumberField(PropertyField):
-    """`number`: exact decimals, from a number or its text (no thousands separators), times `scale`."""
+    """`number`: exact decimals, from a number or its text in the marks of `decimal` and `thousands`, times `scale`."""
 
     def __init__(self, how: Property, zone: tzinfo | None = None) -> None:
         super().__init__(how, zone)
         self._scale = Decimal(how.scale) if how.scale is not None else None
+        self._marks = None if how.decimal == "." and not how.thousands else Marks(how.decimal, how.thousands)
 
     def convert(self, value: Any) -> str:
-        number = read_number(value)
+        number = read_number(value, self._marks)
         return plain_number(number if self._scale is None else EXACT.multiply(number, self._scale))
 
 
@@ -236,12 +237,16 @@ def _misfits(how: Property) -> list[tuple[str, str]]:
             read_number(how.scale)
         except ValidationError:
             found.append(("scale", f"{how.scale!r} is not a number"))
-    if how.format is not None:
+    if how.type != "number" and (how.decimal != "." or how.thousands):
+        found.append(("thousands" if how.thousands else "decimal", f"only a number has it, not {how.type}"))
+    elif how.decimal == how.thousands:
+        found.append(("thousands", f"{how.thousands!r} is the mark of decimals too"))
+    for pattern in how.format:
         if how.type == "string":
-            if how.format != "email":
-                found.append(("format", f"a string may have the format email, not {how.format!r}"))
+            if pattern != "email":
+                found.append(("format", f"a string may have the format email, not {pattern!r}"))
         elif how.type in {"date", "datetime"}:
-            complaint = check_format(how.format)
+            complaint = check_format(pattern)
             if complaint:
                 found.append(("format", complaint))
         else:

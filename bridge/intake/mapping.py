@@ -3,17 +3,19 @@
 Which id an event has: what `event_id` finds; else the delivery id that the partner signed or sent
 along, followed by `#index` where the body holds a list of events; else a hash of the signed bytes
 where they include a time; else a random one. Longer ones than 200 characters are hashed.
-`occurred_at` that cannot be read is reported and counts as missing: the event is not lost, unless a mapping that
-applies to it says `on_invalid: reject`.
+An `occurred_at` that cannot be read or believed is reported and counts as missing: the event is the newest at its
+arrival, and nothing is refused for it.
 Several updates of one event for one record become one, in which the later mapping wins.
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import tzinfo
 from decimal import Decimal
 from typing import Any
 
@@ -27,9 +29,9 @@ from bridge.intake.expressions import ABSENT, CREDENTIALS, Expression, Expressio
 from bridge.intake.payload import parse_json_text, to_canonical_json, to_json
 from bridge.intake.schemes import verify_problems
 from bridge.intake.texts import show
-from bridge.intake.times import microseconds
-from bridge.model import Event, PropertyUpdate, RecordKey
-from bridge.settings import Source
+from bridge.intake.times import check_format, microseconds
+from bridge.model import EARLIEST_US, FUTURE_TOLERANCE_US, Event, PropertyUpdate, RecordKey, to_us
+from bridge.settings import OccurredAt, Source
 
 #: Longer event ids are hashed; so are those that no database takes.
 MAX_EVENT_ID = 200
@@ -39,6 +41,8 @@ MAX_EVENTS = 10_000
 MAX_MADE = 64_000_000
 #: Events between two breaths: a long array must not keep other requests waiting.
 _SLICE = 10
+#: What `invalid` calls an event's time.
+OCCURRED_AT = "occurred_at"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +50,25 @@ class Mapped:
     """What one body brings. `invalid` lists (index, {property | "record" | "occurred_at": message}).
 
     `reject`: a mapping says that nothing of the request may be taken. `unlisted` counts names of
-    `pairs:` that the configuration does not list.
+    `pairs:` that the configuration does not list, `undated` events whose time was not taken.
     """
 
     events: list[Event] = field(default_factory=list)
     invalid: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     reject: bool = False
     unlisted: int = 0
+    undated: int = 0
+
+    @property
+    def refused(self) -> int:
+        """How many events have something invalid beside their time."""
+        return sum(1 for _, errors in self.invalid if errors.keys() != {OCCURRED_AT})
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one event asks for: no updates and no `unmappable` means that its source ignores it.
-
-    `strict`: a mapping that applies says `on_invalid: reject`; `reject`: it has reason to.
+    """What one event asks for: no updates and no `unmappable` means that its source ignores it. `reject`: a mapping
+    says so, and has reason to.
     """
 
     updates: tuple[PropertyUpdate, ...] = ()
@@ -67,7 +76,6 @@ class Reading:
     errors: dict[str, str] = field(default_factory=dict)
     reject: bool = False
     unlisted: int = 0
-    strict: bool = False
 
 
 _IGNORED = Reading()
@@ -92,8 +100,8 @@ class CompiledSource:
         self._events = problems.expression(source.events, ("events",))
         self._when = problems.expression(source.when, ("when",)) if source.when is not None else None
         self._event_id = _optional(source.event_id, "event_id", problems)
-        self._occurred_at = _optional(source.occurred_at, "occurred_at", problems)
         self._zone = problems.zone(source.timezone, ("timezone",))
+        self._time = _Time(source.occurred_at, self._zone, problems) if source.occurred_at is not None else None
         several = len(source.mappings) > 1
         self._blocks = tuple(
             CompiledBlock(block, block.path or (("mappings", index) if several else ()), self._zone, problems)
@@ -101,7 +109,8 @@ class CompiledSource:
         )
         again = [expression for block in self._blocks for expression in block.expressions]
         again += [self._when] if self._when is not None else []
-        once = [self._events, *(e for e in (self._event_id, self._occurred_at) if e is not None)]
+        once = [self._events, *([self._event_id] if self._event_id is not None else [])]
+        once += [self._time.expression] if self._time is not None else []
         self._kept = Needs(again)
         self._seen = Needs([*again, *once])
         self._hidden = CREDENTIALS | (
@@ -123,7 +132,7 @@ class CompiledSource:
         """Where an event's id and time stand, for those that are plain paths of a body that is the event."""
         if self.source.events.strip() != "@":
             return {}
-        both = {"event_id": self._event_id, "occurred_at": self._occurred_at}
+        both = {"event_id": self._event_id, OCCURRED_AT: self._time.expression if self._time is not None else None}
         return {
             name: expression.path
             for name, expression in both.items()
@@ -139,10 +148,12 @@ class CompiledSource:
         delivery_id: str | None = None,
         signed_hash: str | None = None,
         pause: Callable[[], None] | None = None,
+        now_us: int | None = None,
     ) -> Mapped:
         """The events of a parsed body. Raises PayloadError when `events` does not find objects.
 
-        `pause` is called now and then, so that one long array leaves room for other requests.
+        `now_us` is when it arrived, by default now. `pause` is called now and then, so that one long array leaves room
+        for other requests.
         """
         seen = self._seen.headers_of(headers or {}, hidden=self._hidden)
         asked = self._seen.query_of(query or {})
@@ -152,7 +163,8 @@ class CompiledSource:
         kept = self._kept_context(seen, asked)
         root = to_json(self._kept.root_of(body)) if self._kept.root and (several or events[0] is not body) else None
         mapped = Mapped()
-        reject, unlisted, made = False, 0, 0
+        reject, unlisted, undated, made = False, 0, 0, 0
+        latest_us = FUTURE_TOLERANCE_US + (to_us(time.time()) if now_us is None else now_us)
         for index, event in enumerate(events):
             if pause is not None and index % _SLICE == _SLICE - 1:
                 pause()
@@ -160,12 +172,13 @@ class CompiledSource:
             fallback = f"{prefix}#{index}" if prefix is not None and several else prefix
             reading = self._read(event, scope)
             errors = reading.errors
-            occurred_at_us, complaint = self._read_time(event, scope)
+            occurred_at_us, complaint = (None, None) if self._time is None else self._time.read(event, scope, latest_us)
             if complaint is not None:
-                errors = {**errors, "occurred_at": complaint}
+                errors = {**errors, OCCURRED_AT: complaint}
+                undated += 1
             if errors:
                 mapped.invalid.append((index, errors))
-                reject = reject or reading.reject or (complaint is not None and reading.strict)
+                reject = reject or reading.reject
             unlisted += reading.unlisted
             payload = _kept_text(event, index) if self._events.makes else to_json(event)
             if self._events.makes and (made := made + len(payload)) > MAX_MADE:
@@ -183,7 +196,7 @@ class CompiledSource:
                     reading.unmappable,
                 )
             )
-        return Mapped(mapped.events, mapped.invalid, reject, unlisted)
+        return Mapped(mapped.events, mapped.invalid, reject, unlisted, undated)
 
     def remap(self, payload: str, context: str = "{}", root: str | None = None) -> Reading:
         """What a kept event (`Event.payload`, `.context`, `.root`) asks for by today's mapping."""
@@ -233,9 +246,8 @@ class CompiledSource:
         matching = [b for b in self._blocks if b.when is None or b.when.matches(event, scope)]
         if len(matching) == 1:
             update, errors, unmappable, unlisted = matching[0].read(event, scope)
-            strict = matching[0].rejects
             updates = (update,) if update is not None else ()
-            return Reading(updates, unmappable, errors, strict and bool(errors), unlisted, strict)
+            return Reading(updates, unmappable, errors, matching[0].rejects and bool(errors), unlisted)
         return _combined([(block, block.read(event, scope)) for block in matching])
 
     def _read_event_id(self, event: dict[str, Any], scope: Scope, fallback: str | None) -> str:
@@ -255,20 +267,34 @@ class CompiledSource:
             return "sha256-" + hashlib.sha256(text.encode()).hexdigest()
         return text
 
-    def _read_time(self, event: dict[str, Any], scope: Scope) -> tuple[int | None, str | None]:
-        """The event's time in microseconds, or why what is there cannot be read as one."""
-        if self._occurred_at is None:
-            return None, None
+
+class _Time:
+    """`occurred_at`, compiled: when an event happened by its sender's word."""
+
+    def __init__(self, how: OccurredAt, zone: tzinfo | None, problems: Problems) -> None:
+        self.expression = problems.expression(how.source, (OCCURRED_AT, "from"))
+        self._zone = problems.zone(how.timezone, (OCCURRED_AT, "timezone")) or zone
+        self._formats = how.format
+        for pattern in how.format:
+            if (complaint := check_format(pattern)) is not None:
+                problems.add((OCCURRED_AT, "format"), complaint)
+
+    def read(self, event: dict[str, Any], scope: Scope, latest_us: int) -> tuple[int | None, str | None]:
+        """The event's time in microseconds, or why what is there is not taken for it."""
         try:
-            value = self._occurred_at.get(event, scope)
+            value = self.expression.get(event, scope)
+            if value is ABSENT or value is None or (type(value) is str and not value.strip()):
+                return None, None
+            at_us = microseconds(value, self._zone, self._formats)
         except ExpressionError as error:
             return None, str(error)
-        if value is ABSENT or value is None or (type(value) is str and not value.strip()):
-            return None, None
-        try:
-            return microseconds(value, self._zone), None
         except ValueError as error:
             return None, f"is {show(value)}, which {error}"
+        if at_us < EARLIEST_US:
+            return None, f"is {show(value)}, which lies before 2000: the event counts as of its arrival"
+        if at_us > latest_us:
+            return None, f"is {show(value)}, which lies ahead of its arrival: the event counts as of its arrival"
+        return at_us, None
 
 
 def _kept_scope(payload: str, context: str, root: str | None) -> tuple[dict[str, Any], Scope]:
@@ -318,8 +344,7 @@ def _combined(readings: list[tuple[CompiledBlock, Any]]) -> Reading:
         if update is not None:
             earlier = updates.get(update.record)
             updates[update.record] = update if earlier is None else _merged(earlier, update)
-    strict = any(block.rejects for block, _ in readings)
-    return Reading(tuple(updates.values()), "; ".join(reasons) or None, errors, reject, unlisted, strict)
+    return Reading(tuple(updates.values()), "; ".join(reasons) or None, errors, reject, unlisted)
 
 
 def _merged(earlier: PropertyUpdate, later: PropertyUpdate) -> PropertyUpdate:

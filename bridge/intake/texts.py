@@ -23,6 +23,8 @@ PROPERTY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,254}")
 _SHOWN = 60
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
+#: What is written as a space between thousands: also the ones that do not break a line.
+_SPACES = str.maketrans({"\u00a0": " ", "\u2009": " ", "\u202f": " "})
 
 
 def show(value: object) -> str:
@@ -69,14 +71,33 @@ def join_texts(texts: list[str]) -> str:
     return safe_text(";".join(dict.fromkeys(texts)))
 
 
-def read_number(value: object) -> Decimal:
+class Marks:
+    """The marks with which texts write numbers, such as 1.234,50."""
+
+    def __init__(self, decimal: str, thousands: str) -> None:
+        self._decimal, self._thousands = decimal, thousands
+        mark = re.escape(thousands)
+        groups = rf"[0-9]{{1,3}}(?:{mark}[0-9]{{2,3}})*{mark}[0-9]{{3}}|" if thousands else ""
+        self._written = re.compile(rf"[+-]?(?:{groups}[0-9]*)(?:{re.escape(decimal)}[0-9]*)?")
+
+    def plain(self, text: str) -> str:
+        """The text without these marks, or nothing where it is not written so: a mark between other than three digits
+        (two in India) stands for something else.
+        """
+        text = text.translate(_SPACES) if self._thousands == " " else text
+        if not self._written.fullmatch(text):
+            return ""
+        return text.replace(self._thousands, "").replace(self._decimal, ".")
+
+
+def read_number(value: object, marks: Marks | None = None) -> Decimal:
     """The exact number that a number or a text is. Raises ValidationError."""
     if isinstance(value, Decimal):
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return Decimal(value)
     if isinstance(value, str):
-        text = value.strip()
+        text = value.strip() if marks is None else marks.plain(value.strip())
         if len(text) <= MAX_DIGITS and _NUMBER.fullmatch(text):
             number = Decimal(text)
             exponent = int(number.as_tuple().exponent)

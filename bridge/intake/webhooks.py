@@ -29,7 +29,7 @@ from bridge.intake.mapping import CompiledSource, Mapped
 from bridge.intake.problems import Refusal, problem, register_problem_handlers, where
 from bridge.intake.quotas import Quota
 from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verdict, Verifier
-from bridge.model import Clock, Event, Intake, Receipt, RecordKey, SystemClock
+from bridge.model import Clock, Event, Intake, Receipt, RecordKey, SystemClock, to_us
 
 __all__ = ["Appender", "Counts", "Endpoint", "Observer", "Webhooks", "register_problem_handlers"]
 
@@ -73,6 +73,7 @@ class Counts:
     ignored: int = 0
     parked: int = 0
     invalid: int = 0
+    undated: int = 0
     conflicts: int = 0
     unlisted: int = 0
     records: int = 0
@@ -327,6 +328,7 @@ class Webhooks:
                 delivery_id=verdict.delivery_id,
                 signed_hash=verdict.signed_hash,
                 pause=self._pause,
+                now_us=to_us(self._clock.now()),
             )
         except PayloadError as error:
             raise Refusal(400, f"{error}.") from error
@@ -378,7 +380,8 @@ def count(receipts: Sequence[Receipt], mapped: Mapped) -> Counts:
         duplicates=taken_as.count(Intake.DUPLICATE),
         ignored=taken_as.count(Intake.IGNORED),
         parked=taken_as.count(Intake.PARKED),
-        invalid=len(mapped.invalid),
+        invalid=mapped.refused,
+        undated=mapped.undated,
         conflicts=conflicts,
         unlisted=mapped.unlisted,
         records=len(records),

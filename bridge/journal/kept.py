@@ -9,8 +9,7 @@ import orjson
 from sqlalchemy.engine import Connection
 
 from bridge.journal.database import select
-from bridge.journal.merging import FUTURE_TOLERANCE_US
-from bridge.model import Lane, PropertyUpdate, RecordKey
+from bridge.model import FUTURE_TOLERANCE_US, Lane, PropertyUpdate, RecordKey
 
 
 @dataclass(frozen=True, slots=True)

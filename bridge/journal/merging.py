@@ -20,10 +20,8 @@ from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch, run, select
 from bridge.journal.schema import State
-from bridge.model import Category, Lane, RecordKey
+from bridge.model import FUTURE_TOLERANCE_US, Category, Lane, RecordKey
 
-#: A time stamp further ahead of arrival than this is not believed.
-FUTURE_TOLERANCE_US = 300 * 1_000_000
 #: Later than any time stamp.
 NEVER_US = 2**62
 #: A value equal to one refused less than this ago stays refused: partners that repeat whole objects must not

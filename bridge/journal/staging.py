@@ -17,8 +17,7 @@ import orjson
 from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch, run, select
-from bridge.journal.merging import FUTURE_TOLERANCE_US
-from bridge.model import Event, Lane, PropertyUpdate, RecordKey
+from bridge.model import FUTURE_TOLERANCE_US, Event, Lane, PropertyUpdate, RecordKey
 
 #: Events that one transaction merges of a large request: some 5 ms.
 SLICE_EVENTS = 100

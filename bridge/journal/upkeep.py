@@ -20,8 +20,7 @@ from bridge.journal import history, retry_log
 from bridge.journal.database import fetch, one, run
 from bridge.journal.entries import EntryState
 from bridge.journal.locking import lock_outdated, lock_roots, take_turns
-from bridge.journal.merging import FUTURE_TOLERANCE_US
-from bridge.model import Pause, Scope
+from bridge.model import FUTURE_TOLERANCE_US, Pause, Scope
 
 #: Rows looked at in one step of retention: a few milliseconds under the transaction lock.
 STEP_ROWS = 500

@@ -33,7 +33,7 @@ DELAY_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 900, 3600, 6 * 3600, 
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 40, 60, 80, 99, 100)
 
 #: What becomes of an event at the door: the label `outcome` of `bridge_events_total`.
-EVENT_OUTCOMES = (*map(str, Intake), "invalid", "conflict")
+EVENT_OUTCOMES = (*map(str, Intake), "invalid", "conflict", "undated")
 #: Answers that alerts count.
 WATCHED_CODES = ("202", "401", "503")
 #: Rows of the retry log that are told of also when there are none, so that its growth from nothing is seen.

@@ -38,6 +38,7 @@ class Observing:
         metrics.event(source, Intake.IGNORED, counts.ignored)
         metrics.event(source, Intake.PARKED, counts.parked)
         metrics.event(source, "invalid", counts.invalid)
+        metrics.event(source, "undated", counts.undated)
         metrics.event(source, "conflict", counts.conflicts)
         self._log.info(
             "webhook",
@@ -50,6 +51,7 @@ class Observing:
             ignored=counts.ignored,
             parked=counts.parked,
             invalid=counts.invalid,
+            undated=counts.undated,
             conflicts=counts.conflicts,
             unlisted=counts.unlisted,
             records=counts.records,

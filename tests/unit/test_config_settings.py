@@ -19,6 +19,7 @@ from bridge.settings import (
     Challenge,
     Hmac,
     Journal,
+    OccurredAt,
     Pairs,
     Property,
     RateLimit,
@@ -195,7 +196,8 @@ def test_every_key_of_a_source_is_read(tmp_path: Path) -> None:
     )
     assert (source.verify.scheme, source.verify.tolerance_s) == ("hmac", 180.0)
     assert [secret.text() for secret in source.verify.secrets] == [ENVIRON["SIGNING"]]
-    assert (source.events, source.when, source.event_id, source.occurred_at) == ("items", "kind == 'x'", "id", "at")
+    assert (source.events, source.when, source.event_id) == ("items", "kind == 'x'", "id")
+    assert source.occurred_at == OccurredAt("at")
     assert (source.timezone, source.body, source.max_body) == ("Europe/Madrid", "ndjson", 10_000_000)
     assert source.limit == RequestLimit(100, 1.0)
     assert source.challenge == Challenge("_query.challenge", "POST", "_query.mode", "json", signed=True)
@@ -220,8 +222,8 @@ def test_every_key_of_a_source_is_read(tmp_path: Path) -> None:
         "products": Property("p", "enumeration", multiple=True, separator=","),
         "revenue": Property("cents", "number", scale="0.01", on_null="clear"),
         "seen": Property("seen", "datetime", timezone="UTC"),
-        "renewal": Property("renews", "date", format="%d/%m/%Y"),
-        "mail": Property("mail", format="email"),
+        "renewal": Property("renews", "date", format=("%d/%m/%Y",)),
+        "mail": Property("mail", format=("email",)),
         "lifecycle": Property(constant="active"),
     }
 

@@ -40,7 +40,7 @@ def complaint(value: Any, **options: Any) -> str:
         (Decimal("1E+3"), {}, "1000"),
         (True, {}, "true"),
         ("ünï 😀", {}, "ünï 😀"),
-        (" a@b.de ", {"format": "email"}, "a@b.de"),
+        (" a@b.de ", {"format": ("email",)}, "a@b.de"),
         (" gold ", {"type": "enumeration"}, "gold"),
         (3, {"type": "enumeration"}, "3"),
         ("+49 228 1", {"type": "phone_number"}, "+49 228 1"),
@@ -119,16 +119,31 @@ def test_bools(value: object, expected: str) -> None:
         (1767396600, None, None, "2026-01-02"),
         (1767396600000, None, None, "2026-01-02"),
         ("1767396600", None, None, "2026-01-02"),
-        (-1, None, None, "1969-12-31"),
-        (253402300799, None, None, "1978-01-11"),  # milliseconds by its size
+        (20270105, None, None, "2027-01-05"),  # a number as the text: eight digits that spell a date
+        (Decimal(20270105), None, None, "2027-01-05"),
+        ("21001231", None, None, "2100-12-31"),
+        (631152000, None, None, "1990-01-01"),  # the first and the last second that digits may mean
+        (4102444799, None, None, "2099-12-31"),
+        (4102444799999, None, None, "2099-12-31"),
         ("31/12/2026", None, "%d/%m/%Y", "2026-12-31"),
         (20261231, None, "%Y%m%d", "2026-12-31"),
         ("9999-12-31", None, None, "9999-12-31"),
+        ("2027", None, "%Y", "2027-01-01"),
+        (2027, None, "%Y", "2027-01-01"),
+        ("2027-03", None, "%Y-%m", "2027-03-01"),
+        (-1, None, "epoch", "1969-12-31"),
+        (0, None, "epoch_ms", "1970-01-01"),
+        (253402300799, None, "epoch", "9999-12-31"),
+        (253402300799, None, "epoch_ms", "1978-01-11"),
+        (Decimal("45911.32"), None, "excel", "2025-09-11"),
+        ("45911", None, "excel", "2025-09-11"),
+        ("Thu, 31 Dec 2026 23:30:00 -0500", None, "rfc2822", "2026-12-31"),
+        ("Thu, 31 Dec 2026 23:30:00 -0500", "Europe/Madrid", "rfc2822", "2027-01-01"),
     ],
 )
 def test_dates(value: object, zone: str | None, format_: str | None, expected: str) -> None:
     """Of an instant, the day in the configured zone, else in its own."""
-    assert convert(value, zone, type="date", format=format_) == expected
+    assert convert(value, zone, type="date", format=(format_,) if format_ else ()) == expected
 
 
 @pytest.mark.parametrize(
@@ -143,14 +158,116 @@ def test_dates(value: object, zone: str | None, format_: str | None, expected: s
         (Decimal("1767323045.25"), None, None, "2026-01-02T03:04:05.250Z"),
         (1767323045250, None, None, "2026-01-02T03:04:05.250Z"),
         ("1767323045.25", None, None, "2026-01-02T03:04:05.250Z"),
-        (Decimal("-0.001"), None, None, "1969-12-31T23:59:59.999Z"),
+        (Decimal("-0.001"), None, "epoch", "1969-12-31T23:59:59.999Z"),
+        ("20260105103000", "UTC", "%Y%m%d%H%M%S", "2026-01-05T10:30:00Z"),
+        (20270105, "Europe/Madrid", None, "2027-01-04T23:00:00Z"),
+        (Decimal("46027.4375"), "UTC", "excel", "2026-01-05T10:30:00Z"),
+        (Decimal("46027.43751157407"), "UTC", "excel", "2026-01-05T10:30:01Z"),  # the binary number of 10:30:01
         ("02.01.2026 03:04", "UTC", "%d.%m.%Y %H:%M", "2026-01-02T03:04:00Z"),
         ("02.01.2026 03:04 +0100", None, "%d.%m.%Y %H:%M %z", "2026-01-02T02:04:00Z"),
     ],
 )
 def test_datetimes(value: object, zone: str | None, format_: str | None, expected: str) -> None:
     """ISO 8601 in UTC; milliseconds where there are any."""
-    assert convert(value, zone, type="datetime", format=format_) == expected
+    assert convert(value, zone, type="datetime", format=(format_,) if format_ else ()) == expected
+
+
+def test_of_several_formats_the_first_that_reads_a_value_counts() -> None:
+    """In their order: what the first cannot read goes to the next."""
+    either = {"type": "date", "format": ("%d/%m/%Y", "%m/%d/%Y", "excel")}
+    assert convert("01/02/2026", **either) == "2026-02-01"
+    assert convert("12/31/2026", **either) == "2026-12-31"
+    assert convert(46027, **either) == "2026-01-05"
+    assert "%d/%m/%Y, %m/%d/%Y or excel" in complaint("2026-01-05", **either)
+
+
+@pytest.mark.parametrize(
+    "value, hints",
+    [
+        ("20260105103000", ['"%Y%m%d%H%M%S"']),
+        (20260105103000, ['"%Y%m%d%H%M%S"']),
+        (Decimal("45911.32"), ["excel"]),
+        ("2027", ['"%Y"']),
+        (0, ["epoch", "epoch_ms"]),
+        (-1, ["epoch", "epoch_ms"]),
+        ("05/01/2027", ['"%d/%m/%Y"', '"%m/%d/%Y"']),
+        ("31/12/2026", ['"%d/%m/%Y"']),
+        ("5 January 2027", ['"%d %B %Y"']),
+        ("Tue, 05 Jan 2027 10:30:00 +0100", ["rfc2822"]),
+        ("20261331", ["epoch", "epoch_ms"]),  # a date of no calendar
+        ("soon", []),
+        (10**30, []),
+    ],
+)
+def test_what_is_no_time_by_itself_names_the_format_that_would_read_it(value: object, hints: list[str]) -> None:
+    """One, or the two that would; the field reads it with each."""
+    text = complaint(value, type="date")
+    assert ("format:" in text) == bool(hints)
+    for hint in hints:
+        assert hint in text
+        assert convert(value, type="date", format=(hint.strip('"'),))
+
+
+@given(st.integers(-(10**16), 10**16) | st.decimals(-(10**14), 10**14, places=3))
+def test_digits_are_a_time_of_1990_to_2100_or_none(value: int | Decimal) -> None:
+    """As a number and as its text, unless eight digits spell a date of 1900 to 2100."""
+    field = build_field(Property("a", type="date"), None, ("p",))
+    text = format(value, "f")
+    try:
+        read = str(field.deserialize(value))
+    except ValidationError:
+        with pytest.raises(ValidationError):
+            field.deserialize(text)
+        return
+    assert str(field.deserialize(text)) == read
+    spelt = len(text) == 8 and read.replace("-", "") == text
+    assert 1900 <= int(read[:4]) <= 2100 if spelt else 1990 <= int(read[:4]) < 2100
+
+
+MARKS = [
+    ("1.234,50", ",", ".", "1234.5"),
+    ("1.234.567", ",", ".", "1234567"),
+    ("1234,5", ",", "", "1234.5"),
+    ("1234,5", ",", ".", "1234.5"),
+    ("-1 234,5", ",", " ", "-1234.5"),
+    ("1\u202f234\u00a0567,5", ",", " ", "1234567.5"),
+    ("12,34,567.5", ".", ",", "1234567.5"),  # as India writes it
+    ("1'234.50", ".", "'", "1234.5"),
+    (",5", ",", ".", "0.5"),
+    (1234, ",", ".", "1234"),
+    (Decimal("1.5"), ",", ".", "1.5"),  # a number has no marks
+]
+
+
+@pytest.mark.parametrize("value, decimal, thousands, expected", MARKS)
+def test_numbers_are_read_in_the_marks_that_they_are_written_in(
+    value: object, decimal: str, thousands: str, expected: str
+) -> None:
+    """Decimal and thousands, as the file says."""
+    assert convert(value, type="number", decimal=decimal, thousands=thousands) == expected
+
+
+@pytest.mark.parametrize(
+    "value, decimal, thousands",
+    [
+        ("1.5", ",", "."),  # neither 1.5 nor 15
+        ("1.5", ",", ""),
+        ("1.2345", ",", "."),
+        ("1234.567", ",", "."),
+        (".123", ",", "."),
+        ("1,234,5", ".", ","),
+        ("1,5", ".", ","),
+        ("1..234", ",", "."),
+        ("1.234,5,6", ",", "."),
+        ("1e5", ",", "."),
+        ("", ",", "."),
+    ],
+)
+def test_a_number_whose_marks_stand_where_none_can_stand_is_none(value: str, decimal: str, thousands: str) -> None:
+    """It may be written otherwise than the file says: a value a thousand times too large would be worse."""
+    field = build_field(Property("a", type="number", decimal=decimal, thousands=thousands), None, ("p",))
+    with pytest.raises(ValidationError, match="not a number"):
+        field.convert(value)
 
 
 @given(st.datetimes(timezones=st.timezones()))
@@ -171,7 +288,7 @@ def test_an_instant_survives_the_way_through_text(moment: datetime) -> None:
 NOT: dict[str, list[Any]] = {
     "number": ["1,5", "1.234,50", "0x1", "NaN", "1e999", "١", True, [1]],
     "bool": ["maybe", 2, Decimal("1.0"), "on", {}],
-    "date": ["31/12/2026", "soon", "2026-02-30", True, {}, 10**18],
+    "date": ["31/12/2026", "soon", "2026-02-30", True, {}, 10**18, -1, 253402300799, "2027", Decimal("45911.32")],
     "datetime": ["2026-01-02T25:00Z", "1e5", 10**17, "0001-01-01T00:00+14:00"],
 }
 
@@ -185,7 +302,7 @@ NOT: dict[str, list[Any]] = {
         ("x" * 65_537, {}, "65537 characters"),
         (";x", {}, "append"),
         (" ;x", {}, "append"),
-        ("a@", {"format": "email"}, "e-mail"),
+        ("a@", {"format": ("email",)}, "e-mail"),
         ("x", {"values": {"Gold": "gold"}}, "'x', which values: does not list"),
         ([";"], {"type": "enumeration", "multiple": True}, "';'"),
         (["a;b"], {"type": "enumeration", "multiple": True}, "';'"),
@@ -195,7 +312,9 @@ NOT: dict[str, list[Any]] = {
         (True, {"type": "phone_number"}, "phone number"),
         *((value, {"type": type_}, "") for type_, values in NOT.items() for value in values),
         ("2026-01-02T03:04:05", {"type": "datetime"}, "timezone"),
-        ("2026-01-02", {"type": "date", "format": "%d/%m/%Y"}, "written as"),
+        ("2026-01-02", {"type": "date", "format": ("%d/%m/%Y",)}, "written as"),
+        (10**40, {"type": "date", "format": ("epoch",)}, "written as"),
+        ("x", {"type": "date", "format": ("excel", "rfc2822")}, "written as excel or rfc2822"),
     ],
 )
 def test_what_is_invalid_says_why_in_a_short_line(value: object, options: dict[str, Any], message: str) -> None:
@@ -211,10 +330,14 @@ def test_what_is_invalid_says_why_in_a_short_line(value: object, options: dict[s
     [
         ({"type": "string", "scale": "2"}, "scale"),
         ({"type": "number", "scale": "much"}, "scale"),
-        ({"type": "number", "format": "%d"}, "format"),
-        ({"type": "date", "format": "%d/%m"}, "format"),
-        ({"type": "date", "format": "%Q"}, "format"),
-        ({"type": "string", "format": "url"}, "format"),
+        ({"type": "number", "format": ("%d",)}, "format"),
+        ({"type": "date", "format": ("%d/%m",)}, "format"),
+        ({"type": "date", "format": ("epoch", "%Q")}, "format"),
+        ({"type": "date", "format": ("DD/MM/YYYY",)}, "format"),
+        ({"type": "date", "decimal": ","}, "decimal"),
+        ({"type": "string", "thousands": "."}, "thousands"),
+        ({"type": "number", "thousands": "."}, "thousands"),
+        ({"type": "string", "format": ("url",)}, "format"),
         ({"type": "string", "timezone": "UTC"}, "timezone"),
         ({"type": "date", "timezone": "Mars/Olympus"}, "timezone"),
         ({"type": "date", "timezone": "../etc/passwd"}, "timezone"),

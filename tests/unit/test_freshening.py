@@ -13,14 +13,14 @@ from bridge.cli.freshening import examples, wire
 from bridge.intake.decoding import decode
 from bridge.intake.mapping import compile_source
 from bridge.intake.payload import parse_json, to_json
-from bridge.settings import Example, MappingBlock, Property, Record, Source, Verify
+from bridge.settings import Example, MappingBlock, OccurredAt, Property, Record, Source, Verify
 
 SOURCE = Source(
     "acme",
     Verify("none"),
     (MappingBlock(Record("client"), properties={"name": Property("name")}),),
     event_id="id",
-    occurred_at="at",
+    occurred_at=OccurredAt("at"),
 )
 LINES = dataclasses.replace(SOURCE, body="ndjson")
 FIELDS = dataclasses.replace(SOURCE, body="form")

@@ -22,6 +22,7 @@ from bridge.settings import (
     Example,
     Hmac,
     MappingBlock,
+    OccurredAt,
     Pairs,
     Property,
     Record,
@@ -187,43 +188,66 @@ def test_ids_that_no_database_takes_are_hashed() -> None:
         (1_767_323_045, 1_767_323_045_000_000),
         (parse_json(b"1767323045.1234567"), 1_767_323_045_123_456),
         (1_767_323_045_123, 1_767_323_045_123_000),
-        (-1, -1_000_000),
-        ("9999-12-31T23:59:59Z", 253_402_300_799_000_000),
+        (20261129, 1_795_906_800_000_000),
+        ("2000-01-01T00:00:00Z", 946_684_800_000_000),
         (None, None),
         (" ", None),
     ],
 )
 def test_times_are_microseconds_since_the_epoch(value: object, expected: int | None) -> None:
     """Seconds with fractions, milliseconds, ISO 8601."""
-    mapped = compiled(occurred_at="at").map_body({"id": 7, "at": value})
+    mapped = compiled(occurred_at=OccurredAt("at", timezone="Europe/Madrid")).map_body(
+        {"id": 7, "at": value}, now_us=1_800_000_000_000_000
+    )
     assert only(mapped).occurred_at_us == expected
     assert not mapped.invalid
 
 
-@pytest.mark.parametrize("value", ["soon", "2026-01-02T03:04:05", {}, True, 10**17])
-def test_a_time_that_cannot_be_read_is_reported_and_loses_no_event(value: object) -> None:
-    """It counts as missing."""
-    mapped = compiled(occurred_at="at").map_body({"id": 7, "name": "A", "at": value})
+@pytest.mark.parametrize(
+    "value",
+    ["soon", "2026-01-02T03:04:05", {}, True, 10**17, 0, -1, "0001-01-01T00:00:00Z", 20991231, "9999-12-31T23:59:59Z"],
+)
+def test_a_time_that_is_not_believed_is_reported_and_loses_no_event(value: object) -> None:
+    """What cannot be read, lies before 2000 or ahead of arrival counts as missing."""
+    mapped = compiled(occurred_at=OccurredAt("at")).map_body({"id": 7, "name": "A", "at": value})
     assert only(mapped).occurred_at_us is None
     assert only(mapped).updates == (update(name="A"),)
     ((index, errors),) = mapped.invalid
     assert (index, list(errors)) == (0, ["occurred_at"])
     assert not mapped.reject
+    assert (mapped.undated, mapped.refused) == (1, 0)
 
 
-def test_a_time_that_cannot_be_read_is_refused_where_mappings_reject() -> None:
-    """By a mapping that applies: something did not validate, and an older event must not pass for a new one."""
-    strict, lenient = block(on_invalid="reject", when="name"), block(record=Record("other", "acme_id"))
-    acme = compiled(strict, lenient, occurred_at="at", when="!draft")
-    assert acme.map_body({"id": 7, "name": "A", "other": 8, "at": "soon"}).reject
-    assert compiled(block(on_invalid="reject"), occurred_at="at").map_body({"id": 7, "name": "A", "at": "soon"}).reject
-    for event in ({"id": 7, "other": 8, "at": "soon"}, {"id": 7, "name": "A", "other": 8, "at": "soon", "draft": True}):
-        assert not acme.map_body(event).reject
+def test_a_time_that_is_not_believed_rejects_nothing() -> None:
+    """Also where mappings reject what is invalid: the event is the newest at its arrival."""
+    strict = compiled(block(on_invalid="reject"), occurred_at=OccurredAt("at"))
+    assert not strict.map_body({"id": 7, "name": "A", "at": "soon"}).reject
+    mapped = strict.map_body([{"id": 7, "name": "A", "at": "soon"}, {"id": 8, "plan": "Iron", "at": "soon"}])
+    assert (mapped.reject, mapped.undated, mapped.refused) == (True, 2, 1)
+
+
+@pytest.mark.parametrize("ahead_s, believed", [(299, True), (300, True), (301, False)])
+def test_a_time_is_believed_up_to_five_minutes_ahead_of_arrival(ahead_s: int, *, believed: bool) -> None:
+    """Clocks differ; by more they are wrong."""
+    now_us = 1_800_000_000_000_000
+    mapped = compiled(occurred_at=OccurredAt("at")).map_body({"id": 7, "at": 1_800_000_000 + ahead_s}, now_us=now_us)
+    assert (only(mapped).occurred_at_us == now_us + ahead_s * 1_000_000) == believed
+    assert mapped.undated == (not believed)
+
+
+def test_a_time_is_read_in_its_own_format_and_zone() -> None:
+    """`occurred_at: {from, format, timezone}`."""
+    how = OccurredAt("at", ("%d/%m/%Y %H:%M", "epoch"), "Europe/Madrid")
+    acme = compiled(occurred_at=how, timezone="UTC")
+    assert only(acme.map_body({"id": 7, "at": "02/01/2026 03:04"})).occurred_at_us == 1_767_319_440_000_000
+    assert only(acme.map_body({"id": 7, "at": "1767319440"})).occurred_at_us == 1_767_319_440_000_000
 
 
 def test_a_time_without_a_zone_is_read_in_the_sources() -> None:
     """As dates are."""
-    zoned = compiled(occurred_at="at", timezone="Europe/Madrid").map_body({"id": 7, "at": "2026-01-02T03:04:05"})
+    zoned = compiled(occurred_at=OccurredAt("at"), timezone="Europe/Madrid").map_body(
+        {"id": 7, "at": "2026-01-02T03:04:05"}
+    )
     assert only(zoned).occurred_at_us == 1_767_319_445_000_000
 
 
@@ -511,7 +535,7 @@ def test_replay_uses_todays_mapping() -> None:
 
 def test_everything_wrong_with_a_source_is_found_at_once() -> None:
     """Each problem with the path it has in the file."""
-    pairs = Pairs("a[", "name", "value", {"x": ("p", Property(type="number", format="%d")), "y": ("p", Property())})
+    pairs = Pairs("a[", "name", "value", {"x": ("p", Property(type="number", format=("%d",))), "y": ("p", Property())})
     properties = {"p": Property("b["), "q": Property(), "Meta": TIER}
     broken = source(
         block(when="(", record=Record("id.", "acme_id"), properties=properties),
@@ -520,7 +544,7 @@ def test_everything_wrong_with_a_source_is_found_at_once() -> None:
         events="[",
         when="nosuch(a)",
         event_id="'",
-        occurred_at="}",
+        occurred_at=OccurredAt("}", ("%Q",), "Venus"),
         timezone="Mars",
         challenge=Challenge("(", when="nosuch(a)"),
     )
@@ -531,7 +555,9 @@ def test_everything_wrong_with_a_source_is_found_at_once() -> None:
         ("events",),
         ("when",),
         ("event_id",),
-        ("occurred_at",),
+        ("occurred_at", "from"),
+        ("occurred_at", "format"),
+        ("occurred_at", "timezone"),
         ("timezone",),
         ("challenge", "reply"),
         ("challenge", "when"),
@@ -631,7 +657,7 @@ EVERYTHING = compiled(
     ),
     block(record=Record("b.c"), when="a && !b || _root.c == `1`", properties={"p": Property("e", type="phone_number")}),
     event_id="a",
-    occurred_at="b",
+    occurred_at=OccurredAt("b"),
 )
 
 
@@ -656,11 +682,11 @@ def test_no_json_whatever_makes_mapping_raise(body: Any) -> None:
 
 def test_inputs_hold_each_record_once_with_its_newest_values() -> None:
     """An older event never overwrites, one without time is the newest, equal times: the later."""
-    acme = compiled(occurred_at="at")
+    acme = compiled(occurred_at=OccurredAt("at"))
     body = [
-        {"id": 7, "at": 300, "name": "new"},
-        {"id": 7, "at": 200, "name": "old", "plan": "Gold"},
-        {"id": 8, "at": 300, "name": "first"},
+        {"id": 7, "at": 1767300300, "name": "new"},
+        {"id": 7, "at": 1767300200, "name": "old", "plan": "Gold"},
+        {"id": 8, "at": 1767300300, "name": "first"},
         {"id": 8, "name": "second"},
         {"id": 9, "plan": "Iron"},
     ]

@@ -61,7 +61,7 @@ def outcome(how: Property, event: dict[str, Any]) -> str:
 @pytest.mark.parametrize("options", OPTIONS)
 def test_every_type_keeps_to_the_table(type_: PropertyType, given: str, options: str) -> None:
     """One table for all types, with and without `values:`."""
-    for values in (None, {"*": "1"}):
+    for values in (None, {"*": "2026-01-02T03:04:05Z" if type_ in {"date", "datetime"} else "1"}):
         how = Property("a.b", type=type_, values=values, **OPTIONS[options])
         for event in EVENTS[given]:
             assert outcome(how, event) == TABLE[given][options], event

@@ -15,7 +15,7 @@ from bridge.operations.openapi.algebra import Path, Place, all_of, any_of, as_ob
 from bridge.operations.openapi.conditions import Bounds, both, bounds_of, either
 from bridge.operations.openapi.own import own_shape
 from bridge.operations.openapi.reading import places_read
-from bridge.operations.openapi.shapes import EVENT_ID, OCCURRED_AT, JsonSchema, property_shape, record_id_shape
+from bridge.operations.openapi.shapes import EVENT_ID, JsonSchema, property_shape, record_id_shape, time_shape
 from bridge.settings import Challenge, MappingBlock, Pairs, Source
 
 _OBJECT: JsonSchema = {"type": "object"}
@@ -118,8 +118,8 @@ def _common(source: Source) -> Place:
     place = Place()
     if source.event_id is not None:
         _ask(place, compile_expression(source.event_id, ()), EVENT_ID, about="Part of the event's id")
-    if source.occurred_at is not None:
-        _ask(place, compile_expression(source.occurred_at, ()), OCCURRED_AT, about="When it happened")
+    if (time := source.occurred_at) is not None:
+        _ask(place, compile_expression(time.source, ()), time_shape(time.format), about="When it happened")
     return place
 
 
@@ -197,7 +197,7 @@ def _expressions(source: Source) -> Iterator[tuple[str, str]]:
     for text, about in (
         (source.when, "Which events count"),
         (source.event_id, "Part of the event's id"),
-        (source.occurred_at, "When it happened"),
+        (None if source.occurred_at is None else source.occurred_at.source, "When it happened"),
         (source.events, "Where the events are"),
     ):
         if text is not None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 from bridge.intake.blocks import MAX_ID
 from bridge.intake.payload import parse_json_text
 from bridge.intake.texts import MAX_TEXT
+from bridge.intake.times import write
 from bridge.settings import Property
 
 #: A schema; True fits everything, False nothing.
@@ -26,6 +28,8 @@ _BOOL_WORDS = "|".join("".join(f"[{c.upper()}{c}]" for c in word) for word in ("
 _SAMPLE = datetime(2026, 12, 31, 23, 58, 57, tzinfo=UTC)
 _NUMBER_KEY = re.compile(r"-?(0|[1-9][0-9]{0,399})(\.[0-9]{1,399})?")
 _SCALARS = ["string", "number", "boolean"]
+
+_DIGITS = "A day as eight digits (20261231), or seconds or milliseconds since 1970, if that lies in 1990 to 2099."
 
 #: The reusable schemas that the ones here refer to, by name.
 SHARED: Mapping[str, JsonSchema] = {
@@ -41,7 +45,7 @@ SHARED: Mapping[str, JsonSchema] = {
         "description": "A point in time.",
         "anyOf": [
             {"type": "string", "format": "date-time"},
-            {"type": "number", "description": "Seconds since 1970, or milliseconds from 10^11 on."},
+            {"type": "number", "description": _DIGITS},
             {"type": "string", "description": "Any other form of ISO 8601, or such a number as text."},
         ],
     },
@@ -50,14 +54,15 @@ SHARED: Mapping[str, JsonSchema] = {
         "anyOf": [
             {"type": "string", "format": "date"},
             {"type": "string", "format": "date-time"},
-            {"type": "number", "description": "Seconds since 1970, or milliseconds from 10^11 on."},
+            {"type": "number", "description": _DIGITS},
             {"type": "string", "description": "Any other form of ISO 8601, or such a number as text."},
         ],
     },
 }
 _NOTHING = {"$ref": "#/components/schemas/Nothing"}
+_WHEN = "When it happened. An older event never overwrites a newer value. Absent: the time of arrival."
 OCCURRED_AT: JsonSchema = {
-    "description": "When it happened. An older event never overwrites a newer value. Absent: the time of arrival.",
+    "description": _WHEN,
     "anyOf": [{"$ref": "#/components/schemas/Time"}, _NOTHING],
 }
 #: Anything at all is taken: what is no text and no number counts as missing.
@@ -97,7 +102,7 @@ def property_shape(name: str, how: Property) -> JsonSchema:
 
 def _about(name: str, how: Property) -> str:
     parts = [f"Becomes `{name}`."]
-    if how.type == "string" and how.values is None and how.format is None:
+    if how.type == "string" and how.values is None and not how.format:
         parts.append(f"At most {MAX_TEXT} characters.")
     if how.required:
         parts.append("Required.")
@@ -109,6 +114,9 @@ def _about(name: str, how: Property) -> str:
 def _scalar(how: Property) -> Sequence[JsonSchema]:
     """The alternatives of a value that is neither translated nor nothing."""
     match how.type:
+        case "number" if how.thousands or how.decimal != ".":
+            example = f"1{how.thousands}234{how.decimal}50"
+            return [{"type": "number"}, {"type": "string", "description": "The same as text.", "examples": [example]}]
         case "number":
             return [
                 {"type": "number"},
@@ -121,16 +129,29 @@ def _scalar(how: Property) -> Sequence[JsonSchema]:
                 {"type": "string", "pattern": f"^{_BLANK}*({_BOOL_WORDS}|0|1){_BLANK}*$"},
             ]
         case "date" | "datetime":
-            if how.format is not None:
-                sample = _SAMPLE.strftime(how.format)
-                return [{"type": ["string", "number"], "description": f"As {how.format}.", "examples": [sample]}]
+            if how.format:
+                return [_written_as(how.format)]
             return [{"$ref": f"#/components/schemas/{'Day' if how.type == 'date' else 'Time'}"}]
         case "phone_number":
             return [{"type": ["string", "number"], "description": "A phone number: at least one digit."}]
-        case "string" if how.format == "email":
+        case "string" if how.format:  # email: it knows no other
             return [{"type": "string", "format": "email"}]
         case _:
             return [{"type": _SCALARS}]
+
+
+def time_shape(formats: Sequence[str]) -> JsonSchema:
+    """When an event happened, as it is written."""
+    return {"description": _WHEN, "anyOf": [_written_as(formats), _NOTHING]} if formats else OCCURRED_AT
+
+
+def _written_as(formats: Sequence[str]) -> JsonSchema:
+    samples = [write(_SAMPLE, pattern) for pattern in formats]
+    return {
+        "type": ["string", "number"],
+        "description": f"As {' or '.join(formats)}.",
+        "examples": [float(sample) if isinstance(sample, Decimal) else sample for sample in samples],
+    }
 
 
 def _listed(values: Mapping[str, str]) -> Sequence[JsonSchema]:
