@@ -8,6 +8,7 @@ from typing import Any
 
 from bridge.config.document import Document, Keys
 from bridge.errors import Problem
+from bridge.intake.expressions import negates_first_step
 from bridge.intake.schemes import gives_identity, layouts_of
 from bridge.settings import MappingBlock, Secret, SecretUnavailableError, Settings, Source
 
@@ -21,6 +22,10 @@ def advice(settings: Settings, document: Document, faulty: Collection[str] = ())
         keys: Keys = ("sources", name)
         if not any(path.startswith(f"sources.{name}.verify") for path in faulty):  # else something stands in for it
             yield from _verification(document, keys, source, settings.journal.retention_s)
+        for at, text in _expressions(source):
+            if negates_first_step(text):
+                message = f"{text!r}: to JMESPath !a.b is (!a).b, which is always null; write !(a.b)"
+                yield document.problem((*keys, *at), message)
         if (challenge := source.challenge) is not None and challenge.method == "POST" and challenge.when is None:
             message = (
                 "a POST in which `reply` finds something counts as a handshake, even if it is an event; set `when`"
@@ -55,6 +60,28 @@ def _verification(document: Document, keys: Keys, source: Source, retention_s: f
             "is still within `tolerance`; make `tolerance` less than half of `retention`"
         )
         yield document.problem((*keys, "verify", "tolerance"), message)
+
+
+def _expressions(source: Source) -> Iterator[tuple[Keys, str]]:
+    """Every expression of a source, and where it stands."""
+    one = {"events": source.events, "when": source.when, "event_id": source.event_id}
+    yield from (((key,), text) for key, text in one.items() if text is not None)
+    if source.occurred_at is not None:
+        yield ("occurred_at",), source.occurred_at.source
+    if source.challenge is not None:
+        yield ("challenge", "reply"), source.challenge.reply
+        if source.challenge.when is not None:
+            yield ("challenge", "when"), source.challenge.when
+    for block in source.mappings:
+        if block.when is not None:
+            yield (*block.path, "when"), block.when
+        yield (*block.path, "record", "id"), block.record.id
+        for name, how in block.properties.items():
+            if how.source is not None:
+                yield (*block.path, "properties", name), how.source
+        if (pairs := block.pairs) is not None:
+            at = (*block.path, "pairs")
+            yield from (((*at, "in"), pairs.items), ((*at, "name"), pairs.name), ((*at, "value"), pairs.value))
 
 
 def _is_short(secret: Secret) -> bool:

@@ -16,11 +16,12 @@ from jmespath.exceptions import JMESPathError, JMESPathTypeError, LexerError, Pa
 from marshmallow import missing as ABSENT  # noqa: N812 (a constant)
 
 from bridge.errors import BridgeError, MappingError, PayloadError
+from bridge.intake import syntax
 from bridge.intake.interpreter import Run, Scope, arity, build, is_false
 from bridge.intake.payload import parse_json_text, printable
 from bridge.intake.syntax import VARIABLES, Node, calls, has_loose_reference, literals, makes, plain_path, uses
 
-__all__ = ["ABSENT", "Expression", "ExpressionError", "Needs", "Scope", "compile_expression"]
+__all__ = ["ABSENT", "Expression", "ExpressionError", "Needs", "Scope", "compile_expression", "negates_first_step"]
 
 Path = tuple[str | int, ...]
 
@@ -58,6 +59,14 @@ class Expression:
         except ExpressionError:
             return False
         return value is not ABSENT and not is_false(value)
+
+
+def negates_first_step(text: str) -> bool:
+    """Whether it holds something like `!a.b`, which is not what it reads like. See `syntax.negates_first_step`."""
+    try:
+        return syntax.negates_first_step(jmespath.compile(text).parsed)
+    except (JMESPathError, RecursionError):
+        return False
 
 
 def compile_expression(text: str, path: Path) -> Expression:

@@ -1,12 +1,13 @@
 """The functions that expressions may call: JMESPath's own, at home with exact numbers, and ours.
 
 Ours are `lower(text)`, `upper(text)`, `trim(text)`, `split(text, separator)`,
-`replace(text, old, new)`, `parse_json(text)` and `items(object)` (a list of [key, value]). A null as
-first argument gives null.
+`replace(text, old, new)`, `unescape_html(text)`, `parse_json(text)` and `items(object)` (a list of [key, value]).
+A null as first argument gives null.
 """
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
 from decimal import Context, Decimal, InvalidOperation
@@ -113,6 +114,10 @@ class Functions(functions.Functions):
         if len(text) + text.count(old) * len(new) > _MAX_TEXT:
             raise ValueError("replace() would make too long a text")
         return text.replace(old, new)
+
+    @signature(_TEXT)
+    def _func_unescape_html(self, text: str | None) -> str | None:
+        return None if text is None else html.unescape(text)
 
     @signature(_TEXT)
     def _func_parse_json(self, text: str | None) -> Any:

@@ -77,6 +77,17 @@ def has_loose_reference(node: Node, *, taken: bool = False) -> bool:
     return any(has_loose_reference(child, taken=calling) for child in node["children"])
 
 
+def negates_first_step(node: Node) -> bool:
+    """Whether a tree negates the first step of a path only, as `!a.b` does: to JMESPath that is `(!a).b`, and nothing
+    is found within true or false.
+    """
+    if node["type"] == "slice":
+        return False
+    children = node["children"]
+    wrong = node["type"] == "subexpression" and children[0]["type"] == "not_expression"
+    return wrong or any(negates_first_step(child) for child in children)
+
+
 def plain_path(node: Node) -> tuple[str | int, ...] | None:
     """The keys and indices of a tree that is nothing but a path (`a.b[0].c`, `@`), else None."""
     kind = node["type"]

@@ -487,6 +487,14 @@ def test_an_open_source_is_warned_of(tmp_path: Path) -> None:
     ]
 
 
+def test_a_negation_that_reads_otherwise_than_it_is_taken_is_warned_of(tmp_path: Path) -> None:
+    """`!a.b` is `(!a).b` to JMESPath, which is null for ever; `!(a.b)`, `!a[0]` and `!a` are what they read like."""
+    text = SOUND + "      active: '!data.delinquent'\n      tier: '!(a.b) && !a[0] && !c'\n    when: '!draft.final'\n"
+    text = text.replace("properties: {company_name: data.name}", "properties:\n      company_name: data.name")
+    told = [warning.split(": ")[0] for warning in warnings(tmp_path, text) if "(!a).b" in warning]
+    assert told == ["12 sources.acme.when", "10 sources.acme.properties.active"]
+
+
 def test_events_without_identity_are_warned_of(tmp_path: Path) -> None:
     text = SOUND.replace(
         "{scheme: standard-webhooks, secrets: [{env: ACME_SECRET}]}", "{scheme: bearer, secrets: [{env: SIGNING}]}"
