@@ -123,12 +123,18 @@ class Intake(StrEnum):
     PARKED = "parked"
 
 
+#: Hexadecimal digits that tell apart events of one id.
+CONFLICT_DIGITS = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One partner event as it is handed to the journal.
 
     `unmappable` says why (a part of) it asks nothing of any record: the record id is missing, say.
     An event without updates and without `unmappable` is one that its source ignores.
+    `content_hash` is a hash of its payload, followed by `:` and one of what it asks for where that is known for good
+    (nothing of it is invalid or unmappable): see `same_content`.
     `payload` is the event's JSON text, `context` the JSON text of what else its mapping may look at
     (`headers`, `query`, `index`), `root` the whole body where that differs from the payload and the
     mapping looks at it.
@@ -154,13 +160,28 @@ class Event:
         return Intake.ACCEPTED if self.updates else Intake.IGNORED
 
 
+def same_content(one: str, other: str) -> bool:
+    """Whether two events of one id, by their `content_hash`, are one delivered twice: the payload is the same, or what
+    they ask for. Events journalled by older versions tell their payload only.
+    """
+    payload, _, asked = one.partition(":")
+    other_payload, _, other_asked = other.partition(":")
+    return payload == other_payload or (asked != "" and asked == other_asked)
+
+
+def other_id(event: Event, digits: int = CONFLICT_DIGITS) -> str:
+    """The id of an event whose own id another one has that asks for something else: the same at each delivery."""
+    payload, _, asked = event.content_hash.partition(":")
+    return f"{event.id}~{(asked or payload)[:digits]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The journal's answer for one event: what it was taken as."""
+    """The journal's answer for one event: the id it is kept under, and what it was taken as."""
 
     event_id: str
     intake: Intake
-    conflict: bool = False  # a duplicate whose content differs from the first delivery's
+    conflict: bool = False  # its own id is that of another event, which asks for something else
 
 
 # --- delivery -----------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import os
 import socket
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -25,19 +24,18 @@ from bridge.cli.answered import LISTENING
 from bridge.errors import BridgeError, PayloadError
 from bridge.intake.blocks import Problems
 from bridge.intake.bodies import coding_of, inflate, read_body
+from bridge.intake.identity import KnownIds
 from bridge.intake.mapping import CompiledSource, Mapped
 from bridge.intake.problems import Refusal, register_problem_handlers
 from bridge.intake.signatures import SignedRequest, Verdict, Verifier
 from bridge.intake.webhooks import Counts, Webhooks
-from bridge.model import Event, Intake, Receipt
+from bridge.model import Event, Receipt
 from bridge.operations.api import health_blueprint
 from bridge.operations.health import Verdict as Health
 from bridge.settings import MIB, Settings, Source
 
 WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
-#: Ids of events that are remembered, to tell second deliveries.
-_REMEMBERED = 10_000
 #: Seconds that a client may be silent within a request.
 _SILENCE_S = 60
 _ZEROS = {"accepted": 0, "duplicates": 0, "ignored": 0, "parked": 0, "ids": [], "invalid": []}
@@ -99,25 +97,16 @@ class _Source(CompiledSource):
 class _Memory:
     """In place of a journal: what came before, so that second deliveries are answered as such.
 
-    `_lock` guards `_hashes`.
+    `_lock` guards `_ids`.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._hashes: OrderedDict[str, str] = OrderedDict()
+        self._ids = KnownIds()
 
     def append(self, events: Sequence[Event]) -> Sequence[Receipt]:
         with self._lock:
-            return [self._receipt(event) for event in events]
-
-    def _receipt(self, event: Event) -> Receipt:
-        before = self._hashes.get(event.id)
-        if before is not None:
-            return Receipt(event.id, Intake.DUPLICATE, conflict=before != event.content_hash)
-        self._hashes[event.id] = event.content_hash
-        if len(self._hashes) > _REMEMBERED:
-            self._hashes.popitem(last=False)
-        return Receipt(event.id, event.intake)
+            return [self._ids.receipt(event) for event in events]
 
 
 class _Unobserved:

@@ -16,6 +16,10 @@ from bridge.settings import MappingBlock, Secret, SecretUnavailableError, Settin
 SHORT_ADMIN_TOKEN = 16
 
 
+#: WooCommerce's delivery id: a hash of the webhook's number and the current second.
+_WOOCOMMERCE = "x-wc-webhook-delivery-id"
+
+
 def advice(settings: Settings, document: Document, faulty: Collection[str] = ()) -> Iterator[Problem]:
     """All warnings, each with the place it is about. `faulty`: the paths of what is an error already."""
     for name, source in settings.sources.items():
@@ -53,6 +57,12 @@ def _verification(document: Document, keys: Keys, source: Source, retention_s: f
     if source.event_id is None and not gives_identity(verify):
         message = "no event has an id here, so a repeated delivery counts as a new event; set `event_id`"
         yield document.problem(keys, message)
+    if (why := _not_unique(source)) is not None:
+        message = (
+            f"{why}: events of one id that ask for different things are told apart and all taken, but counted as "
+            "conflicts; make an id of several parts, such as join('-', [to_string(a), to_string(b)])"
+        )
+        yield document.problem((*keys, "event_id"), message)
     signs_time = any("{timestamp}" in layout.signed for layout in layouts_of(verify))
     if signs_time and retention_s < 2 * verify.tolerance_s:  # from as far ahead as behind
         message = (
@@ -60,6 +70,18 @@ def _verification(document: Document, keys: Keys, source: Source, retention_s: f
             "is still within `tolerance`; make `tolerance` less than half of `retention`"
         )
         yield document.problem((*keys, "verify", "tolerance"), message)
+
+
+def _not_unique(source: Source) -> str | None:
+    """Why the ids of a source's events are known not to be unique."""
+    verify, text = source.verify, (source.event_id or "").strip()
+    header = verify.hmac.id_header if verify.hmac is not None else None
+    signature = verify.hmac.header if verify.hmac is not None else ""
+    if text == "eventId" and (verify.scheme.startswith("hubspot") or "hubspot" in signature.lower()):
+        return "HubSpot says that its eventId is not unique"
+    if text == f"_headers.{_WOOCOMMERCE.replace('-', '_')}" or (not text and (header or "").lower() == _WOOCOMMERCE):
+        return "WooCommerce gives two deliveries of one second the same delivery id"
+    return None
 
 
 def _expressions(source: Source) -> Iterator[tuple[Keys, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bridge.intake.identity import KnownIds
 from bridge.intake.inputs import inputs_of
 from bridge.intake.mapping import Mapped
 from bridge.model import Intake
@@ -11,7 +12,10 @@ from bridge.model import Intake
 
 def report(mapped: Mapped) -> dict[str, Any]:
     """What `map` prints and the console shows: the inputs as HubSpot takes them, and everything that becomes none."""
-    inputs = inputs_of(mapped.events)
+    known = KnownIds()
+    receipts = [known.receipt(event) for event in mapped.events]
+    again = {at for at, receipt in enumerate(receipts) if receipt.intake is Intake.DUPLICATE}
+    inputs = inputs_of([event for at, event in enumerate(mapped.events) if at not in again])
     types = sorted({one.record.lane.object_type for one in inputs})
     several = len(types) > 1
     shown = [{**({"objectType": one.record.lane.object_type} if several else {}), **one.as_json()} for one in inputs]
@@ -26,6 +30,10 @@ def report(mapped: Mapped) -> dict[str, Any]:
         ],
         "invalid": [{"index": index, "errors": errors} for index, errors in mapped.invalid],
     }
+    if again:
+        result["duplicates"] = [receipts[at].event_id for at in sorted(again)]
+    if any(receipt.conflict for receipt in receipts):
+        result["conflicts"] = [receipt.event_id for receipt in receipts if receipt.conflict]
     if mapped.unlisted:
         result["unlisted_names"] = mapped.unlisted
     if mapped.reject:

@@ -349,7 +349,7 @@ class Webhooks:
         if counts.conflicts:
             conflicts = [receipt.event_id for receipt in receipts if receipt.conflict]
             self._log.warning(
-                "event id used again for other content",
+                "event id used again for something else",
                 source=endpoint.source.name,
                 event_ids=loggable(conflicts),
             )
@@ -361,7 +361,7 @@ class Webhooks:
             "duplicates": counts.duplicates,
             "ignored": counts.ignored,
             "parked": counts.parked,
-            "ids": [event.id for event in mapped.events[:MAX_LISTED]],
+            "ids": [receipt.event_id for receipt in receipts[:MAX_LISTED]],
             "invalid": _listed(mapped),
         }
         return Response(orjson.dumps(body), status=reply.status, mimetype="application/json"), counts
@@ -385,7 +385,7 @@ def count(receipts: Sequence[Receipt], mapped: Mapped) -> Counts:
         conflicts=conflicts,
         unlisted=mapped.unlisted,
         records=len(records),
-        event_ids=loggable([event.id for event in mapped.events[:MAX_LOGGED]]),
+        event_ids=loggable([receipt.event_id for receipt in receipts[:MAX_LOGGED]]),
     )
 
 

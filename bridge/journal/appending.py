@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch, is_postgresql, run, select
 from bridge.journal.merging import Ask, Merged, merge
 from bridge.journal.staging import Left
-from bridge.model import Event, Intake, Receipt
+from bridge.model import CONFLICT_DIGITS, Event, Intake, Receipt, other_id, same_content
+
+#: Digits of a hash by which two events are told apart whose first ones are the same by chance.
+ALL_DIGITS = 64
 
 
 @dataclass(slots=True)
@@ -26,9 +29,49 @@ class Appended:
 def append(connection: Connection, events: Sequence[Event], *, now_us: int) -> Appended:
     """Take these events within the open transaction; nothing is durable before its commit.
 
-    A second delivery of an event (same source and id) changes nothing; one with other content is
-    reported as a conflict.
+    A second delivery of an event changes nothing. One that has the id of another (of the same source) and asks for
+    something else is taken under an id of its own, and reported as a conflict.
     """
+    receipts: dict[int, Receipt] = {}
+    numbers: dict[int, int] = {}
+    taken: dict[int, Event] = {}
+    waiting = list(range(len(events)))
+    for digits in (0, CONFLICT_DIGITS, ALL_DIGITS):
+        named = {at: replace(events[at], id=other_id(events[at], digits)) if digits else events[at] for at in waiting}
+        waiting = []
+        logged, kept = _log(connection, list(named.values()), now_us)
+        for at, event in named.items():
+            key = (event.source, event.id)
+            if (number := logged.pop(key, None)) is not None:
+                numbers[at], taken[at] = number, event
+                receipts[at] = Receipt(event.id, event.intake, conflict=digits > 0)
+            elif (hash_ := kept.get(key)) is None or same_content(hash_, event.content_hash):
+                receipts[at] = Receipt(event.id, Intake.DUPLICATE)  # None: retention was faster
+            else:
+                waiting.append(at)
+        if not waiting:
+            break
+    receipts.update((at, Receipt(events[at].id, Intake.DUPLICATE, conflict=True)) for at in waiting)
+    asks = [
+        Ask(
+            event=numbers[at],
+            source=event.source,
+            record=update.record,
+            properties=update.properties,
+            invalid=update.invalid,
+            skip_unchanged=update.skip_unchanged,
+            occurred_us=event.occurred_at_us,
+        )
+        for at, event in sorted(taken.items())
+        for update in event.updates
+    ]
+    return Appended([receipts[at] for at in range(len(events))], merge(connection, asks, now_us=now_us))
+
+
+def _log(
+    connection: Connection, events: Sequence[Event], now_us: int
+) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], str]]:
+    """Log the first of each (source, id) that is new: the numbers of these, and the content hashes of all."""
     first: dict[tuple[str, str], Event] = {}
     for event in events:
         first.setdefault((event.source, event.id), event)
@@ -38,30 +81,7 @@ def append(connection: Connection, events: Sequence[Event], *, now_us: int) -> A
     else:  # within the transaction lock nobody else writes: what is not known now is new
         known = _known_hashes(connection, list(first))
         numbers = _log_events(connection, {key: event for key, event in first.items() if key not in known}, now_us)
-    receipts = []
-    for event in events:
-        key = (event.source, event.id)
-        if key in numbers and first[key] is event:
-            receipts.append(Receipt(event.id, event.intake))
-        else:
-            kept = known.get(key) if key not in numbers else first[key].content_hash
-            conflict = kept is not None and kept != event.content_hash  # None: retention was faster
-            receipts.append(Receipt(event.id, Intake.DUPLICATE, conflict=conflict))
-    asks = [
-        Ask(
-            event=numbers[key],
-            source=event.source,
-            record=update.record,
-            properties=update.properties,
-            invalid=update.invalid,
-            skip_unchanged=update.skip_unchanged,
-            occurred_us=event.occurred_at_us,
-        )
-        for key, event in first.items()
-        if key in numbers
-        for update in event.updates
-    ]
-    return Appended(receipts, merge(connection, asks, now_us=now_us))
+    return numbers, known | {key: first[key].content_hash for key in numbers}
 
 
 def _log_events(connection: Connection, new: dict[tuple[str, str], Event], now_us: int) -> dict[tuple[str, str], int]:

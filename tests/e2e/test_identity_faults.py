@@ -104,8 +104,11 @@ def house(folder: Path, sources: str = ACME) -> Iterator[House]:
             service.stop()
 
 
+STARTED = time.time()
+
+
 def event(name: str = "e1", /, **values: Any) -> dict[str, Any]:
-    return {"id": name, "client": "c1", "at": time.time(), "name": "A", **values}
+    return {"id": name, "client": "c1", "at": STARTED, "name": "A", **values}
 
 
 def taken(answer: TestResponse) -> dict[str, Any]:
@@ -260,18 +263,23 @@ def test_f32_delivered_again_after_a_day_and_after_retention(tmp_path: Path) -> 
         assert at.held()["c1"]["company_name"] == "new"
 
 
-def test_f32_other_content_under_a_known_id_is_counted_and_logged(
+def test_f32_what_asks_for_something_else_under_a_known_id_is_taken_counted_and_logged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And changes nothing: the first delivery stands."""
+    """An event of its own, under an id of its own: three changes that one id is given to all reach the CRM."""
+    first, second, third = (event("e1", name=name) for name in ("first", "other secret name", "third"))
     with house(tmp_path) as at:
-        taken(at.post(event("e1", name="first")))
-        assert taken(at.post(event("e1", name="other secret name")))["duplicates"] == 1
-        assert at.counted("bridge_events_total", source="acme", outcome="conflict") == 1
+        assert taken(at.post(first))["ids"] == ["e1"]
+        other = taken(at.post(second))
+        assert (other["accepted"], other["ids"][0][:3]) == (1, "e1~")
+        assert taken(at.post(third))["accepted"] == 1
+        again = taken(at.post(second))
+        assert (again["duplicates"], again["ids"]) == (1, other["ids"])
+        assert at.counted("bridge_events_total", source="acme", outcome="conflict") == 2
         assert at.counted("bridge_events_total", source="acme", outcome="duplicate") == 1
-        assert eventually(lambda: at.held().get("c1", {}).get("company_name") == "first")
+        assert eventually(lambda: at.held().get("c1", {}).get("company_name") == "third")
     logged = capsys.readouterr().out
-    assert "event id used again for other content" in logged
+    assert "event id used again for something else" in logged
     assert "other secret name" not in logged
 
 

@@ -16,6 +16,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from bridge.journal.remapping import Difference
 from bridge.journal.retry_log import Filter, KeptEvent, Remapped
 from bridge.journal.steering import Known
 from bridge.journal.store import Journal
-from bridge.model import Event, Intake, Pause, PendingRecord, PropertyUpdate, to_us
+from bridge.model import Event, Intake, Pause, PendingRecord, PropertyUpdate, Receipt, to_us
 from bridge.settings import Crm as CrmSettings
 from bridge.settings import Journal as JournalSettings
 from bridge.settings import RateLimit, Retry
@@ -160,6 +161,18 @@ class DeliveryMachine(RuleBasedStateMachine):
     def an_event_is_delivered_again(self, which: int) -> None:
         [receipt] = self.journal.append([self.sent[which % len(self.sent)]]).receipts
         assert (receipt.intake, receipt.conflict) == (Intake.DUPLICATE, False)
+
+    @precondition(lambda self: self.sent)
+    @rule(which=st.integers(0, 10_000), ask=ASKS)
+    def an_id_is_used_again_for_something_else(self, which: int, ask: Ask) -> None:
+        record, properties, offset, skip = ask
+        used, asked = self.sent[which % len(self.sent)].id, f"{len(self.sent):08x}"
+        at_us = None if offset is None else to_us(self.clock.now() + offset)
+        told = Told(f"{used}~{asked}", record, properties, at_us, skip_unchanged=skip)
+        self.model.arrive([told], to_us(self.clock.now()))
+        again = replace(self.event(told), id=used, content_hash=f"payload of {told.id}:{asked}")
+        self.sent.append(again)
+        assert self.journal.append([again]).receipts == [Receipt(told.id, again.intake, conflict=True)]
 
     # --- the CRM, time and the process ---
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -101,12 +103,50 @@ def test_one_id_of_two_sources_is_two_events(journal: Journal) -> None:
     assert [receipt.intake for receipt in appended.receipts] == [Intake.ACCEPTED] * 2
 
 
-def test_the_same_id_with_other_content_is_a_conflict(journal: Journal) -> None:
-    first = event("e1")
-    journal.append([first])
-    other = Event(**{name: getattr(first, name) for name in first.__slots__} | {"content_hash": "other"})
-    [receipt] = journal.append([other]).receipts
-    assert (receipt.intake, receipt.conflict) == (Intake.DUPLICATE, True)
+def with_content(content_hash: str, **asked: Any) -> Event:
+    return replace(event("e1", **asked), content_hash=content_hash)
+
+
+def test_the_same_id_that_asks_for_something_else_is_an_event_of_its_own(journal: Journal, clock: FakeClock) -> None:
+    first = with_content("p1:0123456789", properties={"tier": "gold"})
+    other = with_content("p2:ab0123456789", properties={"city": "Lugo"}, record="8")
+    third = with_content("p3:cd0123456789", properties={"tier": "iron"})
+    same = with_content("p4:0123456789", properties={"tier": "gold"})  # asks for what the first asked for
+    old = with_content("p2", properties={"city": "Lugo"}, record="8")  # as an older version told it
+    told = [
+        (receipt.event_id, receipt.intake, receipt.conflict)
+        for group in ([first], [other, third, other, same], [old, third, first])
+        for receipt in journal.append(group).receipts
+    ]
+    assert told == [
+        ("e1", Intake.ACCEPTED, False),
+        ("e1~ab012345", Intake.ACCEPTED, True),
+        ("e1~cd012345", Intake.ACCEPTED, True),
+        ("e1~ab012345", Intake.DUPLICATE, False),
+        ("e1", Intake.DUPLICATE, False),
+        ("e1~p2", Intake.ACCEPTED, True),
+        ("e1~cd012345", Intake.DUPLICATE, False),
+        ("e1", Intake.DUPLICATE, False),
+    ]
+    assert {one.key.id: values(one) for one in take(journal, clock)} == {"7": {"tier": "iron"}, "8": {"city": "Lugo"}}
+
+
+def test_an_event_of_an_older_version_is_compared_by_its_payload(journal: Journal) -> None:
+    journal.append([with_content("p1")])
+    receipts = journal.append([with_content("p1:0123456789"), with_content("p2:0123456789")]).receipts
+    assert [(one.event_id, one.intake) for one in receipts] == [
+        ("e1", Intake.DUPLICATE),
+        ("e1~01234567", Intake.ACCEPTED),
+    ]
+
+
+def test_two_that_are_told_apart_by_no_eight_digits_are_told_apart_by_all(journal: Journal) -> None:
+    journal.append([with_content("p1:00")])
+    receipts = journal.append([with_content("p2:abcdef0123"), with_content("p3:abcdef0145")]).receipts
+    assert [(one.event_id, one.intake) for one in receipts] == [
+        ("e1~abcdef01", Intake.ACCEPTED),
+        ("e1~abcdef0145", Intake.ACCEPTED),
+    ]
 
 
 def test_an_event_without_updates_is_ignored_and_kept(journal: Journal, clock: FakeClock) -> None:

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import threading
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from werkzeug.wrappers import Response
 
 from bridge.errors import JournalError, JournalFullError, JournalUnavailableError
 from bridge.intake import webhooks
+from bridge.intake.identity import KnownIds
 from bridge.intake.mapping import compile_source
 from bridge.intake.signatures import Verifier, sign
 from bridge.intake.webhooks import Counts, Endpoint, Webhooks, register_problem_handlers
@@ -38,6 +40,7 @@ class FakeJournal:
         self.events: dict[tuple[str, str], Event] = {}
         self.failure: Exception | None = None
         self._lock = threading.Lock()
+        self._known: dict[str, KnownIds] = defaultdict(KnownIds)
 
     def append(self, events: Sequence[Event]) -> Sequence[Receipt]:
         if self.failure is not None:
@@ -45,11 +48,10 @@ class FakeJournal:
         receipts = []
         with self._lock:
             for event in events:
-                known = self.events.setdefault((event.source, event.id), event)
-                if known is event:
-                    receipts.append(Receipt(event.id, event.intake))
-                else:
-                    receipts.append(Receipt(event.id, Intake.DUPLICATE, known.content_hash != event.content_hash))
+                receipt = self._known[event.source].receipt(event)
+                if receipt.intake is not Intake.DUPLICATE:
+                    self.events[event.source, receipt.event_id] = event
+                receipts.append(receipt)
         return receipts
 
 
@@ -201,10 +203,10 @@ def test_some_senders_demand_an_answer_without_a_body(house: House) -> None:
 
 
 def test_without_an_event_id_the_delivery_id_counts(house: House) -> None:
-    """A second delivery of the same message is a duplicate; other content is a conflict as well."""
+    """A second delivery of the same message is a duplicate; one that asks for something else is an event of its own."""
     assert json.loads(house.post("unnamed", {"id": 7}).data)["ids"] == ["msg_1"]
     assert json.loads(house.post("unnamed", {"id": 7}).data)["duplicates"] == 1
-    assert json.loads(house.post("unnamed", {"id": 8}).data)["duplicates"] == 1
+    assert json.loads(house.post("unnamed", {"id": 8}).data)["accepted"] == 1
     assert [counts.conflicts for _, _, counts in house.seen.webhooks] == [0, 0, 1]
 
 

@@ -505,6 +505,31 @@ def test_events_without_identity_are_warned_of(tmp_path: Path) -> None:
     assert warning.startswith("4 sources.acme: no event has an id here")
 
 
+@pytest.mark.parametrize(
+    "verify, event_id, told",
+    [
+        ("scheme: hubspot-v3", "eventId", "HubSpot"),
+        ("scheme: hmac, header: X-HubSpot-Signature-v3", "eventId", "HubSpot"),
+        ("scheme: hubspot-v3", "join('-', [to_string(eventId), to_string(objectId)])", None),
+        ("scheme: standard-webhooks", "eventId", None),
+        ("scheme: hmac, header: X-WC-Sig", "_headers.x_wc_webhook_delivery_id", "WooCommerce"),
+        (
+            "scheme: hmac, header: X-S, id: {header: X-WC-Webhook-Delivery-ID}, signed: '{id}{body}'",
+            None,
+            "WooCommerce",
+        ),
+    ],
+)
+def test_ids_that_are_known_not_to_be_unique_are_warned_of(
+    tmp_path: Path, verify: str, event_id: str | None, told: str | None
+) -> None:
+    text = "server: {public_url: https://h.example.com}\n" + SOUND.replace(
+        "verify: {scheme: standard-webhooks,", f"verify: {{{verify},"
+    ).replace("    event_id: id\n", f'    event_id: "{event_id}"\n' if event_id else "")
+    found = [warning for warning in warnings(tmp_path, text) if "conflicts" in warning]
+    assert [told in warning for warning in found] == [True] if told else not found
+
+
 def test_a_retention_that_forgets_before_a_signature_is_stale_is_warned_of(tmp_path: Path) -> None:
     """A time is good from as far ahead as behind."""
     (warning,) = warnings(tmp_path, SOUND + "journal: {retention: 9m}\n")
