@@ -273,11 +273,10 @@ def _content_hash(event: dict[str, Any], occurred_at_us: int | None, reading: Re
     payload = hashlib.sha256(to_canonical_json(event)).hexdigest()
     if reading.unmappable is not None or any(update.invalid for update in reading.updates):
         return payload
-    asked = [
-        (lane.object_type, lane.id_property, update.record.id, sorted(update.properties.items()))
-        for update in reading.updates
-        if (lane := update.record.lane)
-    ]
+    asked = []
+    for update in reading.updates:
+        lane = update.record.lane
+        asked.append((lane.object_type, lane.id_property, update.record.id, sorted(update.properties.items())))
     text = orjson.dumps([occurred_at_us if asked else None, sorted(asked)])
     return f"{payload}:{hashlib.blake2b(text, digest_size=16).hexdigest()}"
 

@@ -174,7 +174,7 @@ def test_datetimes(value: object, zone: str | None, format_: str | None, expecte
 
 def test_of_several_formats_the_first_that_reads_a_value_counts() -> None:
     """In their order: what the first cannot read goes to the next."""
-    either = {"type": "date", "format": ("%d/%m/%Y", "%m/%d/%Y", "excel")}
+    either: dict[str, Any] = {"type": "date", "format": ("%d/%m/%Y", "%m/%d/%Y", "excel")}
     assert convert("01/02/2026", **either) == "2026-02-01"
     assert convert("12/31/2026", **either) == "2026-12-31"
     assert convert(46027, **either) == "2026-01-05"
