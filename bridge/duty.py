@@ -17,6 +17,7 @@ from bridge.delivery.hubspot import HubSpot
 from bridge.delivery.limiter import Limiter
 from bridge.delivery.oauth import OAuthTokens
 from bridge.delivery.ports import OnUnknown as Word
+from bridge.delivery.properties import Portal
 from bridge.delivery.tokens import Tokens
 from bridge.errors import ConfigError, JournalError, Problem
 from bridge.journal.store import Journal
@@ -224,6 +225,7 @@ class Duty:
             proxy=crm.proxy,
             ca_file=crm.ca_file,
         )
+        portal = Portal(crm=client, path=crm.properties_path, name="the portal")
         # What people see is counted by whoever delivers, so that it is refused to one who does not any more.
         self._journal_of_term = self._journal.under(self._claim.epoch)
         return Dispatcher(
@@ -236,6 +238,7 @@ class Duty:
             observer=self._observing,
             limiter=self._limiter(),
             may_call=self._claim.may_call,
+            portal=portal if crm.validation == "portal" else None,
         )
 
     def _limiter(self) -> Limiter:

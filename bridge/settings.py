@@ -168,6 +168,7 @@ class Crm:
     max_in_flight: int = 8
     rate_limit: RateLimit = field(default_factory=RateLimit)
     timeout_s: float = 30.0
+    validation: Literal["portal", "off"] = "portal"
     proxy: str | None = field(default=None, repr=False)  # may hold a password
     ca_file: Path | None = None
 

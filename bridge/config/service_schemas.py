@@ -12,7 +12,7 @@ from marshmallow import ValidationError, validate
 from bridge.config.blocks import Block, Complaints, Nested
 from bridge.config.credentials import Credential, faults, token_rule
 from bridge.config.formats import Address, Duration, ExistingFile, Size, Url
-from bridge.config.scalars import Text, Whole
+from bridge.config.scalars import Choice, Text, Whole
 from bridge.config.surroundings import surroundings
 from bridge.settings import Crm, Journal, OAuth, RateLimit, Retry, Server, is_loopback
 
@@ -86,6 +86,12 @@ class CrmSchema(Block):
     max_in_flight = Whole(validate=AT_LEAST_1, metadata=about("Concurrent calls of the whole deployment."))
     rate_limit = Nested(RateLimitSchema, metadata=about("Calls of the whole deployment."))
     timeout_s = Duration(data_key="timeout", metadata=about("Total deadline of a call."))
+    validation = Choice(
+        "portal",
+        "off",
+        data_key="validate",
+        metadata=about("portal: what the portal's property definitions rule out is refused before it is sent."),
+    )
     proxy = Url(metadata=about("An HTTP proxy for calls to the CRM."))
     ca_file = ExistingFile(metadata=about("Certificates to trust, as PEM, in place of the usual ones."))
 

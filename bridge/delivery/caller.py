@@ -15,6 +15,7 @@ from bridge.delivery.digesting import Decision, Digester, Moment
 from bridge.delivery.hubspot import inputs_of
 from bridge.delivery.limiter import Grant, Limiter
 from bridge.delivery.pauses import DAILY_LIMIT
+from bridge.delivery.portal_rules import PortalRules
 from bridge.delivery.ports import Answer, Crm, Input, Journal, NoAnswer, Observer, OnUnknown
 from bridge.delivery.summary import call_of, log_call, summary, where
 from bridge.delivery.verdicts import Rules, Stopped
@@ -51,6 +52,7 @@ class Caller:
     observer: Observer
     on_unknown: Callable[[PendingRecord], OnUnknown]
     may_call: Callable[[], bool]
+    rules: PortalRules | None = None
 
     def make(self, work: Work, grant: Grant) -> None:
         """Make the call and settle it. Raises JournalError; what was not settled stays due."""
@@ -85,13 +87,16 @@ class Caller:
         """What of the taken records is to be sent, and what is refused without being sent."""
         only = work.only
         records = list(taken) if only is None else [_restricted(record, only) for record in taken]
+        records = [record for record in records if record.values]
+        ruled_out: list[Outcome] = []
+        if self.rules is not None:
+            records, ruled_out = self.rules.rule_out(work.lane.object_type, records)
         with self.lock:
             now = self.clock.monotonic()
-            records = [record for record in records if record.values]
             left, refused = self.board.retired.strip(work.lane.object_type, records, now)
             gone = set(work.refs).difference(record.ref for record in left)
             extra = self.digester.vanished(work, sorted(gone)) if gone else Decision()
-        return left, [*refused, *extra.outcomes]
+        return left, [*ruled_out, *refused, *extra.outcomes]
 
     def _is_paused(self, lane: Lane) -> bool:
         """Whether a person has paused this lane. Asked after the records were read: nothing that is accepted once the

@@ -25,6 +25,7 @@ from bridge.delivery.digesting import Digester, Moment
 from bridge.delivery.limiter import Grant, Limiter
 from bridge.delivery.patience import Patience
 from bridge.delivery.pauses import DAILY_LIMIT, Backoff, Pauses
+from bridge.delivery.portal_rules import Portal, PortalRules
 from bridge.delivery.ports import Crm, Journal, Observer, OnUnknown
 from bridge.delivery.summary import log_pauses, where
 from bridge.delivery.threads import CallThreads, Pool
@@ -84,9 +85,10 @@ class Dispatcher:
         limiter: Limiter | None = None,
         backoff: Backoff | None = None,
         may_call: Callable[[], bool] = lambda: True,
+        portal: Portal | None = None,
     ) -> None:
         """`may_call` is asked just before each call is sent: whether this process still is the one that
-        delivers.
+        delivers. What the definitions of `portal` rule out is not sent.
         """
         self._journal = journal
         self._crm = crm
@@ -125,6 +127,7 @@ class Dispatcher:
             observer=observer,
             on_unknown=on_unknown,
             may_call=lambda: not self._state.stopping and may_call(),
+            rules=None if portal is None else PortalRules(portal=portal, limiter=self.limiter, clock=clock),
         )
         self._closed = threading.Condition(self._lock)  # a call was settled, or given up
         self._wake = threading.Event()

@@ -67,9 +67,13 @@ class NotTold:
     type. `words` are the portal's own.
     """
 
-    reason: Literal["forbidden", "object_type"]
+    reason: Literal["forbidden", "object_type", "property"]
     words: str = ""
     scopes: tuple[str, ...] = ()
+
+
+#: There is no such property.
+ABSENT = NotTold("property")
 
 
 class Portal:
@@ -97,6 +101,19 @@ class Portal:
             message = f"{self._name} answered with something that is no list of properties; check `base_url`"
             raise CrmUnreachableError(message)
         return listed
+
+    def property(self, object_type: str, name: str) -> Definition | NotTold:
+        """One property by its name, which `properties` may not list (sensitive ones, say); `ABSENT`: there is none.
+        Raises CrmUnreachableError.
+        """
+        answer = self._crm.get(f"{self._path}/{quote(object_type, safe='')}/{quote(name, safe='')}")
+        if isinstance(answer, NoAnswer):
+            raise CrmUnreachableError(f"{self._name} {_NO_ANSWER.get(answer.kind, f'was not asked: {answer.detail}')}")
+        if answer.status == 404:
+            return ABSENT
+        if answer.status == 200 and isinstance(answer.body, dict) and answer.body.get("name") == name:
+            return _definition(answer.body)
+        return NotTold("forbidden", _words(answer), _scopes(answer.body))
 
     def archived(self, object_type: str) -> frozenset[str]:
         """The names of the properties that were archived, which `properties` may leave out. Never raises:

@@ -169,6 +169,8 @@ class Crm:
                 return reading.usage(self.limits)
             case "properties":
                 return reading.definitions(self.properties, route.object_type)
+            case "property":
+                return reading.definition(self.properties, route.object_type, request.path.rsplit("/", 1)[1])
             case "read":
                 return reading.batch_read(self.records, self.properties, call, request.body)
             case "get":

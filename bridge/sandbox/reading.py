@@ -10,7 +10,7 @@ import orjson
 
 from bridge.sandbox import answers
 from bridge.sandbox.answers import Answer
-from bridge.sandbox.definitions import Properties
+from bridge.sandbox.definitions import Properties, PropertyDefinition
 from bridge.sandbox.ledger import Call
 from bridge.sandbox.limits import Limits
 from bridge.sandbox.records import Address, Record, Records
@@ -23,6 +23,16 @@ def definitions(properties: Properties, object_type: str) -> Answer:
     """`GET /crm/v3/properties/{objectType}` [spec PROP-v3]."""
     listed = [definition.as_json() for definition in properties.table(object_type).values()]
     return answers.json_answer(200, {"results": listed})
+
+
+def definition(properties: Properties, object_type: str, name: str) -> Answer:
+    """`GET /crm/v3/properties/{objectType}/{propertyName}` [spec PROP-v3]."""
+    known = properties.table(object_type).get(name)
+    if known is None and properties.open_properties:
+        known = PropertyDefinition(name)
+    if known is None:
+        return answers.json_answer(404, {"status": "error", "message": f"Property {name} does not exist"})
+    return answers.json_answer(200, known.as_json())
 
 
 def usage(limits: Limits) -> Answer:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-Endpoint = Literal["update", "read", "list", "get", "properties", "token", "usage", "none"]
+Endpoint = Literal["update", "read", "list", "get", "properties", "property", "token", "usage", "none"]
 
 _VERSION = r"(?:v\d+|\d{4}-\d{2}(?:-beta)?)"
 _OBJECTS = rf"/crm/(?:v\d+/objects|objects/{_VERSION})"
@@ -16,6 +16,7 @@ _ROUTES: tuple[tuple[str, re.Pattern[str], Endpoint], ...] = (
     ("POST", re.compile(r"/.+/([^/]+)/batch/read"), "read"),
     ("POST", re.compile(rf"/oauth/{_VERSION}/token()"), "token"),
     ("GET", re.compile(rf"/crm/(?:v\d+/properties|properties/{_VERSION})/([^/]+)"), "properties"),
+    ("GET", re.compile(rf"/crm/(?:v\d+/properties|properties/{_VERSION})/([^/]+)/([^/]+)"), "property"),
     ("GET", re.compile(r"/account-info/v3/api-usage/daily(?:/private-apps)?()"), "usage"),
     ("GET", re.compile(rf"{_OBJECTS}/([^/]+)"), "list"),
     ("GET", re.compile(rf"{_OBJECTS}/([^/]+)/[^/]+"), "get"),

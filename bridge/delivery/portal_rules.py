@@ -1,0 +1,180 @@
+"""What the portal's own definitions rule out is refused before it is sent (`crm.validate: portal`).
+
+Where HubSpot answers 400 without saying which input is bad, each bad value costs a search among a hundred records;
+the definitions tell it beforehand. They must refuse nothing that HubSpot takes: a value is refused only by definitions
+that were read within the last minute, and where HubSpot's rule is not known for certain, HubSpot decides. Without the
+scope to read them, with an empty answer or with none at all, nothing is refused here.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Protocol, TypeVar
+
+from bridge.delivery.limiter import Limiter
+from bridge.delivery.properties import ABSENT, Definition, NotTold
+from bridge.errors import CrmUnreachableError
+from bridge.model import Clock, Outcome, PendingRecord, Reason, Refused, Value
+
+T = TypeVar("T")
+
+#: Seconds after which the definitions are read again in any case.
+REFRESH_S = 600.0
+#: Seconds within which definitions may refuse a value, and between two readings for that.
+CERTAIN_S = 60.0
+#: Seconds that a reading waits for the rate limit; without a grant, HubSpot decides.
+_PATIENCE_S = 5.0
+_LOOK_S = 0.05
+#: Characters of a value, and options, that a message names.
+_SHOWN, _OPTIONS = 60, 8
+
+#: A text that may be a number to somebody: digits, and what is written around them.
+_MAY_BE_NUMBER = re.compile(r"[^\w]*[0-9][0-9eE_\W]*|\W*(?:nan|inf|infinity)\W*", re.IGNORECASE)
+
+
+class Portal(Protocol):
+    """Who tells the definitions. Both raise CrmUnreachableError."""
+
+    def properties(self, object_type: str) -> Mapping[str, Definition] | NotTold:
+        """All that are listed, by name."""
+        ...
+
+    def property(self, object_type: str, name: str) -> Definition | NotTold:
+        """One by its name, listed or not: HubSpot lists no sensitive ones. `ABSENT`: there is none."""
+        ...
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of one object type; times are monotonic. `reading` is held by who reads it."""
+
+    definitions: dict[str, Definition | None] = field(default_factory=dict)
+    read_at: float = float("-inf")
+    try_from: float = float("-inf")
+    reading: threading.Lock = field(default_factory=threading.Lock)
+
+
+class PortalRules:
+    """Thread-safe: `_lock` guards the table of object types, a lock of each its reading. A table of definitions is
+    replaced as a whole, or grows.
+    """
+
+    def __init__(self, *, portal: Portal, limiter: Limiter, clock: Clock) -> None:
+        self._portal = portal
+        self._limiter = limiter
+        self._clock = clock
+        self._pause = threading.Event()
+        self._lock = threading.Lock()
+        self._known: dict[str, _Known] = {}
+
+    def rule_out(self, object_type: str, records: Sequence[PendingRecord]) -> tuple[list[PendingRecord], list[Outcome]]:
+        """The records without the values that cannot be taken, which are refused. May take as long as a call."""
+        with self._lock:
+            known = self._known.setdefault(object_type, _Known())
+        self._read(known, object_type, older_than_s=REFRESH_S)
+        if not known.definitions or not self._wrong(known.definitions, records):
+            return list(records), []
+        self._read(known, object_type, older_than_s=CERTAIN_S, wait=True)
+        if self._clock.monotonic() - known.read_at > CERTAIN_S:
+            return list(records), []
+        self._ask_for_unlisted(known, object_type, records)
+        definitions = known.definitions
+        judged = [replace(record, values=_of(record, definitions)) for record in records]
+        wrong = self._wrong(definitions, judged)
+        left = [_without(record, wrong[record.ref]) if record.ref in wrong else record for record in records]
+        refused: list[Outcome] = [Refused(record, wrong[record.ref]) for record in records if record.ref in wrong]
+        return [record for record in left if record.values], refused
+
+    def _read(self, known: _Known, object_type: str, *, older_than_s: float, wait: bool = False) -> None:
+        """Read the definitions if they are older, at most once a minute. `wait` for another thread that reads them
+        just now, as is done in any case where nothing is known yet.
+        """
+        if not self._is_due(known, older_than_s):
+            return
+        if not known.reading.acquire(blocking=wait or not known.definitions):
+            return
+        try:
+            if self._is_due(known, older_than_s):
+                found = self._asked(partial(self._portal.properties, object_type))
+                now = self._clock.monotonic()
+                known.try_from = now + (REFRESH_S if isinstance(found, NotTold) else CERTAIN_S)
+                if found and not isinstance(found, NotTold):
+                    known.definitions, known.read_at = dict(found), now
+        finally:
+            known.reading.release()
+
+    def _is_due(self, known: _Known, older_than_s: float) -> bool:
+        now = self._clock.monotonic()
+        return now - known.read_at > older_than_s and now >= known.try_from
+
+    def _ask_for_unlisted(self, known: _Known, object_type: str, records: Sequence[PendingRecord]) -> None:
+        definitions = known.definitions
+        for name in sorted({name for record in records for name in record.values} - definitions.keys()):
+            told = self._asked(partial(self._portal.property, object_type, name))
+            if isinstance(told, Definition):
+                definitions[name] = told
+            elif told is ABSENT:
+                definitions[name] = None
+
+    def _asked(self, ask: Callable[[], T]) -> T | None:
+        """What the portal tells, within the rate limit; None where it cannot be asked."""
+        deadline = self._clock.monotonic() + _PATIENCE_S
+        while self._limiter.acquire(now := self._clock.monotonic()) is None:
+            if now > deadline:
+                return None
+            self._pause.wait(min(max(self._limiter.wait_s(now), 0.001), _LOOK_S))
+        try:
+            return ask()
+        except CrmUnreachableError:
+            return None
+
+    @staticmethod
+    def _wrong(
+        definitions: Mapping[str, Definition | None], records: Sequence[PendingRecord]
+    ) -> dict[int, dict[str, Reason]]:
+        """By record the properties that cannot be taken, and why."""
+        wrong: dict[int, dict[str, Reason]] = {}
+        for record in records:
+            for name, value in record.values.items():
+                if (complaint := complaint_about(name, definitions.get(name), value.value)) is not None:
+                    wrong.setdefault(record.ref, {})[name] = Reason("VALIDATION_ERROR", complaint)
+        return wrong
+
+
+def complaint_about(name: str, definition: Definition | None, text: str) -> str | None:
+    """Why the portal cannot take this text for this property; None where it may. `definition` None: it has none."""
+    if definition is None:
+        return f"not sent: the portal has no property {name}"
+    if not definition.writable:
+        return f"not sent: {name} is read-only in the portal"
+    if text and definition.type == "number" and not _MAY_BE_NUMBER.fullmatch(text):
+        return f"not sent: {name} is a number in the portal, and {_shown(text)} is none"
+    if text and definition.type == "enumeration" and definition.options and not definition.external:
+        known = {said.strip().casefold() for option in definition.options.items() for said in option}
+        for option in text.split(";") if definition.multiple else [text]:
+            if option.strip().casefold() not in known:
+                return f"not sent: {name} has no option {_shown(option)} in the portal; it has {_listed(definition)}"
+    return None
+
+
+def _listed(definition: Definition) -> str:
+    options = list(definition.options)
+    rest = f" and {len(options) - _OPTIONS} more" if len(options) > _OPTIONS else ""
+    return ", ".join(option[:_SHOWN] for option in options[:_OPTIONS]) + rest
+
+
+def _shown(text: str) -> str:
+    return repr(text[:_SHOWN]) + ("…" if len(text) > _SHOWN else "")
+
+
+def _of(record: PendingRecord, definitions: Mapping[str, Definition | None]) -> dict[str, Value]:
+    """The values whose property the portal was asked about."""
+    return {name: value for name, value in record.values.items() if name in definitions}
+
+
+def _without(record: PendingRecord, names: Mapping[str, Reason]) -> PendingRecord:
+    return replace(record, values={name: value for name, value in record.values.items() if name not in names})
