@@ -2,8 +2,9 @@
 
 Where HubSpot answers 400 without saying which input is bad, each bad value costs a search among a hundred records;
 the definitions tell it beforehand. They must refuse nothing that HubSpot takes: a value is refused only by definitions
-that were read within the last minute, and where HubSpot's rule is not known for certain, HubSpot decides. Without the
-scope to read them, with an empty answer or with none at all, nothing is refused here.
+that were read within the last minute, and not twice by the same reading: what comes again was replayed by a person,
+who may have mended the portal. Where HubSpot's rule is not known for certain, HubSpot decides. Without the scope to
+read them, with an empty answer or with none at all, nothing is refused here.
 """
 
 from __future__ import annotations
@@ -26,9 +27,13 @@ T = TypeVar("T")
 REFRESH_S = 600.0
 #: Seconds within which definitions may refuse a value, and between two readings for that.
 CERTAIN_S = 60.0
+#: Seconds between two readings for values that come again.
+AGAIN_S = 0.05
 #: Seconds that a reading waits for the rate limit; without a grant, HubSpot decides.
 _PATIENCE_S = 5.0
 _LOOK_S = 0.05
+#: How messages go on that are worded as HubSpot words them.
+_WHENCE = "(by the portal's definition of {}; it was not sent)"
 #: Characters of a value, and options, that a message names.
 _SHOWN, _OPTIONS = 60, 8
 
@@ -55,6 +60,7 @@ class _Known:
     definitions: dict[str, Definition | None] = field(default_factory=dict)
     read_at: float = float("-inf")
     try_from: float = float("-inf")
+    refused: set[tuple[int, str, int]] = field(default_factory=set)  # by this reading: record, property, value's hash
     reading: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -63,8 +69,12 @@ class PortalRules:
     replaced as a whole, or grows.
     """
 
-    def __init__(self, *, portal: Portal, limiter: Limiter, clock: Clock) -> None:
+    def __init__(
+        self, *, portal: Portal, limiter: Limiter, clock: Clock, counted: Callable[[], None] = lambda: None
+    ) -> None:
+        """`counted` is called for each call to the portal: they are calls of the day like others."""
         self._portal = portal
+        self._counted = counted
         self._limiter = limiter
         self._clock = clock
         self._pause = threading.Event()
@@ -78,38 +88,59 @@ class PortalRules:
         self._read(known, object_type, older_than_s=REFRESH_S)
         if not known.definitions or not self._wrong(known.definitions, records):
             return list(records), []
-        self._read(known, object_type, older_than_s=CERTAIN_S, wait=True)
+        again = self._refused_before(known, self._wrong(known.definitions, records), records)
+        self._read(known, object_type, older_than_s=AGAIN_S if again else CERTAIN_S, wait=True, again=again)
         if self._clock.monotonic() - known.read_at > CERTAIN_S:
             return list(records), []
         self._ask_for_unlisted(known, object_type, records)
         definitions = known.definitions
         judged = [replace(record, values=_of(record, definitions)) for record in records]
         wrong = self._wrong(definitions, judged)
+        known.refused |= self._triples(wrong, records)
         left = [_without(record, wrong[record.ref]) if record.ref in wrong else record for record in records]
         refused: list[Outcome] = [Refused(record, wrong[record.ref]) for record in records if record.ref in wrong]
         return [record for record in left if record.values], refused
 
-    def _read(self, known: _Known, object_type: str, *, older_than_s: float, wait: bool = False) -> None:
-        """Read the definitions if they are older, at most once a minute. `wait` for another thread that reads them
-        just now, as is done in any case where nothing is known yet.
+    def _refused_before(
+        self, known: _Known, wrong: Mapping[int, Mapping[str, Reason]], records: Sequence[PendingRecord]
+    ) -> bool:
+        """Whether one of these values was refused by the definitions as they were read last."""
+        return not known.refused.isdisjoint(self._triples(wrong, records))
+
+    @staticmethod
+    def _triples(
+        wrong: Mapping[int, Mapping[str, Reason]], records: Sequence[PendingRecord]
+    ) -> set[tuple[int, str, int]]:
+        return {
+            (record.ref, name, hash(record.values[name].value))
+            for record in records
+            for name in wrong.get(record.ref, ())
+        }
+
+    def _read(
+        self, known: _Known, object_type: str, *, older_than_s: float, wait: bool = False, again: bool = False
+    ) -> None:
+        """Read the definitions if they are older, at most once a minute unless `again`. `wait` for another thread that
+        reads them just now, as is done in any case where nothing is known yet.
         """
-        if not self._is_due(known, older_than_s):
+        if not self._is_due(known, older_than_s, again=again):
             return
         if not known.reading.acquire(blocking=wait or not known.definitions):
             return
         try:
-            if self._is_due(known, older_than_s):
+            if self._is_due(known, older_than_s, again=again):
                 found = self._asked(partial(self._portal.properties, object_type))
                 now = self._clock.monotonic()
                 known.try_from = now + (REFRESH_S if isinstance(found, NotTold) else CERTAIN_S)
                 if found and not isinstance(found, NotTold):
                     known.definitions, known.read_at = dict(found), now
+                    known.refused = set()
         finally:
             known.reading.release()
 
-    def _is_due(self, known: _Known, older_than_s: float) -> bool:
+    def _is_due(self, known: _Known, older_than_s: float, *, again: bool) -> bool:
         now = self._clock.monotonic()
-        return now - known.read_at > older_than_s and now >= known.try_from
+        return now - known.read_at > older_than_s and (again or now >= known.try_from)
 
     def _ask_for_unlisted(self, known: _Known, object_type: str, records: Sequence[PendingRecord]) -> None:
         definitions = known.definitions
@@ -127,6 +158,7 @@ class PortalRules:
             if now > deadline:
                 return None
             self._pause.wait(min(max(self._limiter.wait_s(now), 0.001), _LOOK_S))
+        self._counted()
         try:
             return ask()
         except CrmUnreachableError:
@@ -148,16 +180,17 @@ class PortalRules:
 def complaint_about(name: str, definition: Definition | None, text: str) -> str | None:
     """Why the portal cannot take this text for this property; None where it may. `definition` None: it has none."""
     if definition is None:
-        return f"not sent: the portal has no property {name}"
+        return f'Property "{name}" does not exist {_WHENCE.format(name)}'
     if not definition.writable:
-        return f"not sent: {name} is read-only in the portal"
+        return f'Property "{name}" is read-only {_WHENCE.format(name)}'
     if text and definition.type == "number" and not _MAY_BE_NUMBER.fullmatch(text):
-        return f"not sent: {name} is a number in the portal, and {_shown(text)} is none"
+        return f"{_shown(text)} was not a valid number {_WHENCE.format(name)}"
     if text and definition.type == "enumeration" and definition.options and not definition.external:
         known = {said.strip().casefold() for option in definition.options.items() for said in option}
         for option in text.split(";") if definition.multiple else [text]:
             if option.strip().casefold() not in known:
-                return f"not sent: {name} has no option {_shown(option)} in the portal; it has {_listed(definition)}"
+                listed = _listed(definition)
+                return f"{_shown(option)} was not one of the allowed options: [{listed}] {_WHENCE.format(name)}"
     return None
 
 
@@ -168,7 +201,8 @@ def _listed(definition: Definition) -> str:
 
 
 def _shown(text: str) -> str:
-    return repr(text[:_SHOWN]) + ("…" if len(text) > _SHOWN else "")
+    """As HubSpot quotes values: raw, but short."""
+    return text[:_SHOWN] + ("…" if len(text) > _SHOWN else "")
 
 
 def _of(record: PendingRecord, definitions: Mapping[str, Definition | None]) -> dict[str, Value]:

@@ -122,7 +122,7 @@ def test_access_tokens_come_and_go_unnoticed(tmp_path: Path) -> None:
 
 def test_f16_a_spent_daily_quota_pauses_delivery_and_intake_goes_on_to_its_mark(tmp_path: Path) -> None:
     """F16: a long pause that shows; what arrives waits, then is answered 503; all is sent once calls are left."""
-    crm = Crm(daily=2)
+    crm = Crm(daily=3)  # one for the portal's definitions
     with SandboxServer(crm) as server, running(tmp_path, server.url, max_pending=20) as service:
         post(service, 1)
         assert eventually(lambda: held(crm) == clients(1))
