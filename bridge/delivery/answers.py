@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
+from bridge.delivery import sentences
 from bridge.delivery.complaints import read_complaint, text
 from bridge.delivery.evidence import is_unfinished, judge_inputs
 from bridge.delivery.pauses import DAILY_LIMIT, MISCONFIGURED, OUTAGE, UNAUTHORIZED, Stop
@@ -107,12 +108,11 @@ def _trouble(answer: Answer, rules: Rules) -> Verdict:
 
 def _rate_limited(answer: Answer, now_us: int, detail: str) -> Stop:
     body = answer.body if isinstance(answer.body, dict) else {}
-    told = f"{text(body.get('policyName'))} {text(body.get('message'))}".upper()
-    daily = "DAILY" in told
+    policy = text(body.get("policyName")) or sentences.limit(text(body.get("message")))
+    daily = policy == "DAILY"
     delay = _asked_s(answer, now_us=now_us, at_most_s=LONGEST_RETRY_AFTER_S)
     if delay is None and not daily:
-        secondly = "SECONDLY" in told and "TEN_SECONDLY" not in told
-        delay = 1.0 if secondly else _window_s(answer)
+        delay = 1.0 if policy == "SECONDLY" else _window_s(answer)
     # A daily quota comes back at midnight of the portal, whose zone we do not know: asked by probes.
     return Stop(Scope.ALL, DAILY_LIMIT if daily else "rate_limited", detail, delay_s=delay, probes=daily)
 

@@ -1,33 +1,27 @@
 """Reads what HubSpot complains about: an entry of `errors[]`, or the body of a refused call.
 
 Every field is optional in practice and may be of any type, so nothing here raises, whatever the JSON.
-The property errors stand in three places that repeat each other incompletely: `context.propertyName`,
-nested `errors[]`, and JSON text inside `message`.
+The property errors stand in three places that repeat each other incompletely: nested `errors[]`,
+`context.propertyName`, and JSON text inside `message`. What a message may tell stands in `sentences`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from bridge.delivery import sentences
 from bridge.model import PendingRecord, Reason
 
 #: Characters of a message of HubSpot's that are kept for people.
 MAX_MESSAGE = 500
 
-#: Characters of a message that are searched for JSON; real ones are some 300 per property error.
-_MAX_SEARCHED = 256 * 1024
-
 #: Codes that tell of a property's definition, not of a record's value.
 DEFINITION_CODES = frozenset({"PROPERTY_DOESNT_EXIST", "READ_ONLY_VALUE"})
 
 _WORD = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
-_VALUE = re.compile(r'^"?(.+?)"? was not (?:one of|a valid)', re.DOTALL)
-_NOT_UNIQUE = re.compile(r"non-?unique|not (?:a )?unique|unique (?:identifier )?property", re.IGNORECASE)
-_UNFIT = re.compile(rf"{_NOT_UNIQUE.pattern}|id ?property|perform (?:update|upsert)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +36,16 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """What is wrong, and whatever tells with which inputs. Every part may be empty."""
+    """What is wrong, and whatever tells with which inputs. Every part may be empty. `details`: the messages of
+    single errors that name no property.
+    """
 
     category: str
     message: str
     named: tuple[Named, ...] = ()
     ids: frozenset[str] = frozenset()
     trace_ids: frozenset[str] = frozenset()
+    details: tuple[str, ...] = ()
 
     @property
     def reason(self) -> Reason:
@@ -69,31 +66,26 @@ class Complaint:
 
     @property
     def duplicates(self) -> bool:
-        return self.message.lower().startswith("duplicate ids")
+        return sentences.is_duplicates(self.message)
 
     @property
     def signature(self) -> tuple[object, ...]:
         """Equal for two complaints that say the same, but for numbers in an unstructured message."""
         codes = frozenset((named.name, named.code) for named in self.named)
-        return (self.category, codes or re.sub(r"\d+", "#", self.message[:MAX_MESSAGE]))
+        return (self.category, codes or sentences.gist(self.message[:MAX_MESSAGE]))
 
     def reason_for(self, name: str) -> Reason:
         """Why this property is refused, in HubSpot's words where it has some for it."""
         message = next((one.message for one in self.named if one.name == name and one.message), self.message)
         return Reason(self.category or "VALIDATION_ERROR", message[:MAX_MESSAGE])
 
-    def blames_id_property(self, id_property: str, *, of_one: bool = False) -> bool:
+    def blames_id_property(self, id_property: str) -> bool:
         """Whether this says that the property by which records are addressed is unfit for that: it is not
-        unique, or there is none of that name. What is wrong with a single record's id is no such thing; where it is
-        told `of_one` input, words that may mean either do not count.
+        unique, or there is none of that name. What names another property is about that one, whatever its words.
         """
-        if not id_property:
-            return False
-        name = rf"(?<!\w){re.escape(id_property)}(?!\w)"
-        return bool(
-            id_property in self.definitions
-            or re.search(rf"property \W*{name}\W* does ?n[o'’]t exist", self.message, re.IGNORECASE)
-            or ((_NOT_UNIQUE if of_one else _UNFIT).search(self.message) and re.search(name, self.message))
+        return id_property in self.definitions or (
+            self.properties <= {id_property}
+            and any(sentences.unfit(told) == id_property for told in (self.message, *self.details))
         )
 
     def about(self, record: PendingRecord, *, shared: bool = False) -> frozenset[str]:
@@ -110,31 +102,34 @@ class Complaint:
 
 
 def read_complaint(body: Any, *, fallback: str = "") -> Complaint:
-    """The complaint in an error body or an entry of `errors[]`, whatever it looks like."""
+    """The complaint in an error body or an entry of `errors[]`, whatever it looks like. `fallback`: what people are
+    told where there is no message.
+    """
     told = body if isinstance(body, dict) else {}
-    message = text(told.get("message")) or fallback
-    context = told.get("context")
+    message = text(told.get("message"))
+    nested = told.get("errors")
+    errors = [item for item in nested if isinstance(item, dict)] if isinstance(nested, list) else []
     named: dict[tuple[str, str | None], Named] = {}
-    ids: set[str] = set()
-    trace_ids: set[str] = set()
-    for item in _items(told, message):
-        item_context = item.get("context")
-        ids.update(texts(_get(item_context, "ids")), texts(_get(item_context, "id")))
-        trace_ids.update(texts(_get(item_context, "objectWriteTraceId")))
-        for one in _named(item):
+    details: list[str] = []
+    for item in (*errors, *sentences.listed(message)):
+        found = list(_named(item))
+        for one in found:
             named.setdefault((one.name, one.value), one)
-    ids.update(texts(_get(context, "ids")), texts(_get(context, "id")))
-    trace_ids.update(texts(_get(context, "objectWriteTraceId")))
+        if not found:
+            details.append(text(item.get("message")))
     for one in _named(told):
         if not any(known.name == one.name for known in named.values()):
             named[one.name, one.value] = one
+    contexts = [item.get("context") for item in (told, *errors)]
+    traces = [trace for context in contexts for trace in texts(_get(context, "objectWriteTraceId"))]
     return Complaint(
         category=word(told.get("category")) or word(told.get("errorType")),
-        message=message,
+        message=message or fallback,
         named=_without_vaguer(named.values()),
-        ids=frozenset(ids),
+        ids=frozenset(id_ for context in contexts for key in ("ids", "id") for id_ in texts(_get(context, key))),
         # Several inputs' trace ids have been seen joined by commas.
-        trace_ids=frozenset(part for joined in trace_ids for part in joined.split(",")),
+        trace_ids=frozenset(part for joined in traces for part in joined.split(",")),
+        details=tuple(details),
     )
 
 
@@ -161,32 +156,11 @@ def _get(value: Any, key: str) -> Any:
     return value.get(key) if isinstance(value, dict) else None
 
 
-def _items(told: dict[str, Any], message: str) -> Iterator[dict[str, Any]]:
-    """The single errors: nested ones, and those written as JSON into the message."""
-    errors = told.get("errors")
-    for item in [*(errors if isinstance(errors, list) else []), *_inside(message)]:
-        if isinstance(item, dict):
-            yield item
-
-
-def _inside(message: str) -> list[Any]:
-    start = message.find("[{")
-    if start < 0 or len(message) > _MAX_SEARCHED:
-        return []
-    try:
-        found, _ = json.JSONDecoder().raw_decode(message, start)
-    except (ValueError, RecursionError):
-        return []
-    return found if isinstance(found, list) else []
-
-
 def _named(item: dict[str, Any]) -> Iterator[Named]:
     message = text(item.get("message"))
     code = word(item.get("code")) or word(item.get("error"))
     value = item.get("propertyValue")
-    told = text(value) if isinstance(value, str) else None
-    if told is None and (match := _VALUE.match(message)):
-        told = match.group(1)
+    told = text(value) if isinstance(value, str) else sentences.value(message)
     names = texts(_get(item.get("context"), "propertyName")) or texts(item.get("name"))
     for name in names:
         yield Named(name, code, told if len(names) == 1 else None, message)

@@ -101,7 +101,7 @@ class _Sheet:
         about = complaint.about(one.record, shared=shared)
         if complaint.category == "VALIDATION_ERROR":
             id_property = one.record.key.lane.id_property
-            if complaint.blames_id_property(id_property, of_one=True) and id_property not in one.record.values:
+            if complaint.blames_id_property(id_property) and id_property not in one.record.values:
                 self.misaddressed = complaint
             if not about and complaint.about(one.record):
                 return

@@ -5,12 +5,15 @@ elimination; a record is parked or refused for what the CRM said about it alone 
 
 The way: what the CRM names (trace id, id, value, property) is looked at first, else the first half. When
 a half is refused, the other one is put aside; when it is taken, the culprit must be in the other. So one
-culprit among 100 costs 1 call a halving, and all that was put aside then goes in a single call.
+culprit among 100 costs 1 call a halving, and all that was put aside then goes in a single call. Halves
+keep partners apart, and what was put aside of other partners is looked at next: however many values of
+one are refused without a word, the others' records go within a few calls (G11).
 
 Not the records' fault, so that nothing is parked and the lane pauses instead, is a refusal that blames
 the id property; and one that is the same for every call down to three single records and names neither
-inputs nor values, while nothing else in the lane succeeds. After four refusals in a row that is probed
-for with single records, so that a misconfigured lane costs at most eight calls.
+inputs nor their values or properties, while nothing else in the lane succeeds. After four refusals in a row
+that is probed for with single records, of each partner first, so that a misconfigured lane costs at most
+eight calls and no partner alone can make it look like one.
 
 The state is memory only: after a crash the records simply are due again.
 """
@@ -33,7 +36,8 @@ MAX_CALLS = 60
 #: Refusals in a row, with no success, after which single records are probed.
 SUSPICIOUS_AFTER = 4
 
-#: Single records that must be refused alike before the lane is held to be misconfigured.
+#: Single records that must be refused alike before the lane is held to be misconfigured, and partners of
+#: whom one must be among them, where there are so many.
 SINGLES = 3
 
 #: Records whose properties are searched for a culprit in one isolation.
@@ -70,7 +74,7 @@ class Isolation:
         self._proven = proven
         self._testing: list[int] = []  # what `next_group` told to send
         self._untested = list(refs)
-        self._apart: deque[list[int]] = deque()  # must not share a call with `_untested`
+        self._apart: deque[list[int]] = deque()  # to go before, and not with, anything else
         self._tainted: list[int] = []  # holds at least one culprit, if culprits are single records
         self._salvages: deque[Salvage] = deque()
         self._salvaged = 0
@@ -145,8 +149,7 @@ class Isolation:
             return self._ruled([])
         self._records.update((one.record.ref, one.record) for one in inputs)
         self._testing = []
-        self._untested += self._tainted  # whether the rest of it is tainted is open again
-        self._tainted = []
+        self._reopen([one.record.ref for one in inputs])
         outcomes: list[Outcome] = []
         certain = _certain(inputs, complaint)
         if certain:
@@ -170,12 +173,29 @@ class Isolation:
 
     def _next_refs(self) -> list[int]:
         if self._probes_singles():
-            return self._untested[-1:]
-        if self._tainted:
-            return self._tainted[: max(1, len(self._tainted) // 2)]
+            return (self._unheard() or self._untested)[-1:]
         if self._apart:
             return self._apart[0]
+        if self._tainted:
+            return self._tainted[: self._middle()]
         return self._untested
+
+    def _middle(self) -> int:
+        """Where to halve what is tainted: between two partners' records, else in the middle."""
+        middle = max(1, len(self._tainted) // 2)
+        partners = [self._partner(ref) for ref in self._tainted]
+        borders = [place for place in range(1, len(partners)) if partners[place - 1] != partners[place]]
+        return min(borders, key=lambda place: abs(place - middle), default=middle)
+
+    def _partner(self, ref: int) -> tuple[str, ...]:
+        known = self._records.get(ref)
+        return known.sources if known is not None else ()
+
+    def _unheard(self) -> list[int]:
+        """The records of partners none of whose records was refused alone."""
+        heard = {one.record.sources for one, _ in self._withheld}
+        open_ = [*(ref for group in self._apart for ref in group), *self._untested]
+        return [ref for ref in open_ if self._partner(ref) not in heard]
 
     def _probes_singles(self) -> bool:
         return bool(
@@ -183,8 +203,22 @@ class Isolation:
             and not self._flows
             and self._alike
             and self._refusals >= SUSPICIOUS_AFTER
-            and len(self._withheld) < SINGLES
+            and not self._have_all_been_heard()
         )
+
+    def _have_all_been_heard(self) -> bool:
+        heard = {one.record.sources for one, _ in self._withheld}
+        return len(self._withheld) >= SINGLES and (len(heard) >= SINGLES or not self._unheard())
+
+    def _reopen(self, refused: Collection[int]) -> None:
+        """Of what was tainted these were refused: whether the rest is tainted too is open again."""
+        rest = [ref for ref in self._tainted if ref not in refused]
+        partners = {self._partner(ref) for ref in refused}
+        if len(rest) < len(self._tainted) and rest and partners.isdisjoint(map(self._partner, rest)):
+            self._apart.append(rest)
+            rest = []
+        self._untested += [*(ref for ref in self._tainted if ref in refused), *rest]
+        self._tainted = []
 
     def _narrow(self, inputs: Sequence[Input], complaint: Complaint) -> None:
         if complaint.duplicates and (layers := _layers(inputs, complaint.ids)):
@@ -194,7 +228,7 @@ class Isolation:
         suspects = _suspects(inputs, complaint)
         tainted = suspects or [one.record.ref for one in inputs]
         self._forget(tainted)
-        self._tainted = tainted
+        self._tainted = sorted(tainted, key=self._partner)
 
     def _forget(self, refs: Collection[int]) -> None:
         gone = set(refs)
@@ -254,7 +288,7 @@ class Isolation:
         self._alike = self._alike and complaint.signature == self._signature
 
     def _is_misconfigured(self) -> bool:
-        return self._alike and not self._flows and len(self._withheld) >= SINGLES
+        return self._alike and not self._flows and self._have_all_been_heard()
 
 
 def is_misaddressed(lane: Lane, inputs: Sequence[Input], complaint: Complaint) -> bool:
@@ -271,7 +305,8 @@ def is_about_records(inputs: Sequence[Input], complaint: Complaint) -> bool:
     sent_ids = {one.record.key.id for one in inputs}
     sent_traces = {one.trace_id for one in inputs}
     names_inputs = complaint.trace_ids & sent_traces or complaint.ids & sent_ids
-    return bool(names_inputs or complaint.values or complaint.definitions or complaint.duplicates)
+    names_properties = any(complaint.properties & one.record.values.keys() for one in inputs)
+    return bool(names_inputs or names_properties or complaint.values or complaint.definitions or complaint.duplicates)
 
 
 def _certain(inputs: Sequence[Input], complaint: Complaint) -> list[tuple[PendingRecord, frozenset[str]]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote
 
+from bridge.delivery import sentences
 from bridge.delivery.hubspot import HubSpot
 from bridge.delivery.ports import Answer, NoAnswer, NoAnswerKind
 from bridge.errors import CrmUnreachableError
@@ -92,7 +93,7 @@ class Portal:
             raise CrmUnreachableError(f"{self._name} {_NO_ANSWER.get(answer.kind, f'was not asked: {answer.detail}')}")
         if answer.status == 403:
             return NotTold("forbidden", _words(answer), _scopes(answer.body))
-        if answer.status == 400 and "object type" in _words(answer):
+        if answer.status == 400 and sentences.unknown_type(_words(answer)) == object_type:
             return NotTold("object_type", _words(answer))
         if answer.status != 200:
             raise CrmUnreachableError(f"{self._name} {_refusal(answer)}")
