@@ -127,7 +127,12 @@ class Rig:
         self.ask_all({record: properties or {"company_name": f"name of {record}"}}, lane=lane, at=at)
 
     def ask_all(
-        self, wanted: Mapping[str, Mapping[str, str]] | Sequence[str], *, lane: Lane = LANE, at: float | None = None
+        self,
+        wanted: Mapping[str, Mapping[str, str]] | Sequence[str],
+        *,
+        lane: Lane = LANE,
+        at: float | None = None,
+        source: str = "acme",
     ) -> None:
         """An event for each of these records, all at once."""
         if not isinstance(wanted, Mapping):
@@ -136,7 +141,7 @@ class Rig:
         for record, properties in wanted.items():
             self.events += 1
             when = LONG_AGO + self.events if at is None else at
-            made.append(event(f"e{self.events}", record, properties, lane=lane, at=when))
+            made.append(event(f"e{self.events}", record, properties, lane=lane, at=when, source=source))
         self.journal.append(made)
         self.dispatcher.notify()
 

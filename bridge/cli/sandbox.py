@@ -67,6 +67,7 @@ class FaultRate(click.ParamType[tuple[str, float]]):
 )
 @click.argument("more_rates", nargs=-1, type=FaultRate(), metavar="")
 @click.option("--strict", is_flag=True, help="Only records and properties that were added or declared exist.")
+@click.option("--fold-case", is_flag=True, help="Ids that differ in letter case only are one record, as e-mails are.")
 @click.option("--seed", type=int, default=0, help="Of all chance, so that a run can be repeated.")
 @click.option("--until-eof", is_flag=True, hidden=True, help="End when standard input is closed.")
 def sandbox(
@@ -77,6 +78,7 @@ def sandbox(
     rates: tuple[tuple[str, float], ...],
     more_rates: tuple[tuple[str, float], ...],
     strict: bool,
+    fold_case: bool,
     seed: int,
     until_eof: bool,
 ) -> None:
@@ -95,6 +97,7 @@ def sandbox(
     crm = Crm(
         strict=strict,
         open_properties=not strict,
+        fold_case=fold_case,
         behaviour=Behaviour(latency_s=latency_s),
         limit=limit or None,
         rates=dict(rates),

@@ -16,8 +16,8 @@ from bridge.sandbox.validation import Flaw
 JSON = "application/json;charset=utf-8"
 
 #: Where a refused input's properties are named: in the JSON inside `message` (as captured, [docs ERR]), in
-#: `context.propertyName`, in both, or nowhere.
-Naming = Literal["both", "message", "context", "none"]
+#: `context.propertyName`, in both, or nowhere; "words": the sentence alone, which quotes the value raw [unverified].
+Naming = Literal["both", "message", "context", "words", "none"]
 
 
 class Wire(Enum):
@@ -149,6 +149,8 @@ def flawed_call(flaws: Sequence[Flaw], naming: Naming) -> Answer:
     """
     if naming == "none":
         return validation_error("Property values were not valid")
+    if naming == "words":
+        return validation_error(flaws[0].message)
     told = flaws if len(flaws) < 4 else flaws[:-1]
     errors = [{"message": flaw.message, "code": flaw.code, "context": {"propertyName": [flaw.name]}} for flaw in told]
     if naming == "message":
@@ -162,11 +164,11 @@ def flawed_input(trace_id: str, flaws: Sequence[Flaw], naming: Naming) -> dict[s
     context = {"objectWriteTraceId": [trace_id]}
     if naming in {"both", "context"}:
         context["propertyName"] = list(dict.fromkeys(flaw.name for flaw in flaws))
-    named = naming in {"both", "message"}
+    messages = {"both": flaws_message(flaws), "message": flaws_message(flaws), "words": flaws[0].message}
     return {
         "status": "error",
         "category": "VALIDATION_ERROR",
-        "message": flaws_message(flaws) if named else "Property values were not valid",
+        "message": messages.get(naming, "Property values were not valid"),
         "context": context,
     }
 

@@ -11,7 +11,8 @@ POST /sandbox/faults              {clear: true, stop: [KIND], rates: {KIND: RATE
 POST /sandbox/records             {object_type, ids, id_property, properties} adds; with
                                   archive: true archives; with merge_into: ID, silent: bool merges
 POST /sandbox/properties          {object_type, name, type, options, unique, …} declares
-POST /sandbox/behaviour           any field of Behaviour, beside limit and daily (null: none)
+POST /sandbox/behaviour           any field of Behaviour, beside limit and daily (null: none) and fold_case: ids that
+                                  differ in letter case only are one record
 POST /sandbox/tokens              {accept: […], revoke: […], expire: […], forbid: […], allow: […]}
 POST /sandbox/reset               forgets records, logs, faults and used limits
 """
@@ -126,14 +127,16 @@ def _properties(crm: Crm, asked: dict[str, Any]) -> Any:
 
 def _behaviour(crm: Crm, asked: dict[str, Any]) -> Any:
     known = {item.name for item in fields(Behaviour)}
-    unknown = set(asked) - known - {"limit", "daily"}
+    unknown = set(asked) - known - {"limit", "daily", "fold_case"}
     if unknown:
         raise ValueError(f"no such behaviour: {', '.join(sorted(unknown))}")
     crm.limits.calls = asked.get("limit", crm.limits.calls)
     crm.limits.daily = asked.get("daily", crm.limits.daily)
+    crm.records.fold_case = bool(asked.get("fold_case", crm.records.fold_case))
     for name in known & set(asked):
         setattr(crm.behaviour, name, asked[name])
-    return {**asdict(crm.behaviour), "limit": crm.limits.calls, "daily": crm.limits.daily}
+    limits = {"limit": crm.limits.calls, "daily": crm.limits.daily}
+    return {**asdict(crm.behaviour), **limits, "fold_case": crm.records.fold_case}
 
 
 def _tokens(crm: Crm, asked: dict[str, Any]) -> Any:

@@ -59,7 +59,7 @@ class Records:
         self, *, known: Iterable[RecordKey] | None = None, strict: bool = False, fold_case: bool = False
     ) -> None:
         self.strict = strict or known is not None
-        self.fold_case = fold_case
+        self._fold_case = fold_case
         self.lock = threading.RLock()
         self._found: dict[Address, Record] = {}
         self._addressed: dict[Address, Record] = {}
@@ -104,6 +104,19 @@ class Records:
             self._found[self._key(address)] = self.ensure(Address(object_type, id_property, into), "")
             if silent:
                 self._silent.add(self._key(address))
+
+    @property
+    def fold_case(self) -> bool:
+        return self._fold_case
+
+    @fold_case.setter
+    def fold_case(self, fold_case: bool) -> None:
+        """Of records that become one the older stays; those that were one stay so."""
+        with self.lock:
+            self._fold_case = fold_case
+            for address in [*self._found]:
+                self._found.setdefault(self._key(address), self._found[address])
+            self._silent.update([self._key(address) for address in self._silent])
 
     # --- for a call, under `lock` ---------------------------------------------------------------
 
