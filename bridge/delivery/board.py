@@ -7,6 +7,7 @@ is neither asked of the journal nor cut into a batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -21,6 +22,11 @@ from bridge.model import Lane
 #: Isolations in one lane beyond which no new batch of that lane is begun: its calls are better spent on
 #: finding the culprits than on meeting more of them.
 MAX_ISOLATIONS = 4
+
+
+#: Seconds for which a record that the CRM took shows that its lane is in order, however many of another partner's
+#: it refuses without a word.
+TRUSTED_S = 600.0
 
 
 class Step(StrEnum):
@@ -75,6 +81,7 @@ class Board:
     open: set[Work] = field(default_factory=set)
     successes: dict[Lane, int] = field(default_factory=dict)  # calls that the CRM took
     cold: set[Lane] = field(default_factory=set)  # lanes seen that have not proven themselves
+    taken: dict[Lane, dict[str, float]] = field(default_factory=dict)  # source → when a record of it was last taken
 
     def busy(self) -> set[int]:
         """The records of calls that are not settled yet."""
@@ -110,10 +117,20 @@ class Board:
         lanes.update(narrowing.isolation.lane for narrowing in self.narrowings)
         return lanes.union(self.buffer.lanes())
 
-    def note_success(self, lane: Lane) -> None:
+    def note_success(self, lane: Lane, sources: Iterable[str], now: float) -> None:
+        """The CRM took a call of this lane, and in it records of these sources."""
         self.successes[lane] = self.successes.get(lane, 0) + 1
         self.cold.discard(lane)
         self.suspects.succeeded(lane)
+        self.taken.setdefault(lane, {}).update(dict.fromkeys(sources, now))
+
+    def note_misconfigured(self, lane: Lane) -> None:
+        self.cold.add(lane)
+        self.taken.pop(lane, None)
+
+    def flowing(self, lane: Lane, now: float) -> frozenset[str]:
+        """The sources whose records in this lane the CRM took lately."""
+        return frozenset(source for source, at in self.taken.get(lane, {}).items() if now - at < TRUSTED_S)
 
     def close(self, work: Work) -> None:
         """The call is over and settled (or never began): its records are free unless held otherwise."""

@@ -82,7 +82,8 @@ class Digester:
         outcomes = list(verdict.outcomes)
         delivered = [outcome.record for outcome in outcomes if isinstance(outcome, Delivered)]
         if outcomes or verdict.unexplained:
-            self._board.note_success(work.lane)
+            sources = {source for record in delivered for source in record.sources}
+            self._board.note_success(work.lane, sources, at.now)
             retired, object_type = self._board.retired, work.lane.object_type
             retired.taken(object_type, {name for record in delivered for name in record.values})
             retired.retire(object_type, verdict.retire, at.now)
@@ -159,7 +160,12 @@ class Digester:
             board.suspects.remove(work.suspect, _refs(inputs))
         narrowing = work.narrowing
         if narrowing is None:
-            isolation = Isolation(lane=work.lane, refs=_refs(inputs), proven=board.is_proven(work.lane))
+            isolation = Isolation(
+                lane=work.lane,
+                refs=_refs(inputs),
+                proven=board.is_proven(work.lane),
+                flowing=board.flowing(work.lane, at.now),
+            )
             isolation.next_group()
             narrowing = Narrowing(isolation, board.successes.get(work.lane, 0))
             board.narrowings.append(narrowing)
@@ -168,7 +174,7 @@ class Digester:
         board.retired.retire(work.lane.object_type, ruling.retire, at.now)
         if ruling.misconfigured is not None:
             board.narrowings.remove(narrowing)
-            board.cold.add(work.lane)
+            board.note_misconfigured(work.lane)
             return self._stop(work, _misconfigured(ruling.misconfigured), at)
         return self._ruled(work, narrowing, ruling)
 

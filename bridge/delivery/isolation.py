@@ -11,9 +11,9 @@ one are refused without a word, the others' records go within a few calls (G11).
 
 Not the records' fault, so that nothing is parked and the lane pauses instead, is a refusal that blames
 the id property; and one that is the same for every call down to three single records and names neither
-inputs nor their values or properties, while nothing else in the lane succeeds. After four refusals in a row
-that is probed for with single records, of each partner first, so that a misconfigured lane costs at most
-eight calls and no partner alone can make it look like one.
+inputs nor their values or properties, while nothing else in the lane succeeds, nor did lately of another
+partner. After four refusals in a row that is probed for with single records, of each partner first, so that
+a misconfigured lane costs at most eight calls and no partner alone can make it look like one.
 
 The state is memory only: after a crash the records simply are due again.
 """
@@ -67,11 +67,16 @@ class Ruling:
 class Isolation:
     """The narrowing of one refused call. Pure; not thread-safe."""
 
-    def __init__(self, *, lane: Lane, refs: Sequence[int], proven: bool) -> None:
-        """`proven`: the lane has taken records before, so a record refused alone is worth a search."""
+    def __init__(
+        self, *, lane: Lane, refs: Sequence[int], proven: bool, flowing: Collection[str] = frozenset()
+    ) -> None:
+        """`proven`: the lane has taken records before, so a record refused alone is worth a search. `flowing`: the
+        sources whose records it took lately.
+        """
         self.lane = lane
         self.calls = 0
         self._proven = proven
+        self._flowing = frozenset(flowing)
         self._testing: list[int] = []  # what `next_group` told to send
         self._untested = list(refs)
         self._apart: deque[list[int]] = deque()  # to go before, and not with, anything else
@@ -160,8 +165,10 @@ class Isolation:
             self._withheld.append((inputs[0], complaint))
         else:
             self._narrow(inputs, complaint)
-        if self._is_misconfigured():
-            return Ruling(misconfigured=complaint.reason)
+        if self._alike and not self._flows and self._have_all_been_heard():
+            if self._flowing <= {source for one, _ in self._withheld for source in one.record.sources}:
+                return Ruling(misconfigured=complaint.reason)
+            self._flows = True  # another partner's records do flow: these are refused for what is in them
         retire = {
             name: complaint.reason_for(name)
             for name in complaint.definitions
@@ -286,9 +293,6 @@ class Isolation:
         if is_about_records(inputs, complaint):
             self._alike = False
         self._alike = self._alike and complaint.signature == self._signature
-
-    def _is_misconfigured(self) -> bool:
-        return self._alike and not self._flows and self._have_all_been_heard()
 
 
 def is_misaddressed(lane: Lane, inputs: Sequence[Input], complaint: Complaint) -> bool:
