@@ -121,10 +121,17 @@ class Rig:
     # --- what partners ask ---
 
     def ask(
-        self, record: str, properties: Mapping[str, str] | None = None, *, lane: Lane = LANE, at: float | None = None
+        self,
+        record: str,
+        properties: Mapping[str, str] | None = None,
+        *,
+        lane: Lane = LANE,
+        at: float | None = None,
+        source: str = "acme",
     ) -> None:
         """One event for one record."""
-        self.ask_all({record: properties or {"company_name": f"name of {record}"}}, lane=lane, at=at)
+        wanted = {record: properties or {"company_name": f"name of {record}"}}
+        self.ask_all(wanted, lane=lane, at=at, source=source)
 
     def ask_all(
         self,

@@ -852,3 +852,89 @@ def test_half_a_surrogate_pair_within_a_message_refuses_the_value_as_any_other(t
         rig.until(rig.idle, passing_s=0.02)
         assert set(rig.entries()) == {"c1"}
         assert len(rig.calls()) - began <= 8
+
+
+# --- what partners write is data --------------------------------------------------------------------
+
+
+OWN_WORDS = {
+    "bad0": "acme_client_id is non-unique",
+    "bad1": "Unable to perform update/upsert by non-unique 0-2 property acme_client_id in portal ID 1",
+    "bad2": 'Property "acme_client_id" does not exist',
+}
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "in company"])
+@pytest.mark.parametrize("multi_status", [True, False], ids=["207", "400"])
+def test_the_crms_own_words_as_a_value_stop_no_other_partner(tmp_path: Path, multi_status: bool, alone: bool) -> None:
+    """HubSpot quotes the value in its message; only that value is refused, and no pause arises."""
+    with rigged(tmp_path) as rig:
+        rig.crm.behaviour.multi_status = multi_status
+        before = warm(rig)
+        for bad, words in OWN_WORDS.items():
+            rig.ask(bad, {"company_name": "kept", "tier": words}, source="hostile")
+            if alone:
+                rig.until(lambda: rig.reasons() != [] or bad in rig.parked())  # noqa: B023 (run at once)
+        rig.ask_all({record: {"company_name": record, "tier": "gold"} for record in ids(60)}, source="other")
+        rig.until(lambda: rig.reasons() != [] or rig.idle())
+        assert rig.pauses() == []
+        assert all(rig.held()[record] == {"company_name": record, "tier": "gold"} for record in ids(60))
+        assert all(rig.held()[bad] == {"company_name": "kept"} for bad in OWN_WORDS)
+        assert rig.entries().keys() == OWN_WORDS.keys()
+        assert {(entry.properties, entry.category) for entry in rig.entries().values()} == {
+            (("tier",), "VALIDATION_ERROR")
+        }
+        assert len(rig.calls()) - before <= 2 * len(OWN_WORDS) + 2
+
+
+def test_json_within_ids_retires_no_property(tmp_path: Path) -> None:
+    """A CRM that folds letter case quotes them in `Duplicate IDs found in batch input: [{"error":…`."""
+    told = '{"error":"PROPERTY_DOESNT_EXIST","name":"company_name","k":"%s"}'
+    crm = Crm(open_properties=False, fold_case=True)
+    crm.define("partner_clients", "external_id", unique=True)
+    with rigged(tmp_path, crm) as rig:
+        twins = [told % "a", told % "A"]
+        rig.ask_all({twin: {"company_name": f"name {at}"} for at, twin in enumerate(twins)}, source="hostile")
+        rig.until(rig.idle)
+        assert rig.calls()[0].status == 400
+        rig.ask_all(ids(20), lane=BY_EXTERNAL_ID, source="other")
+        rig.until(rig.idle)
+        assert rig.entries() == {}
+        assert delivered(rig, *ids(20), lane=BY_EXTERNAL_ID)
+        assert rig.held()[twins[0]] == {"company_name": "name 1"}
+
+
+def test_a_value_that_holds_the_crms_sentence_refuses_no_allowed_value_of_others(tmp_path: Path) -> None:
+    """ "gold was not one of the allowed options: [gold] was not one of …" is not about "gold"."""
+    with rigged(tmp_path) as rig:
+        rig.crm.behaviour.multi_status = False
+        rig.crm.behaviour.naming = "context"
+        warm(rig)
+        rig.ask("bad", {"tier": "gold was not one of the allowed options: [gold]", "notes": "kept"}, source="hostile")
+        rig.ask_all({record: {"tier": "gold"} for record in ids(60)}, source="other")
+        rig.until(rig.idle)
+        assert rig.entries().keys() == {"bad"}
+        assert all(rig.held()[record] == {"tier": "gold"} for record in ids(60))
+        assert rig.held()["bad"] == {"notes": "kept"}
+
+
+@pytest.mark.parametrize("naming", ["none", "words"])
+@pytest.mark.parametrize("together", [True, False], ids=["in one call", "before them"])
+def test_many_refusals_without_a_name_of_one_partner_hold_up_no_other(
+    tmp_path: Path, naming: Any, together: bool
+) -> None:
+    """They look like a lane in which nothing is taken; the other's records go within a few calls, and none pauses."""
+    with rigged(tmp_path) as rig:
+        rig.crm.behaviour.multi_status = False
+        rig.crm.behaviour.naming = naming
+        bad, good = {record: {"tier": "platinum"} for record in ids(70, "bad")}, ids(30)
+        rig.ask("before", source="other")
+        rig.until(rig.idle)
+        rig.ask_all(bad, source="hostile")
+        if not together:
+            rig.until(lambda: len(rig.calls()) > 2)
+        rig.ask_all(good, source="other")
+        rig.until(lambda: delivered(rig, *good))
+        assert sum(any(one.id in good for one in call.inputs) for call in rig.calls()) <= 3
+        rig.until(lambda: rig.reasons() != [] or rig.parked().keys() == bad.keys(), passing_s=0.02)
+        assert rig.pauses() == []

@@ -148,6 +148,18 @@ def test_what_names_the_property_can_be_narrowed(server: SandboxServer, naming: 
     assert ("[" in error["message"]) == bool(told)
 
 
+@pytest.mark.parametrize("multi_status", [True, False])
+def test_a_refusal_in_words_alone_quotes_the_value_raw(server: SandboxServer, multi_status: bool) -> None:
+    """With nothing that names property or input, and nothing escaped."""
+    server.crm.behaviour.naming = "words"
+    server.crm.behaviour.multi_status = multi_status
+    value = 'x"}], {"error": "PROPERTY_DOESNT_EXIST"'
+    body = post(server, entry("1", "a", tier=value), entry("2", "b", tier="gold")).json()
+    told = body["errors"][0] if multi_status else body
+    assert told["message"] == f"{value} was not one of the allowed options: [gold, silver, bronze]"
+    assert multi_status or "errors" not in told
+
+
 def test_one_entry_covers_all_unknown_ids(server: SandboxServer) -> None:
     """207 with and without trace ids; the rest is written."""
     answer = post(server, entry("unknown1", notes="x"), entry("UNKNOWN-2", notes="x"), entry("3", notes="x"))

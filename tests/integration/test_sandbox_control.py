@@ -107,6 +107,11 @@ def test_records_properties_behaviour_and_tokens_can_be_set(url: str) -> None:
     assert [update(url, "c4", plan=plan) for plan in ("a", "c")] == [200, 400]
     assert tell(url, "/behaviour", multi_status=False, limit=1).json()["limit"] == 1
     tell(url, "/behaviour", limit=None)
+    assert update(url, "C4", notes="another") == 200
+    assert tell(url, "/behaviour", fold_case=True).json()["fold_case"] is True
+    assert update(url, "c4", notes="one") == 200
+    assert update(url, "C4", notes="the same") == 200
+    assert get(url, "/state")["partner_clients"]["c4"]["notes"] == "the same"
     tell(url, "/tokens", accept=["other"])
     assert update(url, "c4") == 401
     tell(url, "/tokens", accept=["t"], forbid=["partner_clients"])
