@@ -59,7 +59,8 @@ def judge_inputs(inputs: Sequence[Input], body: Any, rules: Rules) -> Verdict:
             sheet.close(one, Delivered(one.record))
     silent = tuple(one.record for one in sheet.left.values())
     unexplained = tuple(sheet.unexplained)
-    if not sheet.outcomes and not unexplained and not sheet.named and (len(inputs) > 1 or unfinished):
+    speaks = sheet.named or any(one.category and one.category not in TRANSIENT_CATEGORIES for one in vague)
+    if not sheet.outcomes and not unexplained and not speaks and (len(inputs) > 1 or unfinished):
         return _outage("an answer that confirms nothing")
     if unfinished:
         reason = Reason("UNFINISHED", "HubSpot had not finished the call when it answered")

@@ -221,7 +221,8 @@ class Isolation:
         """Of what was tainted these were refused: whether the rest is tainted too is open again."""
         rest = [ref for ref in self._tainted if ref not in refused]
         partners = {self._partner(ref) for ref in refused}
-        if len(rest) < len(self._tainted) and rest and partners.isdisjoint(map(self._partner, rest)):
+        was_halved = 0 < len(rest) < len(self._tainted)
+        if was_halved and partners.isdisjoint(map(self._partner, rest)):
             self._apart.append(rest)
             rest = []
         self._untested += [*(ref for ref in self._tainted if ref in refused), *rest]

@@ -910,8 +910,8 @@ def test_a_value_that_holds_the_crms_sentence_refuses_no_allowed_value_of_others
         rig.crm.behaviour.multi_status = False
         rig.crm.behaviour.naming = "context"
         warm(rig)
-        rig.ask("bad", {"tier": "gold was not one of the allowed options: [gold]", "notes": "kept"}, source="hostile")
-        rig.ask_all({record: {"tier": "gold"} for record in ids(60)}, source="other")
+        told = "gold was not one of the allowed options: [gold]"
+        rig.ask_all({**{record: {"tier": "gold"} for record in ids(60)}, "bad": {"tier": told, "notes": "kept"}})
         rig.until(rig.idle)
         assert rig.entries().keys() == {"bad"}
         assert all(rig.held()[record] == {"tier": "gold"} for record in ids(60))

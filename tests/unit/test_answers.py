@@ -227,6 +227,14 @@ def test_a_validation_error_about_the_id_property_of_every_input_is_no_records_f
     assert told.complaint.blames_id_property("acme_client_id")
 
 
+@pytest.mark.parametrize("category", ["VALIDATION_ERROR", "OBJECT_NOT_FOUND"])
+def test_an_error_whose_ids_are_none_of_ours_is_no_outage(category: str) -> None:
+    """HubSpot may write an id otherwise than we know how to read: those inputs are asked for alone, nobody waits."""
+    told = judged(sent(1, 2), {"results": [], "errors": [{"category": category, "context": {"ids": ["one", "two"]}}]})
+    assert told.outcomes == ()
+    assert [silent.ref for silent in told.silent] == [1, 2]
+
+
 def test_a_validation_error_that_names_no_property_of_ours_parks_the_record() -> None:
     error = {
         "category": "VALIDATION_ERROR",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from bridge.delivery.board import TRUSTED_S
 from bridge.delivery.dispatcher import Dispatcher
 from bridge.delivery.limiter import Limiter
 from bridge.delivery.pauses import Backoff
@@ -250,6 +251,20 @@ def test_a_misconfigured_lane_pauses_and_parks_nothing() -> None:
     house.crm.script = lambda _, sent: ok(sent)
     house.run(120)
     assert house.journal.states() == {"delivered": 1_000}
+
+
+@pytest.mark.parametrize("later_s, paused", [(TRUSTED_S - 60, False), (TRUSTED_S + 60, True)])
+def test_a_lane_that_lately_took_anothers_records_does_not_pause(later_s: float, paused: bool) -> None:
+    """Of one partner all are refused alike; long after the other's it may as well be the lane."""
+    house = House()
+    house.put(1, source="other")
+    house.run(1)
+    house.crm.script = lambda _, __: refused_whole("portal says no")
+    house.clock.pass_(later_s)
+    house.put(*range(10, 20))
+    house.run(1)
+    assert [pause.reason for pause in house.dispatcher.pauses] == (["misconfigured"] if paused else [])
+    assert house.journal.states() == {"delivered": 1, "due" if paused else "parked": 10}
 
 
 def test_a_misconfigured_lane_leaves_the_others_alone() -> None:

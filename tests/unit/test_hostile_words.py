@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import orjson
 from hypothesis import HealthCheck, example, given, settings
@@ -186,7 +185,10 @@ class Stage:
         assert calls <= 1 + MORE_CALLS, [(one.status, len(one.inputs)) for one in self.crm.ledger.calls("update")]
 
 
-def hostile(style: str, *values: str, ids: Sequence[str] = (), times: int = 1, fold_case: bool = False) -> Any:
+Case = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def hostile(style: str, *values: str, ids: Sequence[str] = (), times: int = 1, fold_case: bool = False) -> Case:
     """One case that was, or nearly was, a fault."""
     return example(
         style=style,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -45,11 +45,12 @@ def isolate(
     says: Says = mute,
     proven: bool = True,
     flows: bool = False,
+    flowing: Collection[str] = (),
     lane: Lane = CLIENTS,
 ) -> Trial:
     """Run an isolation to its end, as the dispatcher would."""
     trial, left = Trial(), dict(records)
-    isolation = Isolation(lane=lane, refs=list(records), proven=proven)
+    isolation = Isolation(lane=lane, refs=list(records), proven=proven, flowing=flowing)
     while trial.misconfigured is None and (group := isolation.next_group()) is not None:
         assert group == isolation.next_group()
         assert set(group.refs) <= isolation.holding()
@@ -197,6 +198,75 @@ def test_different_refusals_are_no_misconfiguration() -> None:
     trial = isolate(records(4, 1), lambda _: True, says=says)
     assert trial.misconfigured is None
     assert len(trial.outcomes) == 4
+
+
+# --- several partners ----------------------------------------------------------------------------
+
+
+def of(source: str, some: Mapping[int, PendingRecord]) -> dict[int, PendingRecord]:
+    return {ref: replace(one, sources=(source,)) for ref, one in some.items()}
+
+
+@pytest.mark.parametrize("sources", [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize("bad", [1, 30, 97])
+def test_another_partners_records_go_within_three_calls_however_many_are_refused(
+    sources: tuple[str, str], bad: int
+) -> None:
+    """Without a word of which; the calls are those until the last of them was taken."""
+    many = records(100)
+    mixed = of(sources[0], {ref: many[ref] for ref in range(bad)}) | of(
+        sources[1], {ref: many[ref] for ref in range(bad, 100)}
+    )
+    isolation = Isolation(lane=CLIENTS, refs=list(mixed), proven=False)
+    left = set(range(bad, 100))
+    for _ in range(3):
+        group = isolation.next_group()
+        assert group is not None
+        made = inputs(*(mixed[ref] for ref in group.refs))
+        if min(group.refs) < bad:
+            assert isolation.rejected(made, mute(made, []), flows=False).misconfigured is None
+        else:
+            isolation.accepted()
+            left -= set(group.refs)
+    assert left == set()
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 10, 50, 100])
+@pytest.mark.parametrize("partners", [2, 3, 5, 40])
+def test_a_lane_of_several_partners_is_misconfigured_within_8_calls(count: int, partners: int) -> None:
+    """If everything of each is refused alike."""
+    many = records(count)
+    trial = isolate({ref: replace(one, sources=(f"s{ref % partners}",)) for ref, one in many.items()}, lambda _: True)
+    assert trial.misconfigured is not None
+    assert trial.outcomes == {}
+    assert trial.calls <= 8
+
+
+def test_no_partner_alone_makes_a_lane_look_misconfigured() -> None:
+    """Of the other one record is bad as well, so that nothing was taken when single records are asked for."""
+    many = of("a", records(90)) | of("b", {ref: record(ref) for ref in range(90, 100)})
+    trial = isolate(many, lambda one: one.ref <= 90)
+    assert trial.misconfigured is None
+    assert {(ref, "name") for ref in range(91, 100)} <= trial.taken
+
+
+def test_a_lane_that_lately_took_anothers_records_is_not_misconfigured() -> None:
+    """All of one partner's are refused alike, and the other one has nothing to be sent."""
+    trial = isolate(of("a", records(20)), lambda _: True, flowing={"b"})
+    assert trial.misconfigured is None
+    assert len(trial.outcomes) + len(trial.exhausted) == 20
+    assert isolate(of("a", records(20)), lambda _: True, flowing={"a"}).misconfigured is not None
+
+
+@pytest.mark.parametrize("partners", [2, 3, 10])
+@pytest.mark.parametrize("proven", [True, False])
+def test_one_culprit_of_several_partners_costs_at_most_15_calls(partners: int, proven: bool) -> None:
+    """Wherever it stands, and whoever has it; its properties are not searched here."""
+    many = {ref: replace(one, sources=(f"s{ref % partners}",)) for ref, one in records(100, 20).items()}
+    for culprit in range(100):
+        trial = isolate(many, lambda one, culprit=culprit: one.ref == culprit, proven=proven)  # type: ignore[misc]  # a lambda with a default
+        check_only_culprits_pay(trial, many, {culprit})
+        assert trial.calls <= 15
 
 
 # --- a CRM that tells ---------------------------------------------------------------------------
