@@ -108,11 +108,12 @@ def _trouble(answer: Answer, rules: Rules) -> Verdict:
 
 def _rate_limited(answer: Answer, now_us: int, detail: str) -> Stop:
     body = answer.body if isinstance(answer.body, dict) else {}
-    policy = text(body.get("policyName")) or sentences.limit(text(body.get("message")))
-    daily = policy == "DAILY"
+    policy = (text(body.get("policyName")) or sentences.limit(text(body.get("message")))).upper()
+    daily = "DAILY" in policy
     delay = _asked_s(answer, now_us=now_us, at_most_s=LONGEST_RETRY_AFTER_S)
     if delay is None and not daily:
-        delay = 1.0 if policy == "SECONDLY" else _window_s(answer)
+        secondly = "SECONDLY" in policy and "TEN_SECONDLY" not in policy
+        delay = 1.0 if secondly else _window_s(answer)
     # A daily quota comes back at midnight of the portal, whose zone we do not know: asked by probes.
     return Stop(Scope.ALL, DAILY_LIMIT if daily else "rate_limited", detail, delay_s=delay, probes=daily)
 

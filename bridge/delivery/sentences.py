@@ -139,8 +139,8 @@ def is_duplicates(message: str) -> bool:
 
 
 def limit(message: str) -> str:
-    """The `policyName` of the limit that it tells of, else nothing."""
-    return (_told(LIMITS, "limit", message) or "").upper()
+    """The limit that it tells of, as `policyName` would in capitals; else nothing."""
+    return _told(LIMITS, "limit", message) or ""
 
 
 def unknown_type(message: str) -> str | None:

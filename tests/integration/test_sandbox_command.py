@@ -51,6 +51,25 @@ def test_it_serves_until_it_is_told_to_end(number: signal.Signals) -> None:
         assert process.stderr.read() == ""
 
 
+def test_letter_case_is_folded_on_demand() -> None:
+    """Two ids that differ in it only are one record then, twice in one call."""
+    inputs = [{"id": id_, "idProperty": "acme_client_id", "properties": {"notes": "x"}} for id_ in ("a1", "A1")]
+    process = subprocess.Popen([*COMMAND, "--port", "0", "--fold-case"], stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        try:
+            answer = requests.post(
+                f"{first_url(process.stdout)}/crm/v3/objects/partner_clients/batch/update",
+                json={"inputs": inputs},
+                headers={"Authorization": "Bearer t"},
+                timeout=10,
+            )
+            assert answer.status_code == 400
+            assert answer.json()["message"] == "Duplicate IDs found in batch input: [a1, A1]. IDs must be unique"
+        finally:
+            process.kill()
+
+
 def test_a_port_in_use_is_one_clear_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     """Status 1, and the sentence names the way out."""
     with SandboxServer(Crm()) as server:

@@ -395,6 +395,9 @@ def test_retry_after_is_read_capped_or_ignored(told: str, expected: float | None
         ({"policyName": "DAILY"}, {"retry-after": "0"}, 0.5, True),
         (None, {"retry-after": "0"}, 0.5, False),  # or there would be no pause at all
         ({"policyName": ["DAILY"]}, {}, 10.0, False),
+        ({"message": "You have reached your daily limit."}, {}, None, True),
+        ({"message": "'DAILY' was not a valid number."}, {}, 10.0, False),
+        ({"policyName": "SECONDLY", "message": "You have reached your daily limit."}, {}, 1.0, False),
         (None, {}, 10.0, False),
         (None, {"x-hubspot-ratelimit-interval-milliseconds": "20000"}, 20.0, False),
         (None, {"x-hubspot-ratelimit-interval-milliseconds": "²"}, 10.0, False),
