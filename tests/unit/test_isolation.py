@@ -259,12 +259,11 @@ def test_a_lane_that_lately_took_anothers_records_is_not_misconfigured() -> None
 
 
 @pytest.mark.parametrize("partners", [2, 3, 10])
-@pytest.mark.parametrize("proven", [True, False])
-def test_one_culprit_of_several_partners_costs_at_most_15_calls(partners: int, proven: bool) -> None:
+def test_one_culprit_of_several_partners_costs_at_most_15_calls(partners: int) -> None:
     """Wherever it stands, and whoever has it; its properties are not searched here."""
     many = {ref: replace(one, sources=(f"s{ref % partners}",)) for ref, one in records(100, 20).items()}
-    for culprit in range(100):
-        trial = isolate(many, lambda one, culprit=culprit: one.ref == culprit, proven=proven)  # type: ignore[misc]  # a lambda with a default
+    for culprit in range(0, 100, 3):
+        trial = isolate(many, lambda one, culprit=culprit: one.ref == culprit)  # type: ignore[misc]  # a lambda with a default
         check_only_culprits_pay(trial, many, {culprit})
         assert trial.calls <= 15
 
