@@ -10,7 +10,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 from bridge.delivery import sentences
-from bridge.delivery.complaints import read_complaint, text
+from bridge.delivery.complaints import printable, read_complaint, shown, text
 from bridge.delivery.evidence import is_unfinished, judge_inputs
 from bridge.delivery.pauses import DAILY_LIMIT, MISCONFIGURED, OUTAGE, UNAUTHORIZED, Stop
 from bridge.delivery.ports import Answer, Input, NoAnswer
@@ -53,8 +53,8 @@ def judge(inputs: Sequence[Input], answer: Answer | NoAnswer, rules: Rules) -> V
             return Broken(stop, reason) if answer.doubtful or answer.kind == "internal" else Stopped(stop)
         case Answer(status=status) if 200 <= status < 300:
             return judge_inputs(inputs, answer.body, rules)
-        case Answer(status=400 | 422):
-            return Rejected(read_complaint(answer.body, fallback=_excerpt(answer)))
+        case Answer(status=400 | 422 as status):
+            return Rejected(read_complaint(answer.body, fallback=f"HTTP {status}: {_excerpt(answer)}"))
         case Answer(status=408 | 409 | 423 | 425):
             return Conflict(_reason(answer))
         case Answer(status=413 | 414):
@@ -130,11 +130,12 @@ def _reason(answer: Answer) -> Reason:
 
 
 def _message(answer: Answer) -> str:
-    return read_complaint(answer.body, fallback=_excerpt(answer)).message or "no explanation"
+    return read_complaint(answer.body, fallback=_excerpt(answer)).words
 
 
 def _excerpt(answer: Answer) -> str:
-    return "".join(character if character.isprintable() else " " for character in answer.excerpt)
+    """The beginning of the body, for people."""
+    return (printable(answer.excerpt) if answer.body is None else shown(answer.body)) or "no explanation"
 
 
 def _is_number(told: str) -> bool:

@@ -8,15 +8,20 @@ The property errors stand in three places that repeat each other incompletely: n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 from bridge.delivery import sentences
 from bridge.model import PendingRecord, Reason
 
 #: Characters of a message of HubSpot's that are kept for people.
 MAX_MESSAGE = 500
+
+#: Characters of an answer that says nothing which are shown in place of a message.
+MAX_SHOWN = 300
 
 #: Codes that tell of a property's definition, not of a record's value.
 DEFINITION_CODES = frozenset({"PROPERTY_DOESNT_EXIST", "READ_ONLY_VALUE"})
@@ -37,7 +42,7 @@ class Named:
 @dataclass(frozen=True, slots=True)
 class Complaint:
     """What is wrong, and whatever tells with which inputs. Every part may be empty. `details`: the messages of
-    single errors that name no property.
+    single errors that name no property. `words`: what people are told, never empty where a fallback was given.
     """
 
     category: str
@@ -46,10 +51,15 @@ class Complaint:
     ids: frozenset[str] = frozenset()
     trace_ids: frozenset[str] = frozenset()
     details: tuple[str, ...] = ()
+    words: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.words:
+            object.__setattr__(self, "words", self.message)
 
     @property
     def reason(self) -> Reason:
-        return Reason(self.category or "UNKNOWN", self.message[:MAX_MESSAGE])
+        return Reason(self.category or "UNKNOWN", self.words[:MAX_MESSAGE])
 
     @property
     def properties(self) -> frozenset[str]:
@@ -72,11 +82,11 @@ class Complaint:
     def signature(self) -> tuple[object, ...]:
         """Equal for two complaints that say the same, but for numbers in an unstructured message."""
         codes = frozenset((named.name, named.code) for named in self.named)
-        return (self.category, codes or sentences.gist(self.message[:MAX_MESSAGE]))
+        return (self.category, codes or sentences.gist(self.words[:MAX_MESSAGE]))
 
     def reason_for(self, name: str) -> Reason:
         """Why this property is refused, in HubSpot's words where it has some for it."""
-        message = next((one.message for one in self.named if one.name == name and one.message), self.message)
+        message = next((one.message for one in self.named if one.name == name and one.message), self.words)
         return Reason(self.category or "VALIDATION_ERROR", message[:MAX_MESSAGE])
 
     def blames_id_property(self, id_property: str) -> bool:
@@ -103,7 +113,7 @@ class Complaint:
 
 def read_complaint(body: Any, *, fallback: str = "") -> Complaint:
     """The complaint in an error body or an entry of `errors[]`, whatever it looks like. `fallback`: what people are
-    told where there is no message.
+    told where HubSpot says nothing.
     """
     told = body if isinstance(body, dict) else {}
     message = text(told.get("message"))
@@ -124,13 +134,37 @@ def read_complaint(body: Any, *, fallback: str = "") -> Complaint:
     traces = [trace for context in contexts for trace in texts(_get(context, "objectWriteTraceId"))]
     return Complaint(
         category=word(told.get("category")) or word(told.get("errorType")),
-        message=message or fallback,
+        message=message,
         named=_without_vaguer(named.values()),
         ids=frozenset(id_ for context in contexts for key in ("ids", "id") for id_ in texts(_get(context, key))),
         # Several inputs' trace ids have been seen joined by commas.
         trace_ids=frozenset(part for joined in traces for part in joined.split(",")),
         details=tuple(details),
+        words=_words(message, errors, contexts) or fallback,
     )
+
+
+def _words(message: str, errors: Sequence[dict[str, Any]], contexts: Sequence[Any]) -> str:
+    """HubSpot's own words for people, and the scopes that it asks for, which may stand in the contexts alone
+    [docs GUIDE].
+    """
+    words = message or "; ".join(dict.fromkeys(filter(None, (text(item.get("message")) for item in errors))))
+    scopes = [scope for context in contexts for scope in required_scopes(context) if scope not in words]
+    return " ".join(filter(None, (words, f"(required scopes: {', '.join(dict.fromkeys(scopes))})" if scopes else "")))
+
+
+def required_scopes(context: Any) -> list[str]:
+    """The scopes that a context says a call needs."""
+    return [scope for key in ("requiredGranularScopes", "requiredScopes") for scope in texts(_get(context, key))]
+
+
+def shown(body: Any) -> str:
+    """The beginning of a JSON value, for people."""
+    return printable(orjson.dumps(body).decode()[:MAX_SHOWN])
+
+
+def printable(words: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in words)
 
 
 def text(value: Any) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bridge.delivery.complaints import Complaint, read_complaint, texts
+from bridge.delivery.complaints import Complaint, read_complaint, shown, texts
 from bridge.delivery.pauses import OUTAGE, Stop
 from bridge.delivery.ports import Input
 from bridge.delivery.verdicts import Broken, Judged, Rejected, Rules, Verdict
@@ -116,7 +116,7 @@ class _Sheet:
 
     def note_error(self, entry: Any, rules: Rules) -> Complaint | None:
         """Judge the inputs that this entry of `errors[]` is about; the complaint if it names none."""
-        complaint = read_complaint(entry)
+        complaint = read_complaint(entry, fallback=f"HubSpot refused it: {shown(entry)}")
         about = [self._traces[trace] for trace in sorted(complaint.trace_ids) if trace in self._traces]
         if not about:
             about = [one for told in sorted(complaint.ids) if (one := self._of(told)) is not None]

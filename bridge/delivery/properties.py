@@ -8,6 +8,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from bridge.delivery import sentences
+from bridge.delivery.complaints import required_scopes
 from bridge.delivery.hubspot import HubSpot
 from bridge.delivery.ports import Answer, NoAnswer, NoAnswerKind
 from bridge.errors import CrmUnreachableError
@@ -142,14 +143,11 @@ def _words(answer: Answer) -> str:
 
 def _scopes(body: Any) -> tuple[str, ...]:
     """The scopes that a 403 asks for [docs GUIDE]; all of its fields are optional."""
-    found: list[str] = []
-    errors = body.get("errors") if isinstance(body, dict) else None
-    for error in errors if isinstance(errors, list) else ():
-        context = error.get("context") if isinstance(error, dict) else None
-        for key in ("requiredGranularScopes", "requiredScopes"):
-            named = context.get(key) if isinstance(context, dict) else None
-            found += [scope for scope in named if _is_name(scope)] if isinstance(named, list) else []
-    return tuple(dict.fromkeys(found))
+    told = body if isinstance(body, dict) else {}
+    errors = told.get("errors")
+    items = [told, *(error for error in (errors if isinstance(errors, list) else ()) if isinstance(error, dict))]
+    found = (scope for item in items for scope in required_scopes(item.get("context")))
+    return tuple(dict.fromkeys(filter(_is_name, found)))
 
 
 def _listed(body: Any) -> dict[str, Definition]:

@@ -90,7 +90,7 @@ def _explained(verdict: Verdict) -> tuple[str | None, str]:
         case Judged():
             return None, ""
         case Rejected(complaint):
-            return complaint.category or "REJECTED", complaint.message
+            return complaint.category or "REJECTED", complaint.words
         case TooLarge(reason) | Conflict(reason) | Again(reason):
             return reason.category, reason.message
         case Stopped(stop) | Broken(stop):

@@ -470,3 +470,44 @@ def test_messages_are_cut_and_hold_no_nul() -> None:
 
 def test_a_category_becomes_a_label_only_if_it_looks_like_one() -> None:
     assert read_complaint({"category": "evil label\n" * 100}).reason.category == "UNKNOWN"
+
+
+# --- what people are told -----------------------------------------------------------------------
+
+SCOPES = {"errors": [{"message": "One is required.", "context": {"requiredGranularScopes": ["crm.objects.x.write"]}}]}
+
+
+@pytest.mark.parametrize(
+    "status, body, words",
+    [
+        (
+            403,
+            {"message": "This app lacks scopes.", **SCOPES},
+            "This app lacks scopes. (required scopes: crm.objects.x.write)",
+        ),
+        (403, SCOPES, "One is required. (required scopes: crm.objects.x.write)"),
+        (403, {"context": {"requiredScopes": ["contacts"]}}, "(required scopes: contacts)"),
+        (400, {"errors": [{"message": "first"}, {"message": "second"}, {"message": "first"}]}, "first; second"),
+        (400, {}, "HTTP 400: {}"),
+        (400, {"status": "error"}, 'HTTP 400: {"status":"error"}'),
+        (400, None, "HTTP 400: <html>"),
+        (500, {}, "HTTP 500: {}"),
+        (503, None, "HTTP 503: <html>"),
+    ],
+)
+def test_a_failure_is_never_without_words(status: int, body: Any, words: str) -> None:
+    """HubSpot's own, its errors' and the scopes it asks for; else the status and the beginning of the body."""
+    told = verdict(sent(1), Answer(status, body, excerpt="<html>" if body is None else ""))
+    assert isinstance(told, Rejected | Broken)
+    assert words in (told.complaint.reason.message if isinstance(told, Rejected) else told.stop.detail)
+
+
+@pytest.mark.parametrize("entry", [{}, {"category": "VALIDATION_ERROR"}, {"category": "OBJECT_NOT_FOUND"}])
+def test_an_error_about_one_input_is_never_without_words(entry: dict[str, Any]) -> None:
+    """Its own JSON, where it says nothing."""
+    [one, _] = some = sent(1, 2)
+    entry = {**entry, "context": {"objectWriteTraceId": [one.trace_id]}}
+    told = judged(some, {"results": [{"objectWriteTraceId": some[1].trace_id}], "errors": [entry]})
+    reasons = [outcome.reason for outcome in told.outcomes if isinstance(outcome, Parked | RetryLater)]
+    reasons += [complaint.reason for _, complaint in told.unexplained]
+    assert [one.trace_id in reason.message for reason in reasons] == [True]

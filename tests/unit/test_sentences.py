@@ -132,7 +132,13 @@ def test_reading_takes_time_in_proportion_to_the_text() -> None:
 def test_one_module_matches_text() -> None:
     """Of those that judge answers: no other may search what the CRM says, so that its table stays whole."""
     folder = Path(bridge.delivery.__file__).parent
-    allowed = {"sentences.py": "its job", "complaints.py": "constants", "hubspot.py": "tokens", "token_endpoint.py": ""}
+    allowed = {
+        "sentences.py": "its job",
+        "complaints.py": "constants",
+        "hubspot.py": "tokens",
+        "token_endpoint.py": "",
+        "portal_rules.py": "values before they are sent",
+    }
     for path in folder.glob("*.py"):
         imported = {
             name.name
