@@ -7,7 +7,7 @@ Times are integers in microseconds since the Unix epoch (UTC) where they are sto
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -223,6 +223,23 @@ class PendingRecord:
     failing_since_us: int | None = None
     doubt_at_us: int | None = None
     doubt_n: int = 0
+
+
+#: Bytes of the values and names in a call's body: four values of the longest text that a property takes (65,536
+#: characters of four bytes), and thirty times what 100 records of eight ordinary properties are.
+CALL_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What was taken for one call: `size` is about the bytes of its body. `left` are those of the records asked for
+    that did not fit, with their sizes; they are due as before. Of a record that is too large by itself some values are
+    left.
+    """
+
+    records: Sequence[PendingRecord]
+    left: Mapping[int, int] = field(default_factory=dict)
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ import structlog
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
+from bridge.allocator import give_back_freed
 from bridge.config.watching import Watch
 from bridge.errors import BridgeError
 from bridge.journal import versions
@@ -253,6 +254,7 @@ def run(
     """
     logging_config = logs.configure(os.environ)
     allow_files()
+    give_back_freed()
     refuse_taken_ports(settings)
     versions.check_place(settings.journal.url)
     lock = versions.service_lock(settings.journal.url)

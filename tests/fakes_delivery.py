@@ -24,6 +24,7 @@ from bridge.model import (
     RecordKey,
     Refused,
     RetryLater,
+    Taken,
     Value,
 )
 
@@ -164,25 +165,29 @@ class FakeJournal:
             found.extend(sorted(queue, key=lambda due: due.due_at_us)[:limit])
         return found
 
-    def take(self, refs: Sequence[int], *, began_at_us: int) -> Sequence[PendingRecord]:
+    def take(
+        self, refs: Sequence[int], *, began_at_us: int, max_bytes: int, only: Collection[str] | None = None
+    ) -> Taken:
         self._maybe_fail()
-        taken = []
+        taken: list[PendingRecord] = []
+        left = {}
+        size = 0
         for ref in refs:
             row = self.rows[ref]
-            if row.pending and row.parked is None:
-                row.in_doubt = True
-                taken.append(
-                    PendingRecord(
-                        ref,
-                        row.key,
-                        row.n,
-                        dict(row.pending),
-                        tuple(row.sources),
-                        row.attempts,
-                        row.failing_since_us,
-                    )
-                )
-        return taken
+            values = {name: value for name, value in row.pending.items() if only is None or name in only}
+            if not values or row.parked is not None:
+                continue
+            while only is None and size + _bytes(values) > max_bytes and len(values) > (1 if not taken else 0):
+                values.popitem()
+            if not values or (taken and len(values) < len(row.pending)):
+                left[ref] = _bytes(row.pending)
+                continue
+            size += _bytes(values)
+            row.in_doubt = True
+            taken.append(
+                PendingRecord(ref, row.key, row.n, values, tuple(row.sources), row.attempts, row.failing_since_us)
+            )
+        return Taken(taken, left, min(size, max_bytes))
 
     def settle(
         self,
@@ -252,6 +257,10 @@ class FakeJournal:
 
     def _now_us(self) -> int:
         return round(self.clock.now() * MICROSECONDS)
+
+
+def _bytes(values: Mapping[str, Value]) -> int:
+    return sum(len(name) + len(value.value.encode()) for name, value in values.items())
 
 
 Script = Callable[[Lane, Sequence[Input]], Answer | NoAnswer]

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from bridge.delivery import sentences
 from bridge.delivery.complaints import printable, read_complaint, shown, text
 from bridge.delivery.evidence import is_unfinished, judge_inputs
 from bridge.delivery.pauses import DAILY_LIMIT, MISCONFIGURED, OUTAGE, UNAUTHORIZED, Stop
 from bridge.delivery.ports import Answer, Input, NoAnswer
-from bridge.delivery.verdicts import Again, Broken, Conflict, Rejected, Rules, Stopped, TooLarge, Verdict
+from bridge.delivery.verdicts import Again, Broken, Conflict, Judged, Rejected, Rules, Stopped, TooLarge, Verdict
 from bridge.model import Reason, Scope
 
 #: Seconds that `Retry-After` may ask for at most on a 429; an absurd value must not stop us for a year.
@@ -46,6 +47,8 @@ def judge(inputs: Sequence[Input], answer: Answer | NoAnswer, rules: Rules) -> V
     match answer:
         case NoAnswer(kind="token"):
             return Stopped(Stop(Scope.ALL, UNAUTHORIZED, answer.detail, credential=answer.credential))
+        case NoAnswer(kind="oversize", body=dict() as beginning):
+            return _unread(inputs, answer, beginning, rules)
         case NoAnswer():
             stop = Stop(Scope.ALL, OUTAGE, f"{answer.kind}: {answer.detail}")
             reason = Reason("NO_ANSWER", f"no answer from the CRM ({answer.kind})")
@@ -61,6 +64,22 @@ def judge(inputs: Sequence[Input], answer: Answer | NoAnswer, rules: Rules) -> V
             return TooLarge(_reason(answer))
         case Answer():
             return _trouble(answer, rules)
+
+
+def _unread(inputs: Sequence[Input], answer: NoAnswer, beginning: dict[str, Any], rules: Rules) -> Verdict:
+    """The CRM's own answer, but too large to be read, is no outage: again in halves. That to a single record is
+    believed as far as it was read: a result that names it, or that stands in a complete answer without errors (200),
+    which can be nobody else's. If what was read says nothing of the record, it is sent again later.
+    """
+    reason = Reason("ANSWER_TOO_LARGE", f"the CRM's answer was too large to be read ({answer.detail})")
+    if len(inputs) > 1:
+        return TooLarge(reason)
+    if answer.status != 400:
+        status = beginning.get("status") if answer.status == 200 else None
+        verdict = judge_inputs(inputs, {**beginning, "status": "PROCESSING" if status is None else status}, rules)
+        if isinstance(verdict, Judged) and verdict.outcomes:
+            return verdict
+    return Conflict(reason)
 
 
 def retry_after_s(answer: Answer, *, now_us: int, at_most_s: float) -> float | None:

@@ -17,7 +17,7 @@ from bridge.delivery.patience import Patience
 from bridge.delivery.pauses import Gate, Pauses
 from bridge.delivery.retired import Retired
 from bridge.delivery.suspects import Suspect, Suspects
-from bridge.model import Lane
+from bridge.model import Lane, Taken
 
 #: Isolations in one lane beyond which no new batch of that lane is begun: its calls are better spent on
 #: finding the culprits than on meeting more of them.
@@ -131,6 +131,18 @@ class Board:
     def flowing(self, lane: Lane, now: float) -> frozenset[str]:
         """The sources whose records in this lane the CRM took lately."""
         return frozenset(source for source, at in self.taken.get(lane, {}).items() if now - at < TRUSTED_S)
+
+    def narrow(self, work: Work, taken: Taken) -> None:
+        """Not all records of this call fitted into it: it goes on without the others."""
+        left = taken.left
+        work.refs = tuple(ref for ref in work.refs if ref not in left)
+        work.held.difference_update(left)
+        if work.suspect is not None:
+            self.suspects.part(work.suspect, left)
+        if work.narrowing is not None:
+            work.narrowing.isolation.leave(left)
+        served = {source for record in taken.records for source in record.sources}
+        self.buffer.left(work.lane, left, served=served)
 
     def close(self, work: Work) -> None:
         """The call is over and settled (or never began): its records are free unless held otherwise."""

@@ -12,10 +12,13 @@ discarded or taken elsewhere in the meantime simply is not there any more.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from bridge.model import MICROSECONDS, Due, Lane
+from bridge.model import CALL_BYTES, MICROSECONDS, Due, Lane
+
+#: Large records of which the size is remembered; to learn it anew costs reading it once.
+MAX_SIZES = 10_000
 
 
 @dataclass(slots=True)
@@ -38,11 +41,13 @@ class _Shelf:
 class Buffer:
     """Not thread-safe: the planner's lock guards it."""
 
-    def __init__(self, *, batch_size: int, flush_interval_s: float, depth: int) -> None:
+    def __init__(self, *, batch_size: int, flush_interval_s: float, depth: int, max_bytes: int = CALL_BYTES) -> None:
         """`depth`: about how many references are asked of the journal at a time in all."""
         self._batch_size = batch_size
         self._flush_interval_s = flush_interval_s
         self._depth = depth
+        self._max_bytes = max_bytes
+        self._sizes: dict[int, int] = {}  # of the large ones, as far as they are known
         self._shelves: dict[Lane, _Shelf] = {}
         self._turn = 0.0
         self._dealt = 0
@@ -141,6 +146,17 @@ class Buffer:
         shelf.turn = self._turn + 1 / max(1, shares)
         return chosen
 
+    def left(self, lane: Lane, sizes: Mapping[int, int], *, served: Iterable[str]) -> None:
+        """These records, by their size, did not fit into a call with others of the `served` sources: it is not these
+        sources' turn now, and the records go with what fits beside them.
+        """
+        if (shelf := self._shelves.get(lane)) is not None:
+            self._dealt += 1
+            shelf.served.update(dict.fromkeys(served, self._dealt))
+        self._sizes.update(sizes)
+        while len(self._sizes) > MAX_SIZES:
+            del self._sizes[next(iter(self._sizes))]
+
     def _flush_in(self, shelf: _Shelf, *, now: float, now_us: int) -> float:
         if self._batch_size == 1 or shelf.count() >= self._batch_size:
             return 0.0
@@ -155,9 +171,12 @@ class Buffer:
         return _Shelf(waiting_since=waiting_since, turn=max(self._turn, was.turn), served=was.served)
 
     def _deal(self, shelf: _Shelf, size: int, skip: Callable[[int], bool]) -> list[int]:
-        """Deal from each source in turn, oldest first, until `size` records are chosen."""
+        """Deal from each source in turn, oldest first, until `size` records are chosen. A source whose next one is
+        known to be too large for what room is left has no more turns.
+        """
         order = sorted(shelf.sources, key=lambda source: shelf.served.get(source, 0))
         chosen: dict[int, None] = {}
+        room = self._max_bytes
         while order and len(chosen) < size:
             left = []
             for source in order:
@@ -165,7 +184,11 @@ class Buffer:
                 while queue and (queue[0].ref in chosen or skip(queue[0].ref)):
                     queue.popleft()
                 if queue and len(chosen) < size:
-                    chosen[queue.popleft().ref] = None
+                    if chosen and self._sizes.get(queue[0].ref, 0) > room:
+                        continue
+                    ref = queue.popleft().ref
+                    chosen[ref] = None
+                    room -= self._sizes.pop(ref, 0)
                     self._dealt += 1
                     shelf.served[source] = self._dealt
                 if queue:

@@ -1,10 +1,10 @@
-"""Makes one call: have a token, take, check the grant's age, send, judge, settle. Runs in a thread of the pool."""
+"""Makes one call: have a token and room, take, check the grant's age, send, judge, settle. In a thread of the pool."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
@@ -19,8 +19,9 @@ from bridge.delivery.portal_rules import PortalRules
 from bridge.delivery.ports import Answer, Crm, Input, Journal, NoAnswer, Observer, OnUnknown
 from bridge.delivery.summary import call_of, log_call, summary, where
 from bridge.delivery.verdicts import Rules, Stopped
+from bridge.delivery.weight import OpenBytes
 from bridge.errors import JournalError
-from bridge.model import Clock, Lane, Outcome, PendingRecord, to_us
+from bridge.model import Clock, Lane, Outcome, PendingRecord, Taken, to_us
 
 #: Times that a call whose grant went stale asks to have it renewed before its records go back: some 2 s.
 _REGRANTS = 40
@@ -44,6 +45,7 @@ class Caller:
     journal: Journal
     crm: Crm
     limiter: Limiter
+    open_bytes: OpenBytes
     board: Board
     digester: Digester
     budget: DailyBudget
@@ -57,12 +59,18 @@ class Caller:
     def make(self, work: Work, grant: Grant) -> None:
         """Make the call and settle it. Raises JournalError; what was not settled stays due."""
         self.crm.prepare()  # may take a while: before doubt begins, and before the grant's age is looked at
+        with self.open_bytes.place(wanted=self.may_call) as tell_size:
+            if tell_size is not None:
+                self._make(work, grant, tell_size)
+
+    def _make(self, work: Work, grant: Grant, tell_size: Callable[[int], None]) -> None:
         began_at_us = to_us(self.clock.now())
-        taken = self.journal.take(work.refs, began_at_us=began_at_us)
-        records, outcomes = self._prepare(work, taken)
+        taken = self._take(work, began_at_us)
+        tell_size(taken.size)
+        records, outcomes = self._prepare(work, taken.records)
         if not records or self._is_paused(work.lane) or not self._may_send(grant):
-            if taken or outcomes:
-                self.journal.settle(taken, outcomes, call=None, doubtful=False)
+            if taken.records or outcomes:
+                self.journal.settle(taken.records, outcomes, call=None, doubtful=False)
             return
         inputs = inputs_of(records)
         answer = self._update(work.lane, inputs)
@@ -79,16 +87,22 @@ class Caller:
         outcomes = [*outcomes, *decision.outcomes]
         settled = summary(work, outcomes, answer, verdict, records=len(records))
         call = call_of(settled, answer, verdict, began_at_us=began_at_us)
-        self.journal.settle(taken, outcomes, call=call, doubtful=doubtful(answer))
+        self.journal.settle(taken.records, outcomes, call=call, doubtful=doubtful(answer))
         log_call(_log, settled)
         self.observer.called(settled)
 
+    def _take(self, work: Work, began_at_us: int) -> Taken:
+        """As many of the work's records as fit into one call; from then on it is about these."""
+        max_bytes = self.open_bytes.each
+        taken = self.journal.take(work.refs, began_at_us=began_at_us, max_bytes=max_bytes, only=work.only)
+        if taken.left:
+            with self.lock:
+                self.board.narrow(work, taken)
+        return taken
+
     def _prepare(self, work: Work, taken: Sequence[PendingRecord]) -> tuple[list[PendingRecord], list[Outcome]]:
         """What of the taken records is to be sent, and what is refused without being sent."""
-        only = work.only
-        records = list(taken) if only is None else [_restricted(record, only) for record in taken]
-        records = [record for record in records if record.values]
-        ruled_out: list[Outcome] = []
+        records, ruled_out = list(taken), list[Outcome]()
         if self.rules is not None:
             records, ruled_out = self.rules.rule_out(work.lane.object_type, records)
         with self.lock:
@@ -135,7 +149,3 @@ class Caller:
             _log.error("the CRM client failed", error=where(error), records=len(inputs))
             self.observer.stumbled(type(error).__name__)
             return NoAnswer("internal", doubtful=True, detail=type(error).__name__)
-
-
-def _restricted(record: PendingRecord, only: frozenset[str]) -> PendingRecord:
-    return replace(record, values={name: value for name, value in record.values.items() if name in only})

@@ -29,6 +29,7 @@ from bridge.delivery.portal_rules import Portal, PortalRules
 from bridge.delivery.ports import Crm, Journal, Observer, OnUnknown
 from bridge.delivery.summary import log_pauses, where
 from bridge.delivery.threads import CallThreads, Pool
+from bridge.delivery.weight import OpenBytes
 from bridge.errors import JournalError
 from bridge.model import Clock, Lane, Pause, PendingRecord, to_us
 from bridge.settings import Crm as CrmSettings
@@ -86,6 +87,7 @@ class Dispatcher:
         backoff: Backoff | None = None,
         may_call: Callable[[], bool] = lambda: True,
         portal: Portal | None = None,
+        open_bytes: OpenBytes | None = None,
     ) -> None:
         """`may_call` is asked just before each call is sent: whether this process still is the one that
         delivers. What the definitions of `portal` rule out is not sent.
@@ -98,6 +100,7 @@ class Dispatcher:
         self._pool = pool if pool is not None else CallThreads(count=settings.max_in_flight)
         rate = settings.rate_limit
         self.limiter = limiter if limiter is not None else Limiter(calls=rate.calls, per_s=rate.per_s)
+        self._open_bytes = open_bytes if open_bytes is not None else OpenBytes()
         self._budget = DailyBudget(rate.daily)
         backoff = backoff if backoff is not None else Backoff(base_s=retry.base_s, max_s=retry.max_s)
         self._journal_backoff = Backoff(base_s=0.1, max_s=5.0)
@@ -106,6 +109,7 @@ class Dispatcher:
                 batch_size=settings.batch_size,
                 flush_interval_s=settings.flush_interval_s,
                 depth=settings.batch_size * (settings.max_in_flight + 1),
+                max_bytes=self._open_bytes.each,
             ),
             pauses=Pauses(backoff=backoff),
             patience=Patience(backoff, retry.give_up_after_s),
@@ -119,6 +123,7 @@ class Dispatcher:
             journal=journal,
             crm=crm,
             limiter=self.limiter,
+            open_bytes=self._open_bytes,
             board=self._board,
             digester=self._digester,
             budget=self._budget,
@@ -262,7 +267,7 @@ class Dispatcher:
         """Start one call; else the seconds to wait."""
         now = self._clock.monotonic()
         with self._lock:
-            if self._state.stopping or len(self._board.open) >= self._max_in_flight:
+            if self._state.stopping or len(self._board.open) >= self._max_in_flight or self._open_bytes.full:
                 return POLL_S
         if (early_s := self.limiter.wait_s(now)) > 0:
             self.limiter.acquire(now)  # notes that we wait for it

@@ -14,7 +14,8 @@ import orjson
 
 from bridge.delivery.ports import Answer, Input, NoAnswer
 from bridge.delivery.tokens import StaticToken, Tokens
-from bridge.delivery.transport import MAX_EXCERPT, Transport
+from bridge.delivery.transport import MAX_ANSWER, MAX_EXCERPT, Transport
+from bridge.delivery.weight import answer_limit
 from bridge.errors import BridgeError, TokenOutageError
 from bridge.model import Lane, PendingRecord
 
@@ -78,7 +79,10 @@ class HubSpot:
             detail = "the token is empty or unfit for a header"
             return NoAnswer("token", doubtful=False, detail=detail, credential=access.credential)
         headers = {"Authorization": f"Bearer {access.token}", "Content-Type": "application/json"}
-        answer = replace(self._transport.request(method, url, headers, body), credential=access.credential)
+        limit = MAX_ANSWER if body is None else answer_limit(len(body))
+        answer = replace(
+            self._transport.request(method, url, headers, body, max_answer=limit), credential=access.credential
+        )
         if isinstance(answer, NoAnswer):
             return answer
         if answer.status == 401:

@@ -114,6 +114,10 @@ class Isolation:
         self._forget(refs)
         return self._ruled([])
 
+    def leave(self, left: Collection[int]) -> None:
+        """These did not fit into the call: its answer is about the others, and their turn comes next."""
+        self._testing = [ref for ref in self._testing if ref not in left]
+
     def accepted(self) -> Ruling:
         """The CRM took the call (what it says about single inputs is not ours to judge)."""
         self.calls += 1

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from bridge.model import Call, Due, Lane, Outcome, Pause, PendingRecord
+from bridge.model import Call, Due, Lane, Outcome, Pause, PendingRecord, Taken
 
 NoAnswerKind = Literal["connect", "tls", "token", "oauth", "timeout", "reset", "truncated", "oversize", "internal"]
 OnUnknown = Literal["park", "wait", "ignore"]
@@ -24,9 +24,14 @@ class Journal(Protocol):
         """
         ...
 
-    def take(self, refs: Sequence[int], *, began_at_us: int) -> Sequence[PendingRecord]:
-        """The records with their pending values, marked as being in a call that begins now (doubt).
-        A record that has nothing pending is left out (and the journal takes it out of due).
+    def take(
+        self, refs: Sequence[int], *, began_at_us: int, max_bytes: int, only: Collection[str] | None = None
+    ) -> Taken:
+        """The records with their pending values, of `only` these properties, marked as being in a call that begins now
+        (doubt). A record that has nothing pending is left out (and the journal takes it out of due).
+
+        As many as fit into a body of `max_bytes`, in this order; of the first some values, if it is too large by
+        itself. With `only` there is no cut: of a record that was in a call, a few properties fit into one.
         """
         ...
 
@@ -95,13 +100,17 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class NoAnswer:
-    """A call that ended without an answer. `doubtful`: it may still be applied."""
+    """A call that ended without an answer. `doubtful`: it may still be applied. Of one that was too large, `status`
+    and what is complete in the part of its `body` that was read.
+    """
 
     kind: NoAnswerKind
     doubtful: bool
     detail: str
     duration_s: float = 0.0
     credential: str = ""
+    status: int | None = None
+    body: Any = field(default=None, repr=False)
 
 
 class Crm(Protocol):

@@ -10,7 +10,7 @@ Without a success of others nothing is concluded: then it is the CRM, and no rec
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from bridge.model import Lane, Scope
@@ -121,6 +121,11 @@ class Suspects:
         suspect.refs = [ref for ref in suspect.refs if ref not in gone]
         if not suspect.refs and suspect in self._groups:
             self._groups.remove(suspect)
+
+    def part(self, suspect: Suspect, left: Collection[int]) -> None:
+        """These did not fit into the group's call, which tells nothing about them: a group of their own."""
+        suspect.refs = [ref for ref in suspect.refs if ref not in left]
+        self._groups.append(replace(suspect, refs=sorted(left), open=False))
 
     def postpone(self, suspect: Suspect, *, ready_at: float) -> None:
         """It failed and nobody knows why: the same again later, another record first if one probes."""

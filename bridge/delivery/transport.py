@@ -20,11 +20,12 @@ import requests
 import urllib3
 
 from bridge import __version__
+from bridge.delivery.beginnings import beginning
 from bridge.delivery.deadline import Watch, Watched, WatchedAdapter
 from bridge.delivery.ports import Answer, NoAnswer, NoAnswerKind
 
-#: Bytes of an answer after inflating that are read at most; 100 results with all their properties are
-#: some 2 MB.
+#: Bytes of an answer after inflating that are read at most, unless the caller knows better: the definitions of a
+#: portal with thousands of properties are a few MB.
 MAX_ANSWER = 16 * 1024 * 1024
 
 #: Characters of an answer that are not JSON which are kept for people.
@@ -52,13 +53,19 @@ class Transport:
         self._sessions: list[requests.Session] = []
 
     def request(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        *,
+        max_answer: int = MAX_ANSWER,
     ) -> Answer | NoAnswer:
         """One request within the total deadline. Never raises for what the network or the CRM does."""
         began = time.monotonic()
         call = self._watch.begin()
         try:
-            answer = self._asked(method, url, headers, body, call)
+            answer = self._asked(method, url, headers, body, call, max_answer)
         finally:
             self._watch.end(call)
         return replace(answer, duration_s=time.monotonic() - began)
@@ -89,7 +96,13 @@ class Transport:
         return session
 
     def _asked(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, call: Watched
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        call: Watched,
+        max_answer: int,
     ) -> Answer | NoAnswer:
         try:
             response = self._session().request(
@@ -104,27 +117,23 @@ class Transport:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             return _ended(error, call)
         try:
-            return _read(response, call)
+            return _read(response, call, max_answer)
         finally:
             with contextlib.suppress(Exception):
                 response.close()
 
 
-def _read(response: requests.Response, call: Watched) -> Answer | NoAnswer:
+def _read(response: requests.Response, call: Watched, max_answer: int) -> Answer | NoAnswer:
     headers = {name.lower(): value for name, value in response.headers.items()}
     status = response.status_code
-    raw = b""
+    raw = bytearray()
     trouble: NoAnswer | None = None
     try:
-        chunks = []
-        size = 0
         for chunk in response.raw.stream(_CHUNK, decode_content=True):
-            size += len(chunk)
-            if size > MAX_ANSWER:
-                trouble = NoAnswer("oversize", doubtful=True, detail=f"answer over {MAX_ANSWER} bytes")
+            if len(raw) + len(chunk) > max_answer:
+                trouble = NoAnswer("oversize", doubtful=True, detail=f"answer over {max_answer} bytes", status=status)
                 break
-            chunks.append(chunk)
-        raw = b"".join(chunks)
+            raw += chunk
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         trouble = _ended(error, call, kind="truncated")
     if trouble is None and call.cut:
@@ -133,8 +142,8 @@ def _read(response: requests.Response, call: Watched) -> Answer | NoAnswer:
         # The status line alone tells what 401, 429, 503 … ask for; what a 2xx or a 400 did or names
         # is in the body.
         if 200 <= status < 300 or status == 400:
-            return trouble
-        raw = b""
+            return replace(trouble, body=beginning(raw)) if trouble.kind == "oversize" else trouble
+        raw.clear()
     body = _parsed(raw)
     return Answer(
         status=status,
@@ -145,7 +154,7 @@ def _read(response: requests.Response, call: Watched) -> Answer | NoAnswer:
     )
 
 
-def _parsed(raw: bytes) -> Any:
+def _parsed(raw: bytearray) -> Any:
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:

@@ -3,13 +3,14 @@
 `sqlite` and `postgresql` are the backends. Statements are written once, with `:name` parameters and a few macros
 that `render` fills in: `{rows:a int, b text}` (a JSON array of arrays as a table), `{ids}` (a JSON array of integers
 as a table), `{pairs:a.b}` (a JSON object of texts as a table of key and value), `{names:a.b}`, `{list:a.b}` (a JSON
-array of texts, or of arrays, as a table of value) and `{greatest}`. One statement serves a whole group: `executemany`
-would take the interpreter's lock once per row.
+array of texts, or of arrays, as a table of value), `{octets:a.b}` (the bytes of a text) and `{greatest}`. One statement
+serves a whole group: `executemany` would take the interpreter's lock once per row.
 """
 
 from __future__ import annotations
 
 import re
+import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -103,9 +104,11 @@ def open_database(url: str, *, troubled: Callable[[str], None] = lambda _kind: N
 
 # --- statements ---------------------------------------------------------------------------------
 
-_MACRO = re.compile(r"\{(rows|ids|pairs|list|names|greatest)(?::([^}]*))?\}")
+_MACRO = re.compile(r"\{(rows|ids|pairs|list|names|octets|greatest)(?::([^}]*))?\}")
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z]\w*)")
 _CAST = {"int": "bigint", "text": "text"}
+#: Whether SQLite tells a text's bytes without reading it, as PostgreSQL does.
+_TELLS_OCTETS = sqlite3.sqlite_version_info >= (3, 43)
 
 
 @cache
@@ -123,6 +126,8 @@ def _sqlite_macro(match: re.Match[str]) -> str:
             return "max"
         case "pairs" | "list" | "names":
             return f"json_each({columns})"
+        case "octets":
+            return f"octet_length({columns})" if _TELLS_OCTETS else f"length(cast({columns} AS blob))"
         case "ids":
             return "(SELECT value AS id FROM json_each(:ids))"
     picked = ", ".join(f"value ->> {at} AS {name}" for at, (name, _) in enumerate(_columns(columns)))
@@ -140,6 +145,8 @@ def _postgresql_macro(match: re.Match[str]) -> str:
             return f"jsonb_array_elements_text(cast({columns} AS jsonb))"
         case "list":
             return f"jsonb_array_elements(cast({columns} AS jsonb))"
+        case "octets":
+            return f"octet_length({columns})"
         case "ids":
             return "(SELECT cast(value AS bigint) AS id FROM jsonb_array_elements_text(cast(:ids AS jsonb))) AS ids"
     picked = ", ".join(

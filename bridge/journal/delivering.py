@@ -13,7 +13,7 @@ confirmed by another call is made due once more at the end of that time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, assert_never
 
@@ -35,6 +35,7 @@ from bridge.model import (
     RecordKey,
     Refused,
     RetryLater,
+    Taken,
     Value,
     to_us,
 )
@@ -58,37 +59,39 @@ class Settled:
 
 
 def take(
-    connection: Connection, lanes: Callable[[int], Lane], refs: Sequence[int], *, began_us: int
-) -> list[PendingRecord]:
+    connection: Connection,
+    lanes: Callable[[int], Lane],
+    refs: Sequence[int],
+    *,
+    began_us: int,
+    max_bytes: int,
+    only: Collection[str] | None = None,
+) -> Taken:
     """Read these records with what is to be delivered to them, and mark them as being in a call.
 
-    A record that turns out to have nothing pending is taken out of `due` and left out.
+    As many as `max_bytes` allow, the first in any case, if need be with some of its values; `only` reads no other
+    properties. A record that turns out to have nothing pending is taken out of `due` and left out.
     """
-    records = select_locked(
-        connection, "id, lane, record, n, attempts, failing_since_us, doubt_us, doubt_n, parked_us", refs
-    )
-    values: dict[int, dict[str, Value]] = {}
-    for ref, name, value, revision in select(
-        connection,
-        "record, property, value, revision",
-        """SELECT d.record, d.property, d.value, d.revision FROM desired d
-            WHERE d.record IN (SELECT id FROM {ids}) AND d.state = 0
-           UNION ALL
-           SELECT d.record, d.property, d.value, d.revision FROM records r
-             JOIN desired d ON d.record = r.id
-            WHERE r.id IN (SELECT id FROM {ids}) AND (r.doubt_us <= :doubt_over OR r.doubt_us > :began)
-              AND d.state = 1 AND d.revision > r.doubt_n""",
-        ids=refs,
-        doubt_over=began_us - DOUBT_US,
-        began=began_us,  # a doubt that begins later than now was noted by a clock that was wrong
-    ):
-        values.setdefault(ref, {})[name] = Value(value, revision)
+    when = {
+        "doubt_over": began_us - DOUBT_US,
+        "began": began_us,  # a doubt that begins later than now was noted by a clock that was wrong
+    }
+    columns = "id, lane, record, n, attempts, failing_since_us, doubt_us, doubt_n, parked_us"
+    found = {row[0]: row for row in select_locked(connection, columns, refs, size=_SIZE, **when)}
+    sizes: dict[int, int] = {
+        ref: found[ref][-1] for ref in refs if ref in found and found[ref][-1] and found[ref][-2] is None
+    }
+    fitting, size = _fitting(sizes, max_bytes)
+    if size > max_bytes and only is None:
+        only, size = _oldest(connection, fitting[0], max_bytes, when)
+    size = min(size, max_bytes)
+    values = _values(connection, fitting, only, when)
     sources: dict[int, list[str]] = {}
     for ref, source in select(
         connection,
         "record, source",
         "SELECT record, source FROM due WHERE record IN (SELECT id FROM {ids}) AND due_us IS NOT NULL",
-        ids=refs,
+        ids=fitting,
     ):
         sources.setdefault(ref, []).append(source)
     taken = [
@@ -103,8 +106,8 @@ def take(
             doubt_at_us=doubt_us,
             doubt_n=doubt_n or 0,
         )
-        for ref, lane, record, n, attempts, failing_since_us, doubt_us, doubt_n, parked_us in records
-        if ref in values and parked_us is None
+        for ref, lane, record, n, attempts, failing_since_us, doubt_us, doubt_n, *_ in map(found.__getitem__, fitting)
+        if ref in values
     ]
     run(
         connection,
@@ -114,11 +117,74 @@ def take(
         ids=[record.ref for record in taken],
         began=began_us,
     )
-    idle = sorted(set(refs) - values.keys())
+    idle = sorted(ref for ref in refs if ref not in found or not found[ref][-1])
     if idle:
         forget_idle(connection, idle)
         leave_due(connection, idle)
-    return taken
+    return Taken(taken, {ref: size for ref, size in sizes.items() if ref not in fitting}, size)
+
+
+#: Of `desired d`, what is to be sent to its record: what waits, and what a doubtful call may have undone.
+_TO_SEND = """(d.state = 0 OR (d.state = 1 AND d.revision > records.doubt_n
+                   AND (records.doubt_us <= :doubt_over OR records.doubt_us > :began)))"""
+#: Bytes of it in a call's body: values and names with quotes, colon and comma. What is to be escaped in JSON counts as
+#: it is: to look for it, all would have to be read that does not fit.
+_BYTES = "{octets:d.value} + length(d.property) + 6"
+_SIZE = f"SELECT sum({_BYTES}) FROM desired d WHERE d.record = records.id AND {_TO_SEND}"
+
+
+def _fitting(sizes: Mapping[int, int], max_bytes: int) -> tuple[list[int], int]:
+    """As many of these records as fit, and their size: the first always, and others may pass one that does not fit. It
+    is the first of its source when that has its turn.
+    """
+    fitting: list[int] = []
+    total = 0
+    for ref, size in sizes.items():
+        if not fitting or total + size <= max_bytes:
+            fitting.append(ref)
+            total += size
+    return fitting, total
+
+
+def _oldest(connection: Connection, ref: int, max_bytes: int, when: Mapping[str, int]) -> tuple[list[str], int]:
+    """As many of a record's properties as fit, those that have waited longest, and their size."""
+    names: list[str] = []
+    total = 0
+    for name, size in fetch(
+        connection,
+        f"""SELECT d.property, {_BYTES} FROM records JOIN desired d ON d.record = records.id
+             WHERE records.id = :ref AND {_TO_SEND} ORDER BY d.revision, d.property""",
+        ref=ref,
+        **when,
+    ):
+        if names and total + size > max_bytes:
+            break
+        names.append(name)
+        total += size
+    return names, total
+
+
+def _values(
+    connection: Connection, refs: Sequence[int], only: Collection[str] | None, when: Mapping[str, int]
+) -> dict[int, dict[str, Value]]:
+    """What is to be sent, by record."""
+    rows = [[name] for name in only or ()]
+    these = "" if only is None else " AND d.property IN (SELECT name FROM {rows:name text} AS given)"
+    values: dict[int, dict[str, Value]] = {}
+    for ref, name, value, revision in select(
+        connection,
+        "record, property, value, revision",
+        f"""SELECT d.record, d.property, d.value, d.revision FROM desired d
+             WHERE d.record IN (SELECT id FROM {{ids}}) AND d.state = 0{these}
+            UNION ALL
+            SELECT d.record, d.property, d.value, d.revision FROM records JOIN desired d ON d.record = records.id
+             WHERE records.id IN (SELECT id FROM {{ids}}) AND d.state = 1 AND {_TO_SEND}{these}""",
+        ids=refs,
+        **({} if only is None else {"rows": rows}),
+        **when,
+    ):
+        values.setdefault(ref, {})[name] = Value(value, revision)
+    return values
 
 
 def taken_again(record: PendingRecord, before: PendingRecord, *, marks: Collection[int]) -> PendingRecord:

@@ -36,12 +36,16 @@ def lock_records(connection: Connection, refs: Collection[int]) -> None:
         )
 
 
-def select_locked(connection: Connection, columns: str, refs: Collection[int]) -> Sequence[Sequence[Any]]:
-    """These columns of the records, which are locked until the transaction ends; waits for whoever has them."""
-    found = f"SELECT {columns} FROM records WHERE id IN (SELECT id FROM {{ids}})"
+def select_locked(
+    connection: Connection, columns: str, refs: Collection[int], *, size: str, **parameters: Any
+) -> Sequence[Sequence[Any]]:
+    """These columns of the records and, in the end, this `size`, which is told as of before the wait. They are locked
+    until the transaction ends; waits for whoever has them.
+    """
+    found = f"SELECT {columns}, ({size}) AS size FROM records WHERE id IN (SELECT id FROM {{ids}})"
     if is_postgresql(connection):
         found += ' ORDER BY lane, record COLLATE "C" FOR UPDATE'
-    return select(connection, columns, found, ids=list(refs))
+    return select(connection, f"{columns}, size", found, ids=list(refs), **parameters)
 
 
 def take_turns(connection: Connection) -> None:

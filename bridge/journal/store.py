@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -33,7 +34,7 @@ from bridge.journal.room import Room
 from bridge.journal.staging import SLICE_EVENTS, oldest_left, stage, unmergeable, unstage
 from bridge.journal.steering import Known, Resynced
 from bridge.journal.upkeep import DAY_US, Figures, Retention
-from bridge.model import Call, Clock, Due, Event, Lane, Outcome, Pause, PendingRecord, to_us
+from bridge.model import CALL_BYTES, Call, Clock, Due, Event, Lane, Outcome, Pause, PendingRecord, Taken, to_us
 from bridge.settings import Journal as JournalSettings
 
 #: Share of `max_size` from which on settled events go before `retention` is over: intake need not be refused then.
@@ -193,22 +194,30 @@ class Journal:
                 scan=self._due_scan,
             )
 
-    def take(self, refs: Sequence[int], *, began_at_us: int) -> Sequence[PendingRecord]:
-        """Read these records with their pending values and mark them as being in a call."""
+    def take(
+        self,
+        refs: Sequence[int],
+        *,
+        began_at_us: int,
+        max_bytes: int = CALL_BYTES,
+        only: Collection[str] | None = None,
+    ) -> Taken:
+        """Read these records with their pending values and mark them as being in a call: as many as fit."""
 
-        def work(connection: Connection) -> list[PendingRecord]:
+        def work(connection: Connection) -> Taken:
             self._fence(connection)
             lane = partial(self._lane, connection)
-            taken = []
-            for record in delivering.take(connection, lane, refs, began_us=began_at_us):
+            taken = delivering.take(connection, lane, refs, began_us=began_at_us, max_bytes=max_bytes, only=only)
+            records = []
+            for record in taken.records:
                 marks, before = self._in_vain.get(record.ref, (frozenset(), record))
-                taken.append(delivering.taken_again(record, before, marks=marks))
-                self._in_vain[record.ref] = (marks | {began_at_us}, taken[-1])
-            return taken
+                records.append(delivering.taken_again(record, before, marks=marks))
+                self._in_vain[record.ref] = (marks | {began_at_us}, replace(records[-1], values={}))
+            return replace(taken, records=records)
 
         # Doubt must not be forgotten while its call goes on.
         taken = self._database.transact(work, durable=self._calls_durable, patience_s=TAKE_PATIENCE_S)
-        for record in taken:
+        for record in taken.records:
             self._in_vain.pop(record.ref, None)
         return taken
 

@@ -100,7 +100,7 @@ def claim(journal: Journal, clock: ShiftingClock, *, records: int = 100) -> Mapp
     if not refs:
         return {}
     began = clock.now()
-    taken, take_ms = timed(lambda: journal.take(refs, began_at_us=to_us(began)))
+    taken, take_ms = timed(lambda: journal.take(refs, began_at_us=to_us(began)).records)
     outcomes, done = [Delivered(record) for record in taken], call(taken, began=began)
     _, settle_ms = timed(lambda: journal.settle(taken, outcomes, call=done, doubtful=False))
     return {"find due, ms": due_ms, "take 100, ms": take_ms, "settle 100, ms": settle_ms}

@@ -803,7 +803,6 @@ def test_a_migrating_account_is_left_alone_for_as_long_as_it_says(tmp_path: Path
         *(Fault(kind) for kind in ("500", "502", "502-html", "503", "504", "521", "524", "reset", "answer-lost")),
         Fault("timeout", hold_s=30),
         Fault("drip", pace_s=0.2),
-        Fault("endless"),
         Fault("truncated"),
     ],
     ids=lambda fault: fault.kind,
@@ -823,6 +822,18 @@ def test_trouble_on_the_way_pauses_everything_and_loses_nothing(tmp_path: Path, 
         assert rig.parked() == {}
         # The probes were single records, and not those of the call that failed while others were there.
         assert all(len(call.inputs) == 1 for call in rig.calls()[2:4])
+
+
+def test_an_answer_without_end_is_no_outage_and_is_believed_for_each_record_alone(tmp_path: Path) -> None:
+    """Calls go again in halves, and of a single record's answer the result that was read is enough."""
+    with rigged(tmp_path, timeout_s=20.0) as rig:
+        rig.crm.faults.always(Fault("endless"))
+        rig.ask_all(ids(7))
+        rig.until(lambda: delivered(rig, *ids(7)) and rig.idle())
+        assert [len(call.inputs) for call in rig.calls()].count(1) == 7
+        assert rig.pauses() == []
+        assert rig.entries() == {}
+        assert rig.settled("delivered") == 7
 
 
 def test_the_probe_of_an_outage_had_no_part_in_it(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def filled(folder: Path, monkeypatch: pytest.MonkeyPatch, config: str) -> Iterat
 
 def deliver(service: Service) -> None:
     due = service.journal.due(limit=100, exclude=())
-    taken = service.journal.take([one.ref for one in due], began_at_us=to_us(time.time()))
+    taken = service.journal.take([one.ref for one in due], began_at_us=to_us(time.time())).records
     of = {record.key.id: record for record in taken}
     outcomes: list[Outcome] = [
         Delivered(of["7"]),

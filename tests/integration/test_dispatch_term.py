@@ -137,7 +137,7 @@ def test_who_does_not_deliver_any_more_changes_nothing(journal: Journal, databas
         journal.append([event("e1", "1"), event("e2", "2")])
         now = time.time()
         [first, second] = [due.ref for due in old.due(limit=DUE, exclude=())]
-        taken = old.take([first], began_at_us=to_us(now))
+        taken = old.take([first], began_at_us=to_us(now)).records
         expire(database_url)
         assert other.acquire()
         new = journal.under(other.epoch)
@@ -156,7 +156,7 @@ def test_who_does_not_deliver_any_more_changes_nothing(journal: Journal, databas
         assert new.load_pauses() == [outage]  # what the old one left there is handed over
         assert {due.ref for due in new.due(limit=DUE, exclude=())} == {first, second}
         # The call of the old one may still be applied: the new one knows.
-        [again] = new.take([first], began_at_us=to_us(now) + 1)
+        [again] = new.take([first], began_at_us=to_us(now) + 1).records
         assert again.doubt_at_us == to_us(now)
 
 

@@ -76,7 +76,7 @@ def test_dead_rows_are_not_read_again_beside_an_old_snapshot(
             journal.append([event(f"{step}-{n}", f"{step}-{n}") for n in range(500)])
             taken = journal.take(
                 [one.ref for one in journal.due(limit=500, exclude=())], began_at_us=to_us(clock.now())
-            )
+            ).records
             outcomes = [Delivered(record) for record in taken]
             journal.settle(taken, outcomes, call=call(taken, began=clock.now()), doubtful=False)
         clock.advance(10)

@@ -143,7 +143,7 @@ def test_no_step_of_intake_delivery_or_retention_reads_a_whole_table(tmp_path: P
 
 def settle_all(journal: Journal, clock: FakeClock, *outcomes: Callable[[PendingRecord], Outcome]) -> None:
     """One call with all that is due; its records fare in turn as `outcomes` say."""
-    taken = journal.take([row.ref for row in journal.due(limit=10, exclude=())], began_at_us=to_us(clock.now()))
+    taken = journal.take([row.ref for row in journal.due(limit=10, exclude=())], began_at_us=to_us(clock.now())).records
     judged = [outcome(record) for record, outcome in zip(taken, itertools.cycle(outcomes), strict=False)]
     journal.settle(taken, judged, call=call(taken, began=clock.now(), status=200), doubtful=False)
 

@@ -31,6 +31,7 @@ from bridge.model import (
     Refused,
     RetryLater,
     Scope,
+    Taken,
     to_us,
 )
 from bridge.settings import Journal as JournalSettings
@@ -60,7 +61,7 @@ def journal(url: str, clock: FakeClock) -> Iterator[Journal]:
 
 def take(journal: Journal, clock: FakeClock, *, exclude: Sequence[int] = ()) -> list[PendingRecord]:
     refs = list(dict.fromkeys(found.ref for found in journal.due(limit=1000, exclude=set(exclude))))
-    return sorted(journal.take(refs, began_at_us=to_us(clock.now())), key=lambda record: record.key)
+    return sorted(journal.take(refs, began_at_us=to_us(clock.now())).records, key=lambda record: record.key)
 
 
 def settle(
@@ -72,6 +73,65 @@ def settle(
 
 def values(record: PendingRecord) -> dict[str, str]:
     return {name: value.value for name, value in record.values.items()}
+
+
+# --- bytes --------------------------------------------------------------------------------------
+
+
+def cut(journal: Journal, clock: FakeClock, refs: Sequence[int], max_bytes: int, **how: Any) -> Taken:
+    return journal.take(refs, began_at_us=to_us(clock.now()), max_bytes=max_bytes, **how)
+
+
+def test_what_does_not_fit_into_a_call_stays_due_as_it_was(journal: Journal, clock: FakeClock) -> None:
+    """The first of those asked for goes in any case, and what fits beside it; the others keep no mark of a call."""
+    wanted = {"c1": "x" * 500, "c2": "\N{GRINNING FACE}" * 150, "c3": "y" * 400, "c4": "z" * 40}
+    journal.append([event(record, record, {"note": text}) for record, text in wanted.items()])
+    refs = [due.ref for due in journal.due(limit=10, exclude=())]
+    taken = cut(journal, clock, [refs[2], refs[0], refs[1], refs[3]], 1_000)
+    assert [record.key.id for record in taken.records] == ["c3", "c1", "c4"]
+    assert taken.left == {refs[1]: 610}
+    assert taken.size == 500 + 400 + 40 + 3 * 10
+    settle(journal, clock, taken.records, *(Delivered(record) for record in taken.records))
+    assert [due.ref for due in journal.due(limit=10, exclude=())] == [refs[1]]
+    [record] = cut(journal, clock, [refs[1]], 1_000).records
+    assert (values(record), record.doubt_at_us) == ({"note": wanted["c2"]}, None)
+
+
+def test_a_record_that_is_too_large_goes_in_parts_those_that_waited_longest_first(
+    journal: Journal, clock: FakeClock
+) -> None:
+    """What was sent is settled, the rest stays due; what is changed meanwhile does not overtake it."""
+    for at in range(5):
+        journal.append([event(f"e{at}", "c1", {f"p{4 - at}": "x" * 400})])
+    [due] = journal.due(limit=10, exclude=())
+    [first] = cut(journal, clock, [due.ref], 1_000).records
+    assert list(first.values) == ["p3", "p4"]
+    journal.append([event("e9", "c1", {"p3": "newer"})])
+    settle(journal, clock, [first], Delivered(first))
+    seen = []
+    while journal.due(limit=10, exclude=()):
+        [part] = cut(journal, clock, [due.ref], 1_000).records
+        seen.append(sorted(part.values))
+        settle(journal, clock, [part], Delivered(part))
+    assert seen == [["p1", "p2"], ["p0", "p3"]]
+
+
+def test_a_value_that_is_too_large_by_itself_is_taken_alone(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", "c1", {"a": "x" * 5_000, "b": "y" * 5_000}), event("e2", "c2", {"a": "small"})])
+    refs = [due.ref for due in journal.due(limit=10, exclude=())]
+    taken = cut(journal, clock, refs, 1_000)
+    assert [list(record.values) for record in taken.records] == [["a"]]
+    assert taken.size == 1_000
+    assert list(taken.left) == refs[1:]
+
+
+def test_only_some_properties_are_taken_whatever_else_waits(journal: Journal, clock: FakeClock) -> None:
+    journal.append([event("e1", "c1", {f"p{at}": "x" * 400 for at in range(9)})])
+    [due] = journal.due(limit=10, exclude=())
+    taken = cut(journal, clock, [due.ref], 1_000, only={"p7", "p2", "p5"})
+    assert sorted(taken.records[0].values) == ["p2", "p5", "p7"]
+    assert cut(journal, clock, [due.ref], 1_000, only={"other"}).records == []
+    assert journal.due(limit=10, exclude=())
 
 
 # --- append -------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def filled(path: Path) -> str:
     journal.append([event("odd", updates=(), unmappable="no record id")])
     taken = journal.take(
         list(dict.fromkeys(found.ref for found in journal.due(limit=16, exclude=()))), began_at_us=to_us(clock.now())
-    )
+    ).records
     outcomes: list[Outcome] = [Delivered(record) for record in taken]
     outcomes[1] = Parked(taken[1], Reason("OBJECT_NOT_FOUND", "no such client"))
     outcomes[2] = RetryLater(taken[2], Reason("UNCONFIRMED", "silent"), delay_s=60)

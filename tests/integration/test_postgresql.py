@@ -120,7 +120,7 @@ def test_a_take_of_which_nobody_heard_leaves_no_doubt(monkeypatch: pytest.Monkey
                 with pytest.raises(JournalUnavailableError):
                     journal.take([due.ref], began_at_us=to_us(clock.now()))
                 clock.advance(1)
-            [taken] = journal.take([due.ref], began_at_us=to_us(clock.now()))
+            [taken] = journal.take([due.ref], began_at_us=to_us(clock.now())).records
             assert taken.doubt_at_us is None
             journal.settle([taken], [Delivered(taken)], call=call([taken], began=clock.now()), doubtful=False)
             clock.advance(200)

@@ -279,14 +279,14 @@ def stage() -> Iterator[Stage]:
     journal.append([event("old", "gone", at=AT)])
     journal.append([event("e1", "r1", {"company_name": "first", "notes": "n"}, at=AT)])
     journal.append([event("e5", "r4", at=AT)])
-    [*gone] = journal.take([1, 2, 3], began_at_us=to_us(clock.now()))
+    [*gone] = journal.take([1, 2, 3], began_at_us=to_us(clock.now())).records
     outcomes: list[Outcome] = [Delivered(record) for record in gone[:2]]
     outcomes.append(Parked(gone[2], Reason("OBJECT_NOT_FOUND", "no such client")))
     journal.settle(gone, outcomes, call=call(gone, began=clock.now()), doubtful=False)
     clock.advance(7_200)
     journal.append([event("e2", "r1", {"company_name": "second"}, at=AT + 1), event("e3", "r2", at=AT)])
     journal.append([event("e4", "r3", {"tier": "t"}, at=AT)], staging=[[event("s1", "r1", {"notes": "staged"})]])
-    taken = list(journal.take([2, 4, 5], began_at_us=to_us(clock.now())))
+    taken = list(journal.take([2, 4, 5], began_at_us=to_us(clock.now())).records)
     clock.advance(100)  # what is staged counts as left behind
     admin = shared().connect(url.rpartition("/")[2])
     admin.execute("SET deadlock_timeout = '10ms'")

@@ -83,7 +83,7 @@ def test_what_is_merged_late_keeps_the_time_of_its_arrival(journal: Journal, clo
     clock.advance(LEFT_AFTER_US / 1e6 + 1)
     assert journal.merge_left()
     refs = [one.ref for one in journal.due(limit=10, exclude=())]
-    taken = {record.key.id: record.values for record in journal.take(refs, began_at_us=to_us(clock.now()))}
+    taken = {record.key.id: record.values for record in journal.take(refs, began_at_us=to_us(clock.now())).records}
     assert {name: value.value for name, value in taken["7"].items()} == {"company_name": "new", "notes": "new"}
 
 
@@ -155,7 +155,7 @@ def test_what_arrives_between_the_slices_is_newer_than_all_of_them(journal: Jour
     assert merged_before == [False]
     assert "old" in known(journal)
     refs = [one.ref for one in journal.due(limit=1_000, exclude=())]
-    taken = {record.key.id: record.values for record in journal.take(refs, began_at_us=to_us(clock.now()))}
+    taken = {record.key.id: record.values for record in journal.take(refs, began_at_us=to_us(clock.now())).records}
     assert taken["7"]["company_name"].value == "new"
 
 
@@ -177,7 +177,7 @@ def test_the_rest_of_a_large_request_is_as_new_as_its_beginning(journal: Journal
     commits.append(rest)
     commits.close()
     refs = [one.ref for one in journal.due(limit=1_000, exclude=())]
-    taken = {record.key.id: record.values for record in journal.take(refs, began_at_us=to_us(clock.now()))}
+    taken = {record.key.id: record.values for record in journal.take(refs, began_at_us=to_us(clock.now())).records}
     told = {record: taken[record]["company_name"].value for record in ("r1", "r250", "s", "t")}
     assert told == {"r1": "new", "r250": "new", "s": "second", "t": "last"}
 

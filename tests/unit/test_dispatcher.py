@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,9 @@ from bridge.delivery.limiter import Limiter
 from bridge.delivery.pauses import Backoff
 from bridge.delivery.ports import Answer, Input, NoAnswer, OnUnknown
 from bridge.delivery.threads import Pool
+from bridge.delivery.weight import OpenBytes
 from bridge.errors import JournalUnavailableError
-from bridge.model import Call, Lane, Outcome, Pause, PendingRecord, Scope
+from bridge.model import Call, Lane, Outcome, Pause, PendingRecord, Scope, Taken
 from bridge.settings import Crm, RateLimit, Retry
 from tests.fakes_delivery import (
     BY_RECORD_ID,
@@ -49,6 +51,7 @@ class House:
         give_up_after_s: float = 86_400.0,
         rate: RateLimit = UNLIMITED,
         journal: type[FakeJournal] = FakeJournal,
+        open_bytes: OpenBytes | None = None,
     ) -> None:
         self.clock = FakeClock()
         self.journal = journal(self.clock)
@@ -68,6 +71,7 @@ class House:
             clock=self.clock,
             observer=self.observer,
             pool=pool if pool is not None else InlinePool(),
+            open_bytes=open_bytes,
             backoff=Backoff(base_s=2.0, max_s=60.0, chance=random.Random(7)),
         )
 
@@ -757,8 +761,8 @@ def test_nothing_is_sent_once_a_pause_was_acknowledged() -> None:
     """The batch is planned, and read, when the person's pause is written down."""
 
     class Pausing(FakeJournal):
-        def take(self, refs: Sequence[int], *, began_at_us: int) -> Sequence[PendingRecord]:
-            taken = super().take(refs, began_at_us=began_at_us)
+        def take(self, refs: Sequence[int], **how: Any) -> Taken:
+            taken = super().take(refs, **how)
             self.stored_pauses = [Pause(Scope.ALL, "", "operator", "by a person", 1, None)]
             return taken
 
@@ -777,8 +781,8 @@ def test_a_journal_that_is_lost_between_take_and_call_leaves_no_doubt() -> None:
     class Losing(FakeJournal):
         times, silent = 3, False
 
-        def take(self, refs: Sequence[int], *, began_at_us: int) -> Sequence[PendingRecord]:
-            taken = super().take(refs, began_at_us=began_at_us)
+        def take(self, refs: Sequence[int], **how: Any) -> Taken:
+            taken = super().take(refs, **how)
             self.silent, self.times = self.times > 0, self.times - 1
             return taken
 
@@ -796,3 +800,119 @@ def test_a_journal_that_is_lost_between_take_and_call_leaves_no_doubt() -> None:
     house.run(10)
     assert house.crm.sizes == [5]
     assert house.journal.states() == {"delivered": 5}
+
+
+# --- bytes --------------------------------------------------------------------------------------
+
+#: Calls of a thousand bytes at most, and two of them at a time.
+SMALL = {"each": 1_000, "limit": 2_000}
+
+
+def sent_bytes(house: House) -> list[int]:
+    return [sum(len(v.value) for one in sent for v in one.record.values.values()) for _, sent in house.crm.calls]
+
+
+def test_a_call_is_cut_by_bytes_and_the_rest_goes_in_the_next_ones() -> None:
+    """The cut is no trouble of anybody: nothing is tried again, nothing counts as a failure."""
+    house = House(open_bytes=OpenBytes(**SMALL))
+    house.put(*range(9), name="x" * 450)
+    house.put(100, 101, 102, name="small", source="beta")
+    house.run(5)
+    assert house.journal.states() == {"delivered": 12}
+    assert max(sent_bytes(house)) <= 1_000
+    assert len(house.crm.calls) == 5
+    assert {call.step for call in house.observer.settled} == {"fresh"}
+    assert house.observer.errors == []
+
+
+def test_a_record_that_is_larger_than_a_call_goes_property_by_property() -> None:
+    """All of it arrives, and nobody waits for its end."""
+    house = House(open_bytes=OpenBytes(**SMALL))
+    house.journal.put(1, {f"p{at:02}": "x" * 600 for at in range(12)})
+    house.put(2, 3, name="y" * 300, source="beta")
+    house.run(5)
+    assert house.journal.states() == {"delivered": 3}
+    assert house.crm.state[1] == {f"p{at:02}": "x" * 600 for at in range(12)}
+    assert max(sent_bytes(house)) <= 1_000
+    seen = [one.record.ref for _, sent in house.crm.calls for one in sent]
+    assert seen.index(3) <= 3
+
+
+def test_a_property_that_is_larger_than_a_call_goes_alone() -> None:
+    house = House(open_bytes=OpenBytes(**SMALL))
+    house.put(1, name="x" * 5_000, city="Lugo")
+    house.run(5)
+    assert house.journal.states() == {"delivered": 1}
+    assert sorted(sent_bytes(house)) == [4, 5_000]
+
+
+def test_two_partners_with_large_records_take_turns() -> None:
+    house = House(open_bytes=OpenBytes(**SMALL))
+    house.put(*range(20), name="x" * 900)
+    house.put(*range(100, 120), name="x" * 900, source="beta")
+    house.run(5)
+    order = [one.record.ref >= 100 for _, sent in house.crm.calls for one in sent]
+    assert len(order) == 40
+    assert all(7 <= sum(order[at : at + 20]) <= 13 for at in range(20))
+
+
+def test_a_stream_of_large_records_does_not_hold_up_another_partners() -> None:
+    """Nothing is known of their sizes before they are taken."""
+    house = House(open_bytes=OpenBytes(**SMALL))
+    house.put(999, name="x" * 900, source="beta")
+    for ref in range(40):
+        house.put(ref, name="x" * 900)
+        house.run(0.05)
+    refs = [one.record.ref for _, sent in house.crm.calls for one in sent]
+    assert refs.index(999) <= 2
+
+
+def test_suspects_that_do_not_fit_into_one_call_any_more_are_judged_by_their_own() -> None:
+    """They grew while they waited: only the one that fails alone is given up."""
+    house = House(poison(3), open_bytes=OpenBytes(**SMALL), give_up_after_s=60.0)
+    house.put(*range(8))
+    house.run(1)
+    house.put(*range(8), name="x" * 450)
+    for other in range(100, 150):
+        house.put(other)
+        house.run(4, step_s=0.2)
+    assert house.journal.states() == {"delivered": 57, "parked": 1}
+    assert house.journal.state(3) == "parked"
+    assert max(sent_bytes(house)) <= 1_000
+
+
+def test_an_isolation_that_does_not_fit_into_one_call_any_more_finds_its_culprit() -> None:
+    """A group that is taken clears only those that were in the call."""
+    one_at_a_time = RateLimit(calls=1, per_s=0.2)
+    house = House(poison(6, answer=refused_whole()), open_bytes=OpenBytes(**SMALL), rate=one_at_a_time)
+    house.put(50)
+    house.run(1)
+    house.put(*range(8))
+    while house.crm.sizes != [1, 8]:
+        assert house.clock.seconds < 1_010
+        house.run(0.05)
+    house.put(*range(8), name="x" * 450)
+    house.run(60)
+    assert house.journal.states() == {"delivered": 8, "parked": 1}
+    assert house.journal.state(6) == "parked"
+
+
+def too_large(_: Lane, sent: Sequence[Input]) -> Answer | NoAnswer:
+    """More than is read as soon as three records are in a call, or the seventh."""
+    if len(sent) > 2 or any(one.record.ref == 7 for one in sent):
+        return NoAnswer("oversize", doubtful=True, detail="answer over 9 bytes", status=200, body={"results": []})
+    return ok(sent)
+
+
+def test_an_answer_that_is_too_large_is_no_outage_its_call_goes_again_in_halves() -> None:
+    """One that stays so alone is tried again later, and parked in the end."""
+    house = House(too_large, give_up_after_s=60.0)
+    house.put(*range(30))
+    house.run(10)
+    assert house.journal.states() == {"delivered": 29, "retrying": 1}
+    house.run(600)
+    assert house.journal.states() == {"delivered": 29, "parked": 1}
+    assert house.observer.pauses == []
+    reason = house.journal.rows[7].parked
+    assert reason is not None
+    assert "answer over 9 bytes" in reason.message
