@@ -16,15 +16,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from bridge.errors import JournalError, JournalUnavailableError
 from bridge.journal.appending import Appended
-from bridge.journal.staging import SLICE_EVENTS, Left
+from bridge.journal.staging import SLICE_BYTES, Left, slices, weight
 from bridge.model import Event, Receipt
 
-#: Events merged in one transaction; longer groups make everyone wait longer without saving much.
+#: Events merged in one transaction, beside `SLICE_BYTES`; longer groups make everyone wait longer without saving much.
 GROUP_EVENTS = 1_000
 #: When so many events wait to be written, some two seconds' work, what comes on top is refused at once.
 WAITING_EVENTS = 10_000
@@ -112,6 +112,11 @@ class _Request:
     receipts: Sequence[Receipt] = ()
     staged: Left | None = None  # the rest, as it is kept
     error: BaseException | None = None
+    size: int = field(init=False)  # bytes of its texts
+
+    def __post_init__(self) -> None:
+        root = next((event.root for event in self.events if event.root is not None), "")  # they share it
+        self.size = sum(map(weight, self.events)) + len(root)
 
 
 class GroupCommit:
@@ -150,7 +155,8 @@ class GroupCommit:
         """
         if not events:
             return ()
-        head, rest = events[:SLICE_EVENTS], events[SLICE_EVENTS:]
+        head = next(slices(events))
+        rest = events[len(head) :]
         if not rest:
             return self._take(_Request(head, self._signals.bell())).receipts
         self._count(coming=len(rest))
@@ -168,9 +174,10 @@ class GroupCommit:
         rest = left.events
         receipts: list[Receipt] = []
         with contextlib.suppress(JournalError):
-            for at in range(0, len(rest), SLICE_EVENTS):
-                ends = left.id if at + SLICE_EVENTS >= len(rest) else None
-                part = rest[at : at + SLICE_EVENTS]
+            at = 0
+            for part in slices(rest):
+                at += len(part)
+                ends = left.id if at == len(rest) else None
                 receipts += self._take(_Request(part, self._signals.bell(), follows=True, ends=ends)).receipts
         return receipts + [Receipt(event.id, event.intake) for event in rest[len(receipts) :]]
 
@@ -255,13 +262,19 @@ class GroupCommit:
             self._signals.ring([request.bell for request in group], self._give_turn)
 
     def _next_group(self) -> list[_Request]:
-        """The oldest requests, at least one unless none waits, up to `GROUP_EVENTS` events; `_mutex` is held."""
+        """The oldest requests, at least one unless none waits, up to `GROUP_EVENTS` events and `SLICE_BYTES`; `_mutex`
+        is held.
+        """
         group: list[_Request] = []
-        size = 0
-        while self._waiting and (not group or size + len(self._waiting[0].events) <= GROUP_EVENTS):
+        events = size = 0
+        while self._waiting:
+            following = self._waiting[0]
+            events += len(following.events)
+            size += following.size
+            if group and (events > GROUP_EVENTS or size > SLICE_BYTES):
+                break
             group.append(self._waiting.popleft())
-            size += len(group[-1].events)
-        self._events -= size
+        self._events -= sum(len(request.events) for request in group)
         return group
 
     def _write(self, group: Sequence[_Request]) -> None:

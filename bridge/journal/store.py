@@ -31,7 +31,7 @@ from bridge.journal.locking import fence
 from bridge.journal.remapping import CHANGES, Difference, Remapping
 from bridge.journal.retry_log import Chosen, Discarded, Entry, Filter, Reference, Replayed
 from bridge.journal.room import Room
-from bridge.journal.staging import SLICE_EVENTS, oldest_left, stage, unmergeable, unstage
+from bridge.journal.staging import oldest_left, slices, stage, unmergeable, unstage
 from bridge.journal.steering import Known, Resynced
 from bridge.journal.upkeep import DAY_US, Figures, Retention
 from bridge.model import CALL_BYTES, Call, Clock, Due, Event, Lane, Outcome, Pause, PendingRecord, Taken, to_us
@@ -128,8 +128,8 @@ class Journal:
             left = oldest_left(connection, now_us=self._now_us())
         if left is None:
             return False
-        for at in range(0, len(left.events), SLICE_EVENTS):
-            self._merge(left.events[at : at + SLICE_EVENTS])
+        for events in slices(left.events):
+            self._merge(events)
         self.append((), staged=[left.id], admitted=True)
         return True
 

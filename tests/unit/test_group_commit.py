@@ -14,9 +14,10 @@ from bridge.errors import JournalFullError, JournalUnavailableError
 from bridge.journal import group_commit
 from bridge.journal.appending import Appended
 from bridge.journal.group_commit import GROUP_EVENTS, WAITING_EVENTS, GroupCommit
-from bridge.journal.staging import SLICE_EVENTS, Left
+from bridge.journal.staging import SLICE_BYTES, SLICE_EVENTS, Left
 from bridge.model import Event, Receipt
 from tests.builders import event
+from tests.running import eventually
 
 
 class MemoryAppender:
@@ -289,3 +290,34 @@ def test_the_writer_outlives_accidents_around_a_commit(
             commits.append([event("b")])
     assert commits.append([event("c")])[0].event_id == "c"
     commits.close()
+
+
+def heavy(name: str, size: int) -> Event:
+    return event(name, "c1", {"note": "x" * size})
+
+
+def test_a_group_is_bounded_in_bytes_too(appender: MemoryAppender, commits: GroupCommit) -> None:
+    """What does not fit is written next; one request is written however large it is."""
+    appender.gate.clear()
+    share = SLICE_BYTES // 4
+    sizes = [10, share, share, share, share, 10 * share, 10, 10]
+    senders = []
+    for number, size in enumerate(sizes):
+        senders.append(threading.Thread(target=commits.append, args=([heavy(f"e{number}", size)],)))
+        senders[-1].start()
+        assert appender.entered.wait(10)
+        waiting = eventually(lambda number=number: len(commits._waiting) == number)  # type: ignore[misc]
+        assert waiting
+    appender.gate.set()
+    for sender in senders:
+        sender.join(10)
+    assert appender.groups == [["e0"], ["e1", "e2", "e3"], ["e4"], ["e5"], ["e6", "e7"]]
+
+
+def test_a_large_request_is_cut_by_bytes_too(appender: MemoryAppender, commits: GroupCommit) -> None:
+    """All of it is kept with its first slice, as with many events."""
+    events = [heavy(f"e{number}", SLICE_BYTES // 2 - 1_000) for number in range(5)]
+    assert [receipt.event_id for receipt in commits.append(events)] == [f"e{number}" for number in range(5)]
+    assert appender.groups == [["e0", "e1"], ["e2", "e3"], ["e4"]]
+    assert appender.kept == [["e2", "e3", "e4"]]
+    assert appender.ended == [1]

@@ -38,13 +38,12 @@ def test_a_call_waits_until_the_open_ones_leave_room_for_the_largest() -> None:
     with opened.place(wanted=always) as tell_size:
         assert tell_size is not None
         tell_size(11)
-        assert opened.full
+        assert [opened.full] == [True]
         thread = threading.Thread(target=second)
         thread.start()
         assert not entered.wait(0.15)
     assert entered.wait(10)
-    full = opened.full
-    assert not full  # of its size nothing is known yet
+    assert [opened.full] == [False]  # of its size nothing is known yet
     leave.set()
     thread.join(10)
 
