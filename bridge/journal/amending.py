@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 
 from bridge.journal.database import run
 from bridge.journal.delivering import leave_due
-from bridge.journal.kept import KeptEvent, Remapped
+from bridge.journal.kept import PORTION_BYTES, KeptEvent, Remapped
 from bridge.journal.merging import Ask, Merged, forget_idle, merge
 from bridge.journal.picture import Word
 from bridge.model import RecordKey
@@ -19,6 +19,10 @@ NEW_N = 2**60
 
 #: Events with what today's mapping makes of them.
 Mapped = Sequence[tuple[KeptEvent, Remapped | None]]
+
+
+def _size(mapped: Mapped) -> int:
+    return sum(len(kept.payload) for kept, _ in mapped)
 
 
 @dataclass(slots=True)
@@ -37,6 +41,7 @@ class Plan:
     """What a step will write; an address is (event, record)."""
 
     remapped: dict[int, Mapped]
+    looked_at: dict[int, Mapped] = field(default_factory=dict)  # older ones, the last that were
     drafts: dict[tuple[int, RecordKey], Draft] = field(default_factory=dict)
     names: dict[tuple[int, RecordKey], tuple[str, ...]] = field(default_factory=dict)  # all that is asked
     withdrawn: list[tuple[int, str]] = field(default_factory=list)  # (record, property), nothing in its place
@@ -45,10 +50,13 @@ class Plan:
     judged: list[tuple[int, str | None, str]] = field(default_factory=list)  # (event, unmappable, taken as)
 
     def mapped(self, event: int, read: Callable[[], Mapped]) -> Mapped:
-        """The event, mapped once in a step."""
-        if event not in self.remapped:
-            self.remapped[event] = read()
-        return self.remapped[event]
+        """The event, mapped once in a step, unless many large ones are looked at in between."""
+        if event in self.remapped:
+            return self.remapped[event]
+        self.looked_at[event] = found = self.looked_at.pop(event, None) or read()
+        while sum(_size(one) for one in self.looked_at.values()) > PORTION_BYTES:
+            del self.looked_at[next(iter(self.looked_at))]
+        return found
 
     def draft(self, address: tuple[int, RecordKey], source: str, time_us: int, n: int) -> Draft:
         """The draft of this address, made if there is none."""

@@ -37,6 +37,8 @@ class Result(Protocol):
 
     def fetchall(self) -> Sequence[Row]: ...
 
+    def close(self) -> object: ...
+
 
 class Database(ABC):
     """An open database. Thread-safe; make it after `fork`, never before."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import orjson
 from sqlalchemy.engine import Connection
 
-from bridge.journal.database import select
+from bridge.journal.database import fetch, run, select
 from bridge.model import FUTURE_TOLERANCE_US, Lane, PropertyUpdate, RecordKey
+
+#: Bytes of events, and of what stands for their records, that are read at once: many times as much in memory, mapped
+#: and merged. Two hundred ordinary events are a tenth of it. One event is read however large it is.
+PORTION_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +68,49 @@ class Asked:
     names: tuple[str, ...]
 
 
+def portions(connection: Connection, seqs: Sequence[int], *, max_bytes: int = PORTION_BYTES) -> Iterator[list[int]]:
+    """These events in portions, each of which may be read at once, in the order of their arrival."""
+    portion: list[int] = []
+    roots: set[str] = set()
+    total = 0
+    sized = run(
+        connection,
+        """SELECT e.seq, {octets:e.payload} + {octets:e.context}
+                  + coalesce((SELECT sum({octets:d.value}) FROM asks a JOIN desired d ON d.record = a.record
+                               WHERE a.event = e.seq), 0),
+                  e.root, coalesce((SELECT {octets:r.body} FROM roots r WHERE r.hash = e.root), 0)
+             FROM events e WHERE e.seq IN (SELECT id FROM {ids}) ORDER BY e.seq""",
+        ids=list(seqs),
+    ).fetchall()
+    for seq, size, root, whole in sized:
+        total += size + (0 if root in roots else whole)
+        if portion and total > max_bytes:
+            yield portion
+            portion, roots, total = [], set(), size + whole
+        portion.append(seq)
+        roots.add(root)
+    if portion:
+        yield portion
+
+
 def kept_events(connection: Connection, seqs: Sequence[int]) -> list[KeptEvent]:
-    """These events, in the order of their arrival."""
-    return [
-        KeptEvent(*row)
-        for row in select(
+    """These events, in the order of their arrival. Those of one request share its body."""
+    found = select(
+        connection,
+        "seq, source, event_id, received_us, occurred_us, payload, context, root",
+        """SELECT e.seq, e.source, e.event_id, e.received_us, e.occurred_us, e.payload, e.context, e.root
+             FROM events e WHERE e.seq IN (SELECT id FROM {ids}) ORDER BY e.seq""",
+        ids=list(seqs),
+    )
+    roots: dict[str, str] = {  # noqa: C416 (rows are of no fixed length)
+        name: body
+        for name, body in fetch(
             connection,
-            "seq, source, event_id, received_us, occurred_us, payload, context, body",
-            """SELECT e.seq, e.source, e.event_id, e.received_us, e.occurred_us, e.payload, e.context, r.body
-                 FROM events e LEFT JOIN roots r ON r.hash = e.root
-                WHERE e.seq IN (SELECT id FROM {ids}) ORDER BY e.seq""",
-            ids=list(seqs),
+            "SELECT hash, body FROM roots WHERE hash IN (SELECT wanted FROM {rows:wanted text} AS given)",
+            rows=[[name] for name in sorted({row[-1] for row in found if row[-1] is not None})],
         )
-    ]
+    }
+    return [KeptEvent(*(*row[:-1], roots.get(row[-1]))) for row in found]
 
 
 def asked_by(connection: Connection, seqs: Sequence[int]) -> dict[int, dict[RecordKey, Asked]]:

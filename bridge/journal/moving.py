@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Table
@@ -180,7 +181,7 @@ def _steps(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
     size = 0
     for row in rows:
         step.append(row)
-        size += sum(len(value) for value in row if isinstance(value, str))
+        size += sum(getsizeof(value) for value in row if isinstance(value, str))
         if len(step) >= STEP_ROWS or size >= STEP_BYTES:
             yield step
             step, size = [], 0

@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch
 from bridge.journal.entries import Entry, EntryState, Filter, described, narrowed
+from bridge.journal.showing import PAYLOAD, PAYLOADS, beginning
 
 #: Groups of one answer.
 GROUPS = 50
@@ -81,12 +82,12 @@ def overview(connection: Connection, chosen: Filter, *, limit: int, offset: int)
 
 
 def payloads(connection: Connection, event_ids: tuple[str, ...], source: str) -> dict[str, str]:
-    """The kept payloads of a source's events, as JSON texts."""
+    """The kept payloads of a source's events, as JSON texts: of the first few, and of long ones the beginning."""
     rows = fetch(
         connection,
-        """SELECT event_id, payload FROM events
-            WHERE event_id IN (SELECT wanted FROM {rows:wanted text} AS given) AND source = :source""",
-        rows=[[event_id] for event_id in sorted(set(event_ids))],
+        f"""SELECT event_id, {beginning("payload", PAYLOAD)} FROM events
+            WHERE event_id IN (SELECT wanted FROM {{rows:wanted text}} AS given) AND source = :source""",
+        rows=[[event_id] for event_id in dict.fromkeys(event_ids[:PAYLOADS])],
         source=source,
     )
     return {str(event_id): str(payload) for event_id, payload in rows}

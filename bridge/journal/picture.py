@@ -7,7 +7,7 @@ only what changed hands between events: memory grows with that, not with the eve
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
@@ -50,8 +50,10 @@ class Picture:
         self._changed: dict[RecordKey, dict[str, Word | None]] = {}
         self._lost: dict[tuple[RecordKey, str], Word] = {}
 
-    def read(self, connection: Connection, records: Collection[RecordKey]) -> None:
-        """Look at these records, and forget the rows of others."""
+    def read(
+        self, connection: Connection, records: Collection[RecordKey], *, events: Sequence[int], names: Collection[str]
+    ) -> None:
+        """Look at what these events set of these records and at what stands for these properties; forget the rest."""
         rows = [(key.lane.object_type, key.lane.id_property, key.id) for key in sorted(records)]
         found = select(
             connection,
@@ -65,14 +67,17 @@ class Picture:
         self._refs = {RecordKey(Lane(object_type, by), record): ref for object_type, by, record, ref in found}
         keys = {ref: key for key, ref in self._refs.items()}
         self._read = {key: {} for key in records}
-        for ref, name, value, time_us, n, event, source, state, message in select(
-            connection,
-            "record, property, value, time_us, n, event, source, state, message",
-            """SELECT record, property, value, time_us, n, event, source, state, message FROM desired
-                WHERE record IN (SELECT id FROM {ids})""",
-            ids=sorted(keys),
-        ):
-            self._read[keys[ref]][name] = Word(event, source or "", time_us, n, value, message, State(state))
+        for column, type_, wanted in (("event", "int", sorted(events)), ("property", "text", sorted(names))):
+            for ref, name, value, time_us, n, event, source, state, message in select(
+                connection,
+                "record, property, value, time_us, n, event, source, state, message",
+                f"""SELECT record, property, value, time_us, n, event, source, state, message FROM desired
+                     WHERE record IN (SELECT id FROM {{ids}})
+                       AND {column} IN (SELECT wanted FROM {{rows:wanted {type_}}} AS given)""",
+                ids=sorted(keys),
+                rows=[[one] for one in wanted],
+            ):
+                self._read[keys[ref]][name] = Word(event, source or "", time_us, n, value, message, State(state))
 
     def ref(self, key: RecordKey) -> int | None:
         """The journal's number of a record that was read; None when it is new."""

@@ -32,6 +32,7 @@ from bridge.journal.locking import lock_addresses, take_turns
 from bridge.journal.merging import Merged
 from bridge.journal.picture import Picture, Word
 from bridge.journal.schema import State
+from bridge.journal.showing import cut
 from bridge.model import PropertyUpdate, RecordKey
 
 #: Older events looked at for the word that stands in place of a withdrawn one. Beyond that the record changed so
@@ -44,7 +45,9 @@ CHANGES: frozenset[What] = frozenset({"set", "replaced", "withdrawn"})
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What a replay changes, or leaves because it is newer. `old`, `new` are None where nothing stands."""
+    """What a replay changes, or leaves because it is newer. `old`, `new` are None where nothing stands, and the
+    beginnings of long values.
+    """
 
     event: str
     source: str
@@ -95,7 +98,8 @@ class Remapping:
         if not self._dry_run:
             self._picture = Picture()
             lock_addresses(connection, records)
-        self._picture.read(connection, records)
+        names = {name for _, what in today for update in what.updates for name in (*update.properties, *update.invalid)}
+        self._picture.read(connection, records, events=[kept.seq for kept, _ in today], names=names)
         plan = Plan({kept.seq: [(kept, what)] for kept, what in mapped})
         done.differences += _judge(known, today, plan)
         for kept, what in today:
@@ -244,8 +248,8 @@ def _difference(
         what,
         key,
         name,
-        None if old is None else old.value,
-        None if new is None else new.value,
+        None if old is None or old.value is None else cut(old.value),
+        None if new is None or new.value is None else cut(new.value),
         by if by is None else str(by),
         note,
     )

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from bridge.journal.database import fetch, run
 from bridge.journal.delivering import leave_due
 from bridge.journal.entries import Entry, EntryState, Filter, Reference, count, entries, references
-from bridge.journal.kept import KeptEvent, Remap, Remapped
+from bridge.journal.kept import KeptEvent, Remap, Remapped, portions
 from bridge.journal.locking import lock_records, take_turns
 from bridge.journal.merging import Merged
 from bridge.journal.remapping import Remapping
@@ -77,8 +77,11 @@ def replay(connection: Connection, chosen: Sequence[Chosen], remap: Remap, *, no
             )
         }
     remapping = Remapping(remap, again=True)
-    remade = remapping.step(connection, remapping.read(connection, sorted(events)), now_us=now_us)
-    done.events, done.unmapped, done.merged = remade.events, remade.unmapped, remade.merged
+    for portion in portions(connection, sorted(events)):
+        remade = remapping.step(connection, remapping.read(connection, portion), now_us=now_us)
+        done.events += remade.events
+        done.unmapped += remade.unmapped
+        done.merged.add(remade.merged)
     # What still stands refused with a value of its own is sent as it is: the CRM may take it by now.
     run(
         connection,

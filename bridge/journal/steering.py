@@ -18,8 +18,9 @@ from bridge.journal.locking import lock_dispatcher, lock_records, take_turns
 from bridge.journal.upkeep import OPERATOR, load_pauses
 from bridge.model import Pause, Scope
 
-#: Records looked at in one transaction of a resync.
-STEP = 500
+#: Records looked at in one transaction of a resync, and bytes of values which are written anew in it: both a fraction
+#: of a second, for which intake waits.
+STEP, STEP_BYTES = 500, 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +73,22 @@ def step(connection: Connection, chosen: Known, *, after: int, now_us: int) -> t
     conditions, parameters = _conditions(chosen)
 
     def known() -> list[int]:
-        rows = fetch(
+        rows = run(
             connection,
-            f"""SELECT r.id FROM records r JOIN lanes l ON l.id = r.lane
+            f"""SELECT r.id, (SELECT sum({{octets:d.value}}) FROM desired d WHERE d.record = r.id AND d.state = 1)
+                  FROM records r JOIN lanes l ON l.id = r.lane
                  WHERE r.id > :after AND EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND {conditions})
                  ORDER BY r.id LIMIT :step""",
             after=after,
             step=STEP,
             **parameters,
         )
-        return [ref for (ref,) in rows]
+        found, total = list[int](), 0
+        while total < STEP_BYTES and (row := rows.fetchone()) is not None:
+            found.append(row[0])
+            total += row[1] or 0
+        rows.close()
+        return found
 
     refs = known()
     locked: set[int] = set()
@@ -109,7 +116,7 @@ def step(connection: Connection, chosen: Known, *, after: int, now_us: int) -> t
         ids=refs,
         now=now_us,
     )
-    return Resynced(len(refs), values), refs[-1] if len(refs) == STEP else 0
+    return Resynced(len(refs), values), refs[-1] if refs else 0
 
 
 # --- pauses -------------------------------------------------------------------------------------

@@ -26,9 +26,9 @@ from bridge.journal.appending import Appended
 from bridge.journal.database import fetch, open_database
 from bridge.journal.due import DueScan, due
 from bridge.journal.event_log import EventFilter, Logged
-from bridge.journal.kept import Remap
+from bridge.journal.kept import Remap, portions
 from bridge.journal.locking import fence
-from bridge.journal.remapping import CHANGES, Difference, Remapping
+from bridge.journal.remapping import CHANGES, Difference, Remade, Remapping
 from bridge.journal.retry_log import Chosen, Discarded, Entry, Filter, Reference, Replayed
 from bridge.journal.room import Room
 from bridge.journal.staging import oldest_left, slices, stage, unmergeable, unstage
@@ -455,24 +455,32 @@ class Journal:
         done, room = Replayed(), self._room()
         for page, following in self._event_pages(chosen, after, looked_at=progress):
             with self._database.read() as connection:
-                mapped = remapping.read(connection, [event.seq for event in page])
-            if not dry_run:
-                room.check(done=f" ({done.events} events are replayed)")
-            step = partial(remapping.step, mapped=mapped, now_us=self._now_us())
-            if dry_run:
-                with self._database.read() as connection:
-                    remade = step(connection)
-            else:
-                remade = self._database.transact(step)
-            done.events += remade.events
-            done.unmapped += remade.unmapped
-            done.merged.add(remade.merged)
-            differences(remade.differences)
-            room.made_pending(len({found.record for found in remade.differences if found.what in CHANGES}))
+                parts = list(portions(connection, [event.seq for event in page]))
+            for at, part in enumerate(parts, 1):
+                if not dry_run:
+                    room.check(done=f" ({done.events} events are replayed)")
+                remade = self._replay_part(remapping, part, dry_run=dry_run)
+                done.events += remade.events
+                done.unmapped += remade.unmapped
+                done.merged.add(remade.merged)
+                differences(remade.differences)
+                room.made_pending(len({found.record for found in remade.differences if found.what in CHANGES}))
+                if at < len(parts) and enough():
+                    done.after = part[-1]
+                    return done
             done.after = following
             if enough():
                 break
         return done
+
+    def _replay_part(self, remapping: Remapping, part: Sequence[int], *, dry_run: bool) -> Remade:
+        with self._database.read() as connection:
+            mapped = remapping.read(connection, part)
+        step = partial(remapping.step, mapped=mapped, now_us=self._now_us())
+        if not dry_run:
+            return self._database.transact(step)
+        with self._database.read() as connection:
+            return step(connection)
 
     def count_known(self, chosen: Known) -> Resynced:
         """How much a resync would send once more."""

@@ -1,4 +1,6 @@
-"""The story of one event or one record, for `trace`: read from what is kept, written by nothing."""
+"""The story of one event or one record, for `trace`: read from what is kept, written by nothing. Of long values it
+tells the beginning.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from sqlalchemy.engine import Connection
 from bridge.journal.database import fetch
 from bridge.journal.event_log import settled_by_call
 from bridge.journal.schema import State
+from bridge.journal.showing import beginning
 
 #: Calls looked through for one delivery; a record is rarely more than a few calls from its event.
 CALLS_SEARCHED = 20_000
@@ -71,7 +74,7 @@ def _fate(
     """
     rows = fetch(
         connection,
-        """SELECT d.event, d.state, d.value, d.category, d.message, d.settled_us, d.call,
+        f"""SELECT d.event, d.state, {beginning("d.value")}, d.category, d.message, d.settled_us, d.call,
                   e.event_id, d.source FROM desired d LEFT JOIN events e ON e.seq = d.event
             WHERE d.record = :ref AND d.property = :name""",
         ref=ref,
@@ -166,8 +169,8 @@ def of_record(connection: Connection, record: str) -> list[dict[str, Any]]:
     ):
         values = fetch(
             connection,
-            """SELECT d.property, d.value, d.state, d.time_us, d.settled_us, d.category, d.message, d.call,
-                      e.event_id FROM desired d LEFT JOIN events e ON e.seq = d.event
+            f"""SELECT d.property, {beginning("d.value")}, d.state, d.time_us, d.settled_us, d.category, d.message,
+                      d.call, e.event_id FROM desired d LEFT JOIN events e ON e.seq = d.event
                 WHERE d.record = :ref ORDER BY d.property""",
             ref=ref,
         )
