@@ -24,6 +24,7 @@ from bridge.delivery.answers import doubtful
 from bridge.delivery.hubspot import HubSpot, inputs_of
 from bridge.delivery.ports import Answer, NoAnswer
 from bridge.delivery.transport import MAX_ANSWER
+from bridge.delivery.weight import answer_limit
 from bridge.errors import BridgeError
 from bridge.model import Lane
 from tests.fakes_delivery import BY_RECORD_ID, CLIENTS, record
@@ -292,6 +293,23 @@ def test_a_compressed_bomb_is_cut_at_the_cap() -> None:
 def test_a_body_without_end_is_cut_at_the_cap() -> None:
     answer = no_answer(pours)
     assert (answer.kind, answer.doubtful) == ("oversize", True)
+
+
+def test_how_much_of_an_answer_is_read_goes_by_what_was_sent_and_its_beginning_is_kept() -> None:
+    """The cap of a small call is far below that of any other request."""
+    whole = answer_limit(0) + 20_000
+    body = b'{"status":"COMPLETE","results":[{"id":"1","properties":{"name":"' + b"x" * whole + b'"}}]}'
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    answer = no_answer(says(head + body))
+    assert (answer.kind, answer.status) == ("oversize", 200)
+    assert answer.body == {"status": "COMPLETE", "results": [{"id": "1", "properties": {}}]}
+    assert answer_limit(0) < MAX_ANSWER < answer_limit(1 << 21)
+    with Server(says(head + body)) as server:
+        crm = client(server.url)
+        large = inputs_of([record(1, {"name": "x" * 20_000})])
+        found = crm.update(CLIENTS, large)
+        assert isinstance(found, Answer)
+        crm.close()
 
 
 def test_a_truncated_answer_is_doubtful() -> None:

@@ -345,6 +345,56 @@ def test_too_much_is_halved(status: int) -> None:
     assert isinstance(verdict(sent(1), Answer(status)), TooLarge)
 
 
+# --- an answer that is too large ----------------------------------------------------------------
+
+
+def oversize(body: Any, *, status: int = 200) -> NoAnswer:
+    return NoAnswer("oversize", doubtful=True, detail="answer over 9 bytes", status=status, body=body)
+
+
+def test_an_answer_that_is_too_large_is_halved_whatever_it_says() -> None:
+    assert isinstance(verdict(sent(1, 2), oversize({"results": confirmed(sent(1, 2))})), TooLarge)
+    assert isinstance(verdict(sent(1, 2), oversize({}, status=400)), TooLarge)
+
+
+@pytest.mark.parametrize(
+    "result", [{"objectWriteTraceId": "t1"}, {"id": "9", "properties": {"acme_client_id": "1"}}, {"id": "9"}]
+)
+def test_a_single_record_is_confirmed_by_the_result_that_was_read(result: dict[str, Any]) -> None:
+    """It names the record, or is the only one in a complete answer to a call with no other record."""
+    found = verdict(sent(1), oversize({"status": "COMPLETE", "results": [result]}))
+    assert isinstance(found, Judged)
+    assert found.outcomes == (Delivered(sent(1)[0].record),)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        oversize({"status": "COMPLETE", "results": []}),
+        oversize({"status": "COMPLETE"}),
+        oversize({}),
+        oversize({"results": [{"id": "9"}]}),  # nothing says that it is complete
+        oversize({"status": "PENDING", "results": [{"id": "9"}]}),
+        oversize({"status": "COMPLETE", "results": [{"id": "9"}]}, status=207),  # with errors that were not read
+        oversize({"status": "COMPLETE", "results": [{"id": "9"}, {"id": "8"}]}),
+        oversize({"status": "COMPLETE", "results": [{"objectWriteTraceId": "t1"}]}, status=400),
+    ],
+)
+def test_a_single_record_of_which_nothing_was_read_is_sent_again_later(answer: NoAnswer) -> None:
+    assert isinstance(verdict(sent(1), answer), Conflict)
+
+
+def test_an_error_that_was_read_counts_too() -> None:
+    error = {"category": "OBJECT_NOT_FOUND", "context": {"objectWriteTraceId": ["t1"]}, "message": "no such object"}
+    found = verdict(sent(1), oversize({"status": "COMPLETE", "errors": [error]}, status=207))
+    assert isinstance(found, Judged)
+    assert [type(outcome) for outcome in found.outcomes] == [Parked]
+
+
+def test_what_is_too_large_and_none_of_the_crms_answers_is_an_outage() -> None:
+    assert isinstance(verdict(sent(3), oversize(None)), Broken)
+
+
 @pytest.mark.parametrize(
     "status, expected", [(502, True), (504, True), (524, True), (500, False), (400, False), (429, False)]
 )
