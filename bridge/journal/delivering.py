@@ -121,7 +121,7 @@ def take(
     if idle:
         forget_idle(connection, idle)
         leave_due(connection, idle)
-    return Taken(taken, {ref: size for ref, size in sizes.items() if ref not in fitting}, size)
+    return Taken(taken, {ref: sizes[ref] for ref in sizes.keys() - fitting}, size)
 
 
 #: Of `desired d`, what is to be sent to its record: what waits, and what a doubtful call may have undone.
