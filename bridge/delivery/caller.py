@@ -29,6 +29,10 @@ _REGRANTS = 40
 #: Seconds between two such tries at least.
 _SHORTEST_WAIT_S = 0.001
 
+#: Seconds after which what was taken goes back unsent, as asking the portal took so long: a doubt is as old as the
+#: taking, and must not end before the call can be applied no more.
+_LONGEST_PREPARATION_S = 10.0
+
 #: Seconds between two looks whether the service stops while a call waits for a grant.
 _LOOK_S = 0.05
 
@@ -64,11 +68,12 @@ class Caller:
                 self._make(work, grant, tell_size)
 
     def _make(self, work: Work, grant: Grant, tell_size: Callable[[int], None]) -> None:
-        began_at_us = to_us(self.clock.now())
+        began, began_at_us = self.clock.monotonic(), to_us(self.clock.now())
         taken = self._take(work, began_at_us)
         tell_size(taken.size)
         records, outcomes = self._prepare(work, taken.records)
-        if not records or self._is_paused(work.lane) or not self._may_send(grant):
+        late = self.clock.monotonic() - began > _LONGEST_PREPARATION_S
+        if not records or late or self._is_paused(work.lane) or not self._may_send(grant):
             if taken.records or outcomes:
                 self.journal.settle(taken.records, outcomes, call=None, doubtful=False)
             return
