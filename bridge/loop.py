@@ -112,8 +112,9 @@ class Threads:
 
     def serve(self, app: WSGI, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """The app's answer. The body is read here, because sockets belong to the loop; raises LateBodyError."""
+        is_too_long = int(environ.get("CONTENT_LENGTH") or 0) > MAX_BODY  # the app refuses it unread
         try:
-            environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(MAX_BODY))
+            environ["wsgi.input"] = io.BytesIO(b"" if is_too_long else environ["wsgi.input"].read(MAX_BODY))
         except TimeoutError as error:
             raise LateBodyError from error
         started: list[Any] = []

@@ -32,8 +32,9 @@ from bridge.errors import BridgeError
 from bridge.journal import versions
 from bridge.loop import LoopSignals, Turns, breathe
 from bridge.operations import logs
+from bridge.port import IDLE_S
 from bridge.settings import Settings
-from bridge.worker import CONNECTIONS, IDLE_S, STOP_MARGIN_S, BridgeWorker, Log, stop_service, take_slot
+from bridge.worker import CONNECTIONS, STOP_MARGIN_S, BridgeWorker, Log, stop_service, take_slot
 
 #: Open files that the service would like: a usual limit of 1,024 is less than its connections need.
 FILES = 4_096
@@ -108,12 +109,12 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no t
         self._make_service = make_service
         self.load_settings = load_settings
         self.watch = watch
-        self.admin_port = settings.server.admin_bind[1]
         super().__init__()
 
     def load_config(self) -> None:
         server = self._settings.server
         options = {
+            # In the order that the worker knows.
             "bind": [address(server.bind), address(server.admin_bind)],
             "workers": server.workers,
             "worker_class": BridgeWorker,

@@ -157,6 +157,10 @@ class Service:
         self._duty.stop(deadline=self._drain_by - CLOSING_S)
         self.journal.close()
 
+    def largest_body(self) -> int:
+        """Bytes of the largest body that a source takes."""
+        return max((endpoint.max_body for endpoint in self._endpoints.values()), default=0)
+
     def unreadable(self, code: int, error: str, address: str) -> None:
         """The server refused what it could not read as a request."""
         self._observing.unreadable(code, error, address)

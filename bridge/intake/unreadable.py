@@ -20,14 +20,21 @@ class LateBodyError(Exception):
     """The body did not arrive in time."""
 
 
-_STATUSES: tuple[tuple[type[Exception], int, str], ...] = (
+class GaveWayError(BaseException):
+    """The connection was hung up on to make room: whatever the application is about, it is over."""
+
+
+_STATUSES: tuple[tuple[type[BaseException], int, str], ...] = (
     (errors.LimitRequestLine, 414, "The request line is longer than is taken here."),
     (errors.LimitRequestHeaders, 431, "The headers are more or longer than is taken here."),
     (errors.UnsupportedTransferCoding, 501, "The only Transfer-Encoding that is taken is chunked."),
     (errors.ExpectationFailed, 417, "The only expectation that is met is 100-continue."),
+    (GaveWayError, 503, "There are too many requests, and this one was slow. Nothing of it was taken."),
     (LateBodyError, 408, "The body did not arrive in time."),
     (errors.ParseException, 400, "This is not a request as RFC 9112 has it."),
 )
+#: When a sender that had to give way should try again.
+_RETRY = "Retry-After: 5\r\n"
 #: Parse errors by their class that are our own fault.
 _OURS = (errors.InvalidResponseHeader, errors.InvalidResponseHeaderName, errors.ConfigurationProblem)
 
@@ -44,6 +51,7 @@ def answer_to(error: BaseException) -> tuple[int, bytes]:
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
         "Connection: close\r\n"
+        f"{_RETRY if status == HTTPStatus.SERVICE_UNAVAILABLE else ''}"
         "Content-Type: application/problem+json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )

@@ -251,6 +251,7 @@ class Webhooks:
                 return welcome, Counts()
             raise self._refusal(endpoint, verdict)
         self._observer.verification(endpoint.source.name, "accepted", verdict.secret)
+        webhook.environ.get("bridge.proved", lambda: None)()
         if endpoint.quota is not None:
             _hold(endpoint.quota.take(self._clock.monotonic()))
         value = self._decode(endpoint, inflate(raw, endpoint.max_body) if coding else raw)

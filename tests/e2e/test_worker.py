@@ -20,7 +20,7 @@ import requests
 from bridge.intake.signatures import sign
 from bridge.sandbox import Crm, SandboxServer
 from bridge.settings import Secret, Verify
-from bridge.worker import room_for_connections
+from bridge.worker import shares
 from tests import cramped
 from tests.running import Running, eventually, free_port
 
@@ -200,7 +200,7 @@ def test_newcomers_do_not_drive_each_other_out_while_others_are_slow_to_send(tmp
     service.start()
     try:
         with contextlib.ExitStack() as stack:
-            for _ in range(room_for_connections(cramped.FILES)):
+            for _ in range(shares(cramped.FILES)[0].connections):
                 stack.enter_context(connect(service)).sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
             time.sleep(0.2)
             clients = [stack.enter_context(connect(service)) for _ in range(3)]
