@@ -207,9 +207,7 @@ class _Listener(StreamServer):
 
     @property
     def max_accept(self) -> int:  # type: ignore[override]  # gevent's is a constant
-        """How many are accepted before those that are there have their turn. One leaves some to the other workers;
-        when there is no room, whoever waits in the system's queue waits behind those that are to give way.
-        """
+        """How many are accepted before those that are there have their turn: one leaves some to the other workers."""
         return self._room.may_come
 
     def do_read(self) -> Any:

@@ -18,8 +18,9 @@ YOUNG_S = 1.0
 #: Bytes of a request that are read however much large ones hold, unless it is twice as much as they may: few webhooks
 #: are larger.
 SMALL = 65_536
-#: When there is no room, this part of it is accepted at a time.
-CROWD = 32
+#: When more than one in `CROWDED` of the places are taken, one in `CROWD` of them is given away at a time: partners
+#: wait in the system's queue behind those that are to give way.
+CROWDED, CROWD = 4, 32
 #: So many bodies of the largest size fit in any case, lest two senders of one should drive each other out.
 LARGEST = 4
 
@@ -114,9 +115,9 @@ class Room:
 
     @property
     def may_come(self) -> int:
-        """How many newcomers may come at a time: a few more when somebody has to give way to each."""
-        is_full = self._number() >= self._limits.connections
-        return max(1, self._limits.connections // CROWD) if is_full else 1
+        """How many newcomers may come at a time."""
+        is_crowded = self._number() > self._limits.connections // CROWDED
+        return max(1, self._limits.connections // CROWD) if is_crowded else 1
 
     def _number(self) -> int:
         return len(self._strangers) + len(self._known) + len(self._worked_on)

@@ -38,6 +38,9 @@ from bridge.worker import CONNECTIONS, STOP_MARGIN_S, BridgeWorker, Log, stop_se
 
 #: Open files that the service would like: a usual limit of 1,024 is less than its connections need.
 FILES = 4_096
+#: Connections that the system takes for us before they are accepted: beyond it a partner's waits for seconds to come
+#: again.
+BACKLOG = 4_096
 #: gunicorn's limits on a request, below its own maxima: what partners send fits easily.
 REQUEST_LINE = 4094
 HEADER_FIELDS = 100
@@ -120,7 +123,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no t
             "worker_class": BridgeWorker,
             "logger_class": Log,
             "worker_connections": CONNECTIONS,
-            "backlog": 1024,
+            "backlog": BACKLOG,
             "keepalive": math.ceil(IDLE_S),
             "timeout": HEARTBEAT_S,
             "graceful_timeout": math.ceil(server.drain_timeout_s) + STOP_MARGIN_S,

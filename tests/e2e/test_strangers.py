@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,65 +24,63 @@ from tests.raw_http import request, split
 from tests.running import ACME, Running, eventually, running
 from tests.strangers import HEAD, JSON, LARGE, ONE_BYTE, Strangers
 
-#: Seconds within which every genuine webhook, and every probe, is answered.
-WEBHOOK_S, PROBE_S = 3.0, 1.0
+#: Seconds within which whatever is genuine is answered at the public port, and every probe at the admin port: there
+#: Kubernetes waits for so long.
+PUBLIC_S, PROBE_S = 3.0, 1.0
 #: Bytes a second that strangers spend on coming back where there is room for a dozen.
 FEW = 1_000
 
 
 @dataclass
 class Seen:
-    """What became of the genuine requests, and how long they took."""
+    """What became of the genuine requests at each port: the statuses, and how long they took."""
 
-    webhooks: list[tuple[int, float]] = field(default_factory=list)
-    probes: list[tuple[int, float]] = field(default_factory=list)
+    public: list[tuple[int, float]] = field(default_factory=list)
+    admin: list[tuple[int, float]] = field(default_factory=list)
 
     def check(self) -> None:
-        print(  # noqa: T201
-            f"{len(self.webhooks)} webhooks, slowest {max(s for _, s in self.webhooks):.2f} s, "
-            f"{len(self.probes)} probes, slowest {max(s for _, s in self.probes):.2f} s"
-        )
-        assert {status for status, _ in self.webhooks} == {202}
-        assert max(took_s for _, took_s in self.webhooks) < WEBHOOK_S
-        assert {status for status, _ in self.probes} == {200}
-        assert max(took_s for _, took_s in self.probes) < PROBE_S
+        slowest = [max(took_s for _, took_s in seen) for seen in (self.public, self.admin)]
+        counts = [len(self.public), len(self.admin)]
+        print(f"{counts} at the public and the admin port, slowest {slowest[0]:.2f} and {slowest[1]:.2f} s")  # noqa: T201
+        assert {status for status, _ in self.public} == {200, 202}
+        assert {status for status, _ in self.admin} == {200}
+        assert slowest[0] < PUBLIC_S
+        assert slowest[1] < PROBE_S
 
 
 def watch(service: Running, seconds: float, *, senders: int = 4) -> Seen:
     """Partners that post, each on a connection of its own, and probes of both ports, for so long."""
     seen, until = Seen(), time.monotonic() + seconds
 
-    def send(number: int) -> None:
-        turn = 0
-        while time.monotonic() < until:
-            turn += 1
-            name = f"{number}-{turn}-{time.time_ns()}"
-            began = time.monotonic()
-            status = 0
-            with contextlib.suppress(requests.RequestException):
-                status = service.post({"id": name, "client": name, "at": time.time(), "name": "A"}).status_code
-            seen.webhooks.append((status, time.monotonic() - began))
-            time.sleep(0.1)
-
-    def probe(url: str) -> None:
+    def keep_asking(ask: Callable[[], requests.Response], into: list[tuple[int, float]]) -> None:
         while time.monotonic() < until:
             began = time.monotonic()
             status = 0
             with contextlib.suppress(requests.RequestException):
-                status = requests.get(url, timeout=10).status_code
-            seen.probes.append((status, time.monotonic() - began))
+                status = ask().status_code
+            into.append((status, time.monotonic() - began))
             time.sleep(0.1)
 
-    urls = [f"{base}/{path}" for base in (service.url, service.admin_url) for path in ("livez", "readyz")]
-    with ThreadPoolExecutor(senders + len(urls)) as pool:
-        for work in [pool.submit(send, number) for number in range(senders)] + [pool.submit(probe, u) for u in urls]:
+    def post() -> requests.Response:
+        name = f"genuine {time.time_ns()}"
+        return service.post({"id": name, "client": name, "at": time.time(), "name": "A"})
+
+    def probe(url: str) -> Callable[[], requests.Response]:
+        return lambda: requests.get(url, timeout=10)
+
+    asking = [(post, seen.public)] * senders
+    for path in ("livez", "readyz"):
+        asking += [(probe(f"{service.url}/{path}"), seen.public), (probe(f"{service.admin_url}/{path}"), seen.admin)]
+    with ThreadPoolExecutor(len(asking)) as pool:
+        for work in [pool.submit(keep_asking, *each) for each in asking]:
             work.result()
     return seen
 
 
-@pytest.fixture
-def cramped(tmp_path: Path) -> Iterator[Running]:
-    with SandboxServer(Crm()) as sandbox, running(tmp_path, sandbox.url, module="tests.cramped") as service:
+@pytest.fixture(scope="module")
+def cramped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("cramped")
+    with SandboxServer(Crm()) as sandbox, running(folder, sandbox.url, module="tests.cramped") as service:
         yield service
         assert not service.log_has("Traceback")
         assert not service.log_has("Too many open files")
@@ -109,7 +107,7 @@ def test_f58_two_ports_full_of_strangers_still_take_webhooks_and_probes(cramped:
         Strangers(cramped.port, HEAD, 40, bytes_per_s=FEW),
         Strangers(cramped.admin_port, HEAD, 20, bytes_per_s=FEW),
     ):
-        watch(cramped, 3.0, senders=2).check()
+        watch(cramped, 2.0, senders=2).check()
 
 
 def test_f58_partners_that_are_idle_or_fetch_no_answer_make_room_too(cramped: Running) -> None:
@@ -151,7 +149,7 @@ def test_f58_a_stop_among_strangers_is_clean_and_in_time(tmp_path: Path) -> None
     """What was taken by then is there afterwards."""
     crm = Crm()
     with SandboxServer(crm) as sandbox:
-        service = Running(tmp_path, sandbox.url, module="tests.cramped", drain_timeout="3s")
+        service = Running(tmp_path, sandbox.url, module="tests.cramped", drain_timeout="1s")
         service.start()
         with (
             Strangers(service.port, ONE_BYTE, 40, bytes_per_s=FEW),
@@ -160,11 +158,12 @@ def test_f58_a_stop_among_strangers_is_clean_and_in_time(tmp_path: Path) -> None
             assert service.post({"id": "e", "client": "taken", "at": 1, "name": "A"}).status_code == 202
             began = time.monotonic()
             assert service.stop() == 0
-            assert time.monotonic() - began < 3 + 3
+            assert time.monotonic() - began < 1 + 3
     assert "taken" in crm.state(id_property="acme_client_id")["partner_clients"]
     assert not service.log_has("Traceback")
 
 
+@pytest.mark.heavy
 def test_f58_a_large_genuine_body_passes_beside_large_ones_that_never_end(tmp_path: Path) -> None:
     """At ordinary speed, while strangers hold as much as they may, and come back."""
     with SandboxServer(Crm()) as sandbox, running(tmp_path, sandbox.url) as service:

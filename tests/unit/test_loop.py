@@ -14,7 +14,7 @@ import pytest
 from bridge.errors import JournalUnavailableError
 from bridge.journal import group_commit
 from bridge.journal.group_commit import GroupCommit
-from bridge.loop import LoopBell, LoopSignals, Threads, Turns, breathe
+from bridge.loop import MAX_BODY, LoopBell, LoopSignals, Threads, Turns, breathe
 from tests.builders import event
 from tests.unit.test_group_commit import MemoryAppender
 
@@ -148,6 +148,18 @@ def test_blocking_apps_run_in_threads_beside_the_loop() -> None:
     release.set()
     assert serving.get(timeout=5) == [b"body"]
     assert started[0][0] == "200 OK"
+
+
+@pytest.mark.parametrize("length, read", [(MAX_BODY, b"body"), (MAX_BODY + 1, b"")])
+def test_a_body_that_says_it_is_too_long_is_not_read_for_an_app_beside_the_loop(length: int, read: bytes) -> None:
+    """Nor asked for, if its sender waits to be asked: the app refuses it by its length."""
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        return [environ["wsgi.input"].read()]
+
+    environ = {"wsgi.input": io.BytesIO(b"body"), "CONTENT_LENGTH": str(length)}
+    assert list(Threads(1).serve(app, environ, lambda *_: None)) == [read]
 
 
 def test_a_bell_rung_just_when_the_patience_ends_is_heard_or_not_but_wakes_nobody_twice() -> None:
