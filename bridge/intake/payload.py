@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -41,8 +42,22 @@ _SHOWN_POINTER = 200
 _SHOWN_KEY = 60
 
 
-class _Flaw(Exception):  # noqa: N818 (also stands in the place of what it is about)
-    """What cannot be taken: its `args` say what it is and what is wrong with it."""
+class _FlawError(Exception):
+    """Something cannot be taken; `flaw` says what."""
+
+    def __init__(self, what: str, wrong: str) -> None:
+        super().__init__()
+        self.flaw = _Flaw(what, wrong)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flaw:
+    """What cannot be taken, and what is wrong with it. It stands in the place of what it is about, hence is a plain
+    value: an exception would keep its frames, and with them all that was parsed, in a circle.
+    """
+
+    what: str
+    wrong: str
 
 
 def parse_json(body: bytes, *, line: int = 1, pause: Callable[[], None] | None = None) -> Any:
@@ -109,7 +124,7 @@ def _integer(text: str) -> int | Decimal:
     if len(text) < 19:
         return int(text)
     if len(text) - text.startswith("-") > MAX_DIGITS:
-        raise _Flaw("the number", f"has more than {MAX_DIGITS} digits")
+        raise _FlawError("the number", f"has more than {MAX_DIGITS} digits")
     return Decimal(text)
 
 
@@ -124,22 +139,22 @@ def _decimal(text: str) -> int | Decimal:
             if exponent and number.as_tuple().exponent == 0:
                 return _integer(str(number.copy_abs() if number == 0 else number))
             return number or number.copy_abs()
-    raise _Flaw("the number", f"has more than {MAX_DIGITS} digits")
+    raise _FlawError("the number", f"has more than {MAX_DIGITS} digits")
 
 
 def _constant(text: str) -> Any:
-    raise _Flaw("the value", f"is {text}, which is not JSON")
+    raise _FlawError("the value", f"is {text}, which is not JSON")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(pairs) > MAX_KEYS:
-        raise _Flaw("the object", f"has more than {MAX_KEYS} keys")
+        raise _FlawError("the object", f"has more than {MAX_KEYS} keys")
     if len(result) != len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _Flaw("the object", f"has the key {key[:_SHOWN_KEY]!r} twice")
+                raise _FlawError("the object", f"has the key {key[:_SHOWN_KEY]!r} twice")
             seen.add(key)
     return result
 
@@ -190,7 +205,7 @@ def _sound_value(text: str, decoder: json.JSONDecoder) -> Any:
     """The value of a text. Raises PayloadError for a flaw, JSONDecodeError, RecursionError."""
     try:
         value = decoder.decode(text)
-    except _Flaw:
+    except _FlawError:
         value = _keeping_flaws(text)
     else:
         if "\\u" not in text or ("\\ud" not in text and "\\uD" not in text):
@@ -198,9 +213,9 @@ def _sound_value(text: str, decoder: json.JSONDecoder) -> Any:
     found = _first_flaw(value)
     if found is None:
         return value
-    (what, wrong), way = found[0].args, reversed(found[1])
+    flaw, way = found[0], reversed(found[1])
     pointer = "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in way) or "/"
-    raise PayloadError(f"{what} at {printable(pointer[:_SHOWN_POINTER])} {wrong}")
+    raise PayloadError(f"{flaw.what} at {printable(pointer[:_SHOWN_POINTER])} {flaw.wrong}")
 
 
 def _keeping_flaws(text: str) -> Any:
@@ -210,8 +225,8 @@ def _keeping_flaws(text: str) -> Any:
         def keep(given: Any) -> Any:
             try:
                 return hook(given)
-            except _Flaw as flaw:
-                return flaw
+            except _FlawError as error:
+                return error.flaw
 
         return keep
 

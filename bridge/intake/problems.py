@@ -91,14 +91,30 @@ def where(error: BaseException) -> list[str]:
     return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
 
 
+def forget(error: BaseException) -> None:
+    """Strip the whole chain of an exception of its frames: nothing of a request outlives its refusal, whatever raised
+    it. A frame holds what was parsed, and may hold the exception too: a circle that only a full collection ends.
+    """
+    chain: list[BaseException | None] = [error]
+    while chain:
+        link = chain.pop()
+        if link is None or (link.__traceback__ is link.__cause__ is link.__context__ is None):
+            continue
+        chain += (link.__cause__, link.__context__, *getattr(link, "exceptions", ()))
+        traceback.clear_frames(link.__traceback__)
+        link.__traceback__ = link.__cause__ = link.__context__ = None
+
+
 def register_problem_handlers(app: Flask) -> None:
     """Let unknown routes, wrong methods and unexpected exceptions answer with a problem too."""
     log = structlog.get_logger(__name__)
 
     def refused(error: Refusal) -> Response:
+        forget(error)
         return problem(error.status, error.detail, slug=error.slug, headers=error.headers, extra=error.extra)
 
     def http(error: HTTPException) -> Response:
+        forget(error)
         status = error.code or 500
         if isinstance(error, RequestRedirect) or status < 400:  # senders do not follow redirects
             return problem(404, "No such path.")
@@ -108,6 +124,7 @@ def register_problem_handlers(app: Flask) -> None:
 
     def accident(error: Exception) -> Response:
         log.error("request failed", path=request.path[:200], error=type(error).__name__, trace=where(error))
+        forget(error)
         return problem(500, "The request was not taken; trying again may help.")
 
     def refuse_doubled_slash() -> None:

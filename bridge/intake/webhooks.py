@@ -26,7 +26,7 @@ from bridge.intake.bodies import coding_of, inflate, read_body, sent_headers
 from bridge.intake.challenges import MAX_UNSIGNED_BODY
 from bridge.intake.decoding import check_media_type
 from bridge.intake.mapping import CompiledSource, Mapped
-from bridge.intake.problems import Refusal, problem, register_problem_handlers, where
+from bridge.intake.problems import Refusal, forget, problem, register_problem_handlers, where
 from bridge.intake.quotas import Quota
 from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verdict, Verifier
 from bridge.model import Clock, Event, Intake, Receipt, RecordKey, SystemClock, to_us
@@ -198,6 +198,7 @@ class Webhooks:
             webhook = _Webhook(endpoint, environ, path, environ["REQUEST_METHOD"], sent_headers(environ))
             response, counts = self._take(webhook)
         except Refusal as refusal:
+            forget(refusal)
             counts = Counts(reason=refusal.slug)
             response = problem(
                 refusal.status,
@@ -209,6 +210,7 @@ class Webhooks:
             )
         except Exception as error:  # noqa: BLE001 (whatever it is, the sender gets an answer and the log the reason)
             self._log.error("webhook failed", source=source[:100], error=type(error).__name__, trace=where(error))
+            forget(error)
             response = problem(500, "The request was not taken; trying again may help.", instance=path)
         name = source if endpoint is not None else UNKNOWN_SOURCE
         self._observer.webhook(name, response.status_code, self._clock.monotonic() - began, counts)
