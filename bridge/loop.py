@@ -8,13 +8,14 @@ admin port's queries) runs in threads of the ordinary kind, and the loop waits f
 from __future__ import annotations
 
 import io
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import gevent
 from gevent import hub as gevent_hub
-from gevent.lock import BoundedSemaphore
+from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
 from bridge.intake.unreadable import LateBodyError
@@ -30,17 +31,73 @@ def breathe() -> None:
     gevent.sleep(0)
 
 
+#: Memory, in bytes, that requests may weigh whose weight does not count: they never wait behind large ones. What is
+#: usual weighs ten to thirty times its length.
+LIGHT = 2 << 20
+#: What the others may weigh together in one pod: a fifth of the chart's limit of 512 MiB, in which two or three of the
+#: worst megabytes fit. One that is heavier by itself has its turn alone.
+ROOM = 96 << 20
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """One greenlet that waits for its turn."""
+
+    source: str
+    weight: int
+    granted: Event = field(default_factory=Event)
+
+
 class Turns:
-    """How many greenlets work at once; the others wait, in order."""
+    """How many greenlets work at once, and how much the heavy ones of them weigh together; the others wait, in order.
 
-    def __init__(self, size: int) -> None:
-        self._semaphore = BoundedSemaphore(size)
+    A quarter of the turns is kept for light ones. Of the heavy ones the source goes first that holds the least.
+    """
 
-    def acquire(self, *, timeout: float) -> bool:
-        return bool(self._semaphore.acquire(timeout=timeout))
+    def __init__(self, size: int, *, room: int = ROOM) -> None:
+        self._free = size
+        self._kept = size // 4
+        self._room = room
+        self._held: Counter[str] = Counter()  # weight of the heavy ones at work, by source
+        self._light: list[_Waiting] = []
+        self._heavy: list[_Waiting] = []
 
-    def release(self) -> None:
-        self._semaphore.release()
+    def acquire(self, source: str = "", weight: int = 0, *, timeout: float) -> bool:
+        """Whether it was granted within the time."""
+        if weight <= LIGHT and self._free:
+            self._free -= 1
+            return True
+        waiting = _Waiting(source, weight)
+        line = self._heavy if weight > LIGHT else self._light
+        line.append(waiting)
+        self._grant()
+        try:
+            waiting.granted.wait(timeout)
+        finally:
+            if not waiting.granted.is_set():
+                line.remove(waiting)
+                self._grant()
+        return waiting.granted.is_set()
+
+    def release(self, source: str = "", weight: int = 0) -> None:
+        self._free += 1
+        if weight > LIGHT:
+            self._held[source] -= weight
+            self._held += Counter()  # forgets those at zero
+        self._grant()
+
+    def _grant(self) -> None:
+        while self._light and self._free:
+            self._free -= 1
+            self._light.pop(0).granted.set()
+        while self._heavy and self._free > self._kept:
+            first = min(self._heavy, key=lambda waiting: self._held[waiting.source])
+            if self._held and self._held.total() + first.weight > self._room:
+                return
+            self._free -= 1
+            self._held[first.source] += first.weight
+            self._heavy.remove(first)
+            first.granted.set()
 
 
 class LoopBell:

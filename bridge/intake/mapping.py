@@ -30,6 +30,7 @@ from bridge.intake.payload import parse_json_text, to_canonical_json, to_json
 from bridge.intake.schemes import verify_problems
 from bridge.intake.texts import show
 from bridge.intake.times import check_format, microseconds
+from bridge.intake.weighing import weigh
 from bridge.model import EARLIEST_US, FUTURE_TOLERANCE_US, Event, PropertyUpdate, RecordKey, to_us
 from bridge.settings import OccurredAt, Source
 
@@ -127,6 +128,13 @@ class CompiledSource:
     def decode(self, body: bytes, *, pause: Callable[[], None] | None = None) -> Any:
         """The value of a body in the form that the source sends. Raises PayloadError, and nothing else."""
         return decode(self.source.body, body, payload_field=self.source.payload_field, pause=pause)
+
+    def weigh(self, body: bytes) -> int:
+        """Bytes of memory that a body, no longer packed, takes at most while it is mapped and journalled."""
+        if self._events.path == () and self.source.body == "json" and body.lstrip()[:1] == b"{":
+            return weigh(body, events=1)
+        most = MAX_EVENTS if self._events.makes else body.count(b"{") + body.count(b"%")  # in a form it is one of these
+        return weigh(body, events=min(most, MAX_EVENTS))
 
     def identity_paths(self) -> dict[str, tuple[str | int, ...]]:
         """Where an event's id and time stand, for those that are plain paths of a body that is the event."""

@@ -15,6 +15,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from json.decoder import JSONArray  # type: ignore[attr-defined]  # in the library, not in its stubs
+from json.scanner import py_make_scanner  # type: ignore[attr-defined]  # the same
 from typing import Any
 
 import orjson
@@ -28,13 +30,17 @@ MAX_KEYS = 10_000
 #: Digits of a number, and how far its first one may stand from the point.
 MAX_DIGITS = 400
 
-#: Bodies longer than this, in bytes, are parsed with a breath after so many objects.
+#: Bodies longer than this, in bytes, are parsed with a breath after so many objects and numbers: a millisecond at most.
 _LONG = 32_768
-_SLICE = 50
+_SLICE = 200
+#: With more lists than this, some milliseconds of them, the library's scanner in Python is taken: that in C has no hook
+#: for a list.
+_MANY_LISTS = 10_000
 
 _ALL_BUT_BRACKETS = bytes(sorted(set(range(256)) - set(b'[]{}"')))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _STRING = re.compile(rb'"[^"]*"')
+Hook = Callable[[Any], Any]
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 #: How much of a pointer and of a key a message quotes.
@@ -74,9 +80,10 @@ def parse_json(body: bytes, *, line: int = 1, pause: Callable[[], None] | None =
         raise PayloadError(f"the body is not UTF-8 (byte {error.start})") from error
     if not text or text.isspace():
         raise PayloadError("the body is empty")
-    _refuse_depth(body)
+    breath = None if pause is None or len(body) < _LONG else Breath(pause)
+    _refuse_depth(body, breath)
     try:
-        value = _sound_value(text, _DECODER if pause is None or len(body) < _LONG else _breathing(pause))
+        value = _sound_value(text, breath)
     except json.JSONDecodeError as error:
         at = f"line {line + error.lineno - 1}, column {error.colno}"
         raise PayloadError(f"the body is not JSON: {error.msg} ({at})") from error
@@ -93,14 +100,15 @@ def parse_json_text(text: str, *, pause: Callable[[], None] | None = None) -> An
         raise PayloadError("the text holds a lone surrogate") from error
 
 
-def to_json(value: Any, *, indented: bool = False) -> str:
+def to_json(value: Any, *, indented: bool = False, breath: Breath | None = None) -> str:
     """The JSON text of a parsed value, numbers exact, keys in their order."""
-    return orjson.dumps(value, default=_exact, option=orjson.OPT_INDENT_2 if indented else None).decode()
+    option = orjson.OPT_INDENT_2 if indented else None
+    return orjson.dumps(value, default=_exact if breath is None else breath.exact, option=option).decode()
 
 
-def to_canonical_json(value: Any) -> bytes:
+def to_canonical_json(value: Any, *, breath: Breath | None = None) -> bytes:
     """The same with sorted keys, to compare contents by."""
-    return orjson.dumps(value, default=_exact, option=orjson.OPT_SORT_KEYS)
+    return orjson.dumps(value, default=_exact if breath is None else breath.exact, option=orjson.OPT_SORT_KEYS)
 
 
 def exact_integer(number: int) -> int | Decimal:
@@ -159,31 +167,64 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _decoder(make_object: Callable[[list[tuple[str, Any]]], dict[str, Any]]) -> json.JSONDecoder:
+class Breath:
+    """Calls `pause` at every `_SLICE`th small step of a long piece of work."""
+
+    __slots__ = ("_left", "pause")
+
+    def __init__(self, pause: Callable[[], None]) -> None:
+        self.pause = pause
+        self._left = _SLICE
+
+    def take(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._left = _SLICE
+            self.pause()
+
+    def exact(self, value: object) -> orjson.Fragment:
+        """What orjson calls for a decimal, by far the slowest part of its work."""
+        self.take()
+        return _exact(value)
+
+    def before(self, hook: Hook) -> Hook:
+        """A hook of the decoder that breathes."""
+
+        def breathing(given: Any) -> Any:
+            self.take()
+            return hook(given)
+
+        return breathing
+
+
+def _decoder(change: Callable[[Hook], Hook] = lambda hook: hook) -> json.JSONDecoder:
+    """A decoder with the hooks as they are changed."""
     return json.JSONDecoder(
-        parse_int=_integer, parse_float=_decimal, parse_constant=_constant, object_pairs_hook=make_object
+        parse_int=change(_integer),
+        parse_float=change(_decimal),
+        parse_constant=change(_constant),
+        object_pairs_hook=change(_object),
     )
 
 
-_DECODER = _decoder(_object)
+_DECODER = _decoder()
 
 
-def _breathing(pause: Callable[[], None]) -> json.JSONDecoder:
-    """A decoder that pauses after every `_SLICE` objects."""
-    left = _SLICE
+def _breathing_decoder(text: str, breath: Breath, change: Callable[[Hook], Hook] = lambda hook: hook) -> Any:
+    """A decoder that gives others their turn within this text."""
+    decoder: Any = _decoder(lambda hook: breath.before(change(hook)))
+    if text.count("[") > _MANY_LISTS:
 
-    def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal left
-        left -= 1
-        if not left:
-            left = _SLICE
-            pause()
-        return _object(pairs)
+        def parse_array(*given: Any) -> Any:
+            breath.take()
+            return JSONArray(*given)
 
-    return _decoder(make_object)
+        decoder.parse_array = parse_array
+        decoder.scan_once = py_make_scanner(decoder)
+    return decoder
 
 
-def _refuse_depth(body: bytes) -> None:
+def _refuse_depth(body: bytes, breath: Breath | None) -> None:
     """Refuse what is nested too deep, before a recursive parser meets it.
 
     Strings are taken out, then innermost pairs layer by layer: every step is one pass in C.
@@ -194,6 +235,8 @@ def _refuse_depth(body: bytes) -> None:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     rest = _STRING.sub(b"", body.translate(_ONE_KIND, _ALL_BUT_BRACKETS))
     for _ in range(MAX_DEPTH):
+        if breath is not None:
+            breath.pause()
         rest, before = rest.replace(b"[]", b""), rest
         if len(rest) == len(before):
             break
@@ -201,16 +244,16 @@ def _refuse_depth(body: bytes) -> None:
         raise PayloadError(f"the body is nested deeper than {MAX_DEPTH} levels, or not balanced")
 
 
-def _sound_value(text: str, decoder: json.JSONDecoder) -> Any:
+def _sound_value(text: str, breath: Breath | None) -> Any:
     """The value of a text. Raises PayloadError for a flaw, JSONDecodeError, RecursionError."""
     try:
-        value = decoder.decode(text)
+        value = (_DECODER if breath is None else _breathing_decoder(text, breath)).decode(text)
     except _FlawError:
-        value = _keeping_flaws(text)
+        value = _keeping_flaws(text, breath)
     else:
         if "\\u" not in text or ("\\ud" not in text and "\\uD" not in text):
             return value
-    found = _first_flaw(value)
+    found = _first_flaw(value, breath)
     if found is None:
         return value
     flaw, way = found[0], reversed(found[1])
@@ -218,10 +261,10 @@ def _sound_value(text: str, decoder: json.JSONDecoder) -> Any:
     raise PayloadError(f"{flaw.what} at {printable(pointer[:_SHOWN_POINTER])} {flaw.wrong}")
 
 
-def _keeping_flaws(text: str) -> Any:
+def _keeping_flaws(text: str, breath: Breath | None) -> Any:
     """The value of a text with every flaw in its place."""
 
-    def keeping(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def keeping(hook: Hook) -> Hook:
         def keep(given: Any) -> Any:
             try:
                 return hook(given)
@@ -230,19 +273,16 @@ def _keeping_flaws(text: str) -> Any:
 
         return keep
 
-    return json.JSONDecoder(
-        parse_int=keeping(_integer),
-        parse_float=keeping(_decimal),
-        parse_constant=keeping(_constant),
-        object_pairs_hook=keeping(_object),
-    ).decode(text)
+    return (_decoder(keeping) if breath is None else _breathing_decoder(text, breath, keeping)).decode(text)
 
 
-def _first_flaw(value: Any) -> tuple[_Flaw, list[str | int]] | None:
+def _first_flaw(value: Any, breath: Breath | None) -> tuple[_Flaw, list[str | int]] | None:
     """What is wrong with a value or within it, and the way there, innermost step first.
 
     The way is put together only where there is something to tell: the keys on it may be long.
     """
+    if breath is not None:
+        breath.take()
     if isinstance(value, _Flaw):
         return value, []
     if isinstance(value, str):
@@ -251,12 +291,12 @@ def _first_flaw(value: Any) -> tuple[_Flaw, list[str | int]] | None:
         for key, item in value.items():
             if SURROGATE.search(key):
                 return _Flaw("a key of the object", "holds a lone surrogate"), []
-            if (found := _first_flaw(item)) is not None:
+            if (found := _first_flaw(item, breath)) is not None:
                 found[1].append(key)
                 return found
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            if (found := _first_flaw(item)) is not None:
+            if (found := _first_flaw(item, breath)) is not None:
                 found[1].append(index)
                 return found
     return None

@@ -96,10 +96,12 @@ def forget(error: BaseException) -> None:
     it. A frame holds what was parsed, and may hold the exception too: a circle that only a full collection ends.
     """
     chain: list[BaseException | None] = [error]
+    seen: set[int] = set()
     while chain:
         link = chain.pop()
-        if link is None or (link.__traceback__ is link.__cause__ is link.__context__ is None):
+        if link is None or id(link) in seen:
             continue
+        seen.add(id(link))
         chain += (link.__cause__, link.__context__, *getattr(link, "exceptions", ()))
         traceback.clear_frames(link.__traceback__)
         link.__traceback__ = link.__cause__ = link.__context__ = None

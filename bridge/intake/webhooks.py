@@ -47,6 +47,8 @@ _FULL_RETRY_S = (15, 45)
 _SOON_RETRY_S = (2, 10)
 #: Seconds that a request waits for its turn: a sender gives up after 5 s (Shopify) or later, and some never try again.
 TURN_PATIENCE_S = 4.0
+#: The key of `environ` under which the server may leave a callable: it is told of a request that is the partner's.
+PROVED = "bridge.proved"
 #: Statuses that HTTP gives no body.
 _WITHOUT_BODY = frozenset({204, 205})
 
@@ -103,13 +105,13 @@ class Observer(Protocol):
 
 
 class Turns(Protocol):
-    """How many requests are worked on at once: a bounded semaphore."""
+    """How many requests are worked on at once, and how many bytes of memory they weigh together."""
 
-    def acquire(self, *, timeout: float) -> bool:
+    def acquire(self, source: str, weight: int, *, timeout: float) -> bool:
         """Whether it was granted within the time."""
         ...
 
-    def release(self) -> None: ...
+    def release(self, source: str, weight: int) -> None: ...
 
 
 class WSGI(Protocol):
@@ -137,8 +139,8 @@ class Webhooks:
     """The webhook endpoints. Thread-safe: it keeps no state of its own.
 
     `sources` gives the endpoints of today's configuration, anew for each request. `pause` is called
-    between slices of long arrays. `turns` bounds how many requests are worked on at once, from when their body is
-    there until they are answered; without it all of them are.
+    between slices of long bodies. `turns` bounds how many requests are worked on at once, and what they weigh, from
+    when they are verified until they are answered; without it all of them are.
     """
 
     def __init__(
@@ -229,34 +231,37 @@ class Webhooks:
         coding = coding_of(environ.get("HTTP_CONTENT_ENCODING", ""))
         check_media_type(endpoint.source.source.body, environ.get("CONTENT_TYPE", ""))
         raw = read_body(environ, endpoint.max_body)
-        with self._turn():
-            return self._work(webhook, raw, coding)
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        if self._turns is None:
-            yield
-            return
-        if not self._turns.acquire(timeout=TURN_PATIENCE_S):
-            raise _busy("busy", "Too many requests are being worked on.", _SOON_RETRY_S)
-        try:
-            yield
-        finally:
-            self._turns.release()
-
-    def _work(self, webhook: _Webhook, raw: bytes, coding: str) -> tuple[Response, Counts]:
-        """The answer to a request that is there whole."""
-        endpoint = webhook.endpoint
         verdict = self._judge(webhook, raw)
         if isinstance(verdict, Refused):
             if (welcome := self._welcome_unsigned(webhook, raw, coding)) is not None:
                 return welcome, Counts()
             raise self._refusal(endpoint, verdict)
         self._observer.verification(endpoint.source.name, "accepted", verdict.secret)
-        webhook.environ.get("bridge.proved", lambda: None)()
+        if verdict.secret is not None and (proved := environ.get(PROVED)) is not None:
+            proved()
         if endpoint.quota is not None:
             _hold(endpoint.quota.take(self._clock.monotonic()))
-        value = self._decode(endpoint, inflate(raw, endpoint.max_body) if coding else raw)
+        # Packed once more while it waits: it does so as the bytes that were sent.
+        weight = endpoint.source.weigh(inflate(raw, endpoint.max_body) if coding else raw)
+        with self._turn(endpoint.source.name, weight):
+            return self._work(webhook, inflate(raw, endpoint.max_body) if coding else raw, verdict)
+
+    @contextmanager
+    def _turn(self, source: str, weight: int) -> Iterator[None]:
+        if self._turns is None:
+            yield
+            return
+        if not self._turns.acquire(source, weight, timeout=TURN_PATIENCE_S):
+            raise _busy("busy", "Too many requests are being worked on.", _SOON_RETRY_S)
+        try:
+            yield
+        finally:
+            self._turns.release(source, weight)
+
+    def _work(self, webhook: _Webhook, body: bytes, verdict: Accepted) -> tuple[Response, Counts]:
+        """The answer to a request of the partner's."""
+        endpoint = webhook.endpoint
+        value = self._decode(endpoint, body)
         if (welcome := self._welcome(webhook, value, verified=True)) is not None:
             return welcome, Counts()
         mapped = self._map(webhook, value, verdict)

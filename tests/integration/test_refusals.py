@@ -110,9 +110,7 @@ class House:
         packed = {"Content-Encoding": "gzip"} if "gzip" in kind else {}
         media_type = "application/x-www-form-urlencoded" if source in {"form", "field"} else "application/json"
         self.journal.failure = FAILURES.get(kind)
-        answer = self.clients[by].post(
-            f"/webhooks/{source}", data=body, headers={"Content-Type": media_type, **packed}
-        )
+        answer = self.clients[by].post(f"/webhooks/{source}", data=body, headers={"Content-Type": media_type, **packed})
         assert answer.status_code == status, answer.data
 
 

@@ -90,13 +90,26 @@ SOURCES = [
 ]
 
 
+class OneTurn:
+    """One request at a time, for threads."""
+
+    def __init__(self) -> None:
+        self._semaphore = threading.BoundedSemaphore(1)
+
+    def acquire(self, source: str = "", weight: int = 0, *, timeout: float) -> bool:
+        return self._semaphore.acquire(timeout=timeout)
+
+    def release(self, source: str = "", weight: int = 0) -> None:
+        self._semaphore.release()
+
+
 class House:
     """The app with everything around it."""
 
     def __init__(self) -> None:
         self.journal, self.seen, self.clock = FakeJournal(), Watching(), FakeClock()
         self.drains = False
-        self.turns = threading.BoundedSemaphore(1)
+        self.turns = OneTurn()
         self.endpoints = {
             source.name: Endpoint(compile_source(source), Verifier(source.verify), MAX_BODY) for source in SOURCES
         }
