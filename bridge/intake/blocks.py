@@ -129,7 +129,8 @@ class CompiledBlock:
             problems.add((*path, "properties"), "nothing is mapped to any property")
         schema = PropertySchema.from_dict(dict(fields))()
         assert isinstance(schema, PropertySchema)  # noqa: S101 (from_dict of this very class)
-        return CompiledValues(schema, tuple(getters), pairs)
+        multiple = frozenset(name for name, field in fields.items() if field.joins)
+        return CompiledValues(schema, multiple, tuple(getters), pairs)
 
     def _compile_pairs(
         self, pairs: Pairs, taken: set[str], fields: dict[str, PropertyField], path: Path, problems: Problems

@@ -55,9 +55,9 @@ class CompiledChallenge:
             query=self._needs.query_of(query),
             headers=self._needs.headers_of(headers, hidden=self._hidden),
         )
-        if self._when is not None and not self._when.matches(body, scope):
-            return None
         try:
+            if self._when is not None and not self._when.matches(body, scope):
+                return None
             found = self._reply.get(body, scope)
         except ExpressionError:
             return None

@@ -15,22 +15,27 @@ import jmespath
 from jmespath.exceptions import JMESPathError, JMESPathTypeError, LexerError, ParseError
 from marshmallow import missing as ABSENT  # noqa: N812 (a constant)
 
-from bridge.errors import BridgeError, MappingError, PayloadError
+from bridge.errors import MappingError, PayloadError
 from bridge.intake import syntax
-from bridge.intake.interpreter import Run, Scope, arity, build, is_false
+from bridge.intake.interpreter import ExpressionError, Run, Scope, StepsError, arity, build, is_false
 from bridge.intake.payload import parse_json_text, printable
 from bridge.intake.syntax import VARIABLES, Node, calls, has_loose_reference, literals, makes, plain_path, uses
 
-__all__ = ["ABSENT", "Expression", "ExpressionError", "Needs", "Scope", "compile_expression", "negates_first_step"]
+__all__ = [
+    "ABSENT",
+    "Expression",
+    "ExpressionError",
+    "Needs",
+    "Scope",
+    "StepsError",
+    "compile_expression",
+    "negates_first_step",
+]
 
 Path = tuple[str | int, ...]
 
 #: Headers that hold credentials: no expression sees them, so no journal keeps them.
 CREDENTIALS = frozenset({"authorization", "proxy_authorization", "cookie"})
-
-
-class ExpressionError(BridgeError):
-    """An expression could not be evaluated on this event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +58,11 @@ class Expression:
         return self.path is not None
 
     def matches(self, event: Any, scope: Scope) -> bool:
-        """Whether a condition holds; one that cannot be evaluated does not."""
+        """Whether a condition holds; one that cannot be evaluated does not. Raises StepsError."""
         try:
             value = self.get(event, scope)
+        except StepsError:
+            raise
         except ExpressionError:
             return False
         return value is not ABSENT and not is_false(value)
@@ -166,6 +173,8 @@ def _guarded(run: Run) -> Callable[[Any, Scope], Any]:
     def get(event: Any, scope: Scope) -> Any:
         try:
             value = run(event, scope)
+        except StepsError:
+            raise
         except Exception as error:  # what a function meets in a payload may raise anything
             raise ExpressionError(_failure(error)) from error
         return ABSENT if value is None else value

@@ -43,6 +43,11 @@ class PropertyField(fields.Field[str]):
         self._several = how.multiple
         self._read = self._join if how.multiple else self._one
 
+    @property
+    def joins(self) -> bool:
+        """Whether it is joined from several elements."""
+        return self._several
+
     def convert(self, value: Any) -> str:
         """HubSpot's text of a value that is neither null nor blank. Raises ValidationError."""
         raise NotImplementedError

@@ -3,26 +3,52 @@
 The library parses; its interpreter looks every node up by name for every element. A tree compiled
 once makes filters over custom fields affordable. The library stays the judge: a test compares the
 two on random documents. Differences: numbers are exact, comparing a number with a text gives null
-instead of an error, and at the head of a path `_root`, `_index`, `_query` and `_headers` are what
+instead of an error, steps are counted, and at the head of a path `_root`, `_index`, `_query` and `_headers` are what
 comes with the event (`@._root` is the event's own key of that name).
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
+from bridge.errors import BridgeError
 from bridge.intake.functions import Functions
 from bridge.intake.payload import exact_integer
-from bridge.intake.syntax import VARIABLES, Node, heads
+from bridge.intake.pricing import pay_call, pay_comparison
+from bridge.intake.syntax import VARIABLES, Node, heads, size_of
+
+#: Steps that expressions may take for one request, all its events together: a second of processor time at most. A step
+#: is a part of an expression evaluated on one element (some 0.1 µs), and stands for 8 bytes where something is made, so
+#: that memory is bounded by the same count. Twenty filters over the fields of a megabyte of clients take a quarter.
+STEPS = 8_000_000
+#: Characters that the values of one request may have, all its events together: of `_root` each event may take the same.
+MAX_VALUES = 8_000_000
+#: Steps between two breaths: two milliseconds.
+_SLICE = 20_000
+#: Elements of a list that are gone through without looking up.
+_PART = 1_000
+
+
+class ExpressionError(BridgeError):
+    """An expression could not be evaluated on this event."""
+
+
+class StepsError(ExpressionError):
+    """The request's steps are used up."""
+
+    def __init__(self) -> None:
+        super().__init__(f"took more than {STEPS:,} steps, those of the whole request counted")
 
 
 class Scope:
-    """What expressions see beside the event. One per request; `index` moves with the events."""
+    """What expressions see beside the event, and what they may still cost. One per request; `index` moves with the
+    events. `pause` is called now and then, so that long work leaves room for other requests.
+    """
 
-    __slots__ = ("_headers", "_index", "_query", "_root")
+    __slots__ = ("_headers", "_index", "_left", "_mark", "_query", "_room", "_root", "pause")
 
     def __init__(
         self,
@@ -31,17 +57,61 @@ class Scope:
         index: int = 0,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
+        pause: Callable[[], None] | None = None,
     ) -> None:
         self._root = root
         self._index = index
         self._query = dict(query or {})
         self._headers = dict(headers or {})
+        self._left = STEPS
+        self._room = MAX_VALUES
+        self._mark = STEPS - _SLICE
+        self.pause = pause
 
     def move_to(self, index: int) -> None:
         self._index = index
 
+    def spend(self, steps: int) -> None:
+        """Count steps before they are taken. Raises StepsError once there are too many, and from then on."""
+        self._left -= steps
+        if self._left < self._mark:
+            self._look_up()
+
+    def keep(self, characters: int) -> None:
+        """Count characters of values. Raises ExpressionError once there are too many, and from then on."""
+        self._room -= characters
+        if self._room < 0:
+            raise ExpressionError(f"have more than {MAX_VALUES:,} characters, those of the whole request counted")
+
+    def parts(self, items: list[Any], each: int) -> Iterable[list[Any]]:
+        """The elements in parts, which are paid for one by one: `each` steps for an element."""
+        if len(items) <= _PART:
+            self.spend(len(items) * each)
+            return (items,)
+        return self._long_parts(items, each)
+
+    def _long_parts(self, items: list[Any], each: int) -> Iterator[list[Any]]:
+        for at in range(0, len(items), _PART):
+            part = items[at : at + _PART]
+            self.spend(len(part) * each)
+            yield part
+
+    def _look_up(self) -> None:
+        if self._left < 0:
+            self._left = -1
+            self._mark = 0
+            raise StepsError
+        self._mark = self._left - _SLICE
+        if self.pause is not None:
+            self.pause()
+
 
 Run = Callable[[Any, Scope], Any]
+
+#: Steps for an object that is made, for each of its keys, and for a list: eight bytes each.
+_OBJECT, _KEY, _LIST = 25, 5, 10
+#: What takes the longer to compare the longer it is.
+_LONG = frozenset({str, list, dict})
 
 _FUNCTIONS = Functions()
 
@@ -90,15 +160,18 @@ _COMPARE: dict[str, Callable[[Any, Any], bool | None]] = {
 class _Expression:
     """An `&expression` argument; the library's functions know it by this class name and `visit`."""
 
-    __slots__ = ("_run", "_scope", "expression")
+    __slots__ = ("_cost", "_run", "_scope", "expression")
 
-    def __init__(self, run: Run, scope: Scope) -> None:
+    def __init__(self, run: Run, scope: Scope, cost: int) -> None:
         self.expression = None
         self._run = run
         self._scope = scope
+        self._cost = cost
 
     def visit(self, _node: None, value: Any) -> Any:
-        return self._run(value, self._scope)
+        found = self._run(value, self._scope)
+        self._scope.spend(self._cost + (len(found) >> 3 if type(found) is str else 0))  # texts are sorted by
+        return found
 
 
 def _field(node: Node, head: bool) -> Run:
@@ -137,7 +210,14 @@ def _index(node: Node, _head: bool) -> Run:
 
 def _slice(node: Node, _head: bool) -> Run:
     part = slice(*node["children"])
-    return lambda value, _scope: value[part] if type(value) is list else None
+
+    def run(value: Any, scope: Scope) -> Any:
+        if type(value) is not list:
+            return None
+        scope.spend(len(found := value[part]))
+        return found
+
+    return run
 
 
 def _literal(node: Node, _head: bool) -> Run:
@@ -159,7 +239,14 @@ def _exact(value: Any) -> Any:
 def _comparator(node: Node, _head: bool) -> Run:
     compare = _COMPARE[node["value"]]
     left, right = (build(child) for child in node["children"])
-    return lambda value, scope: compare(left(value, scope), right(value, scope))
+
+    def run(value: Any, scope: Scope) -> Any:
+        one, other = left(value, scope), right(value, scope)
+        if type(one) is type(other) and type(one) in _LONG:
+            pay_comparison(one, other, scope.spend)
+        return compare(one, other)
+
+    return run
 
 
 def _and(node: Node, _head: bool) -> Run:
@@ -190,24 +277,42 @@ def _not(node: Node, _head: bool) -> Run:
 def _function(node: Node, _head: bool) -> Run:
     name = node["value"]
     arguments = [build(child) for child in node["children"]]
-    return lambda value, scope: _FUNCTIONS.call_function(name, [a(value, scope) for a in arguments])
+
+    def run(value: Any, scope: Scope) -> Any:
+        given = [argument(value, scope) for argument in arguments]
+        pay_call(name, given, scope.spend)
+        return _FUNCTIONS.call_function(name, given)
+
+    return run
 
 
 def _expref(node: Node, _head: bool) -> Run:
-    inner = build(node["children"][0])
-    return lambda _value, scope: _Expression(inner, scope)
+    inner, cost = build(node["children"][0]), size_of(node["children"][0])
+    return lambda _value, scope: _Expression(inner, scope, cost)
 
 
 def _select_list(node: Node, _head: bool) -> Run:
     parts = [build(child) for child in node["children"]]
-    return lambda value, scope: None if value is None else [part(value, scope) for part in parts]
+    cost = _LIST + len(parts)
+
+    def run(value: Any, scope: Scope) -> Any:
+        if value is None:
+            return None
+        scope.spend(cost)
+        return [part(value, scope) for part in parts]
+
+    return run
 
 
 def _select_dict(node: Node, _head: bool) -> Run:
     parts = [(child["value"], build(child["children"][0])) for child in node["children"]]
+    cost = _OBJECT + _KEY * len(parts)
 
     def run(value: Any, scope: Scope) -> Any:
-        return None if value is None else {key: part(value, scope) for key, part in parts}
+        if value is None:
+            return None
+        scope.spend(cost)
+        return {key: part(value, scope) for key, part in parts}
 
     return run
 
@@ -220,8 +325,13 @@ def _flatten(node: Node, head: bool) -> Run:
         if type(base) is not list:
             return None
         flat: list[Any] = []
-        for element in base:
-            flat.extend(element if type(element) is list else (element,))
+        for part in scope.parts(base, 1):
+            for element in part:
+                if type(element) is list:
+                    scope.spend(len(element))
+                    flat += element
+                else:
+                    flat.append(element)
         return flat
 
     return run
@@ -229,37 +339,42 @@ def _flatten(node: Node, head: bool) -> Run:
 
 def _projection(node: Node, head: bool) -> Run:
     left, right = build(node["children"][0], head=head), build(node["children"][1], head=False)
+    cost = size_of(node["children"][1])
 
     def run(value: Any, scope: Scope) -> Any:
         base = left(value, scope)
         if type(base) is not list:
             return None
-        return [found for element in base if (found := right(element, scope)) is not None]
+        parts = scope.parts(base, cost)
+        return [found for part in parts for element in part if (found := right(element, scope)) is not None]
 
     return run
 
 
 def _value_projection(node: Node, head: bool) -> Run:
     left, right = build(node["children"][0], head=head), build(node["children"][1], head=False)
+    cost = size_of(node["children"][1])
 
     def run(value: Any, scope: Scope) -> Any:
         base = left(value, scope)
         if type(base) is not dict:
             return None
-        return [found for element in base.values() if (found := right(element, scope)) is not None]
+        parts = scope.parts(list(base.values()), cost)
+        return [found for part in parts for element in part if (found := right(element, scope)) is not None]
 
     return run
 
 
 def _filter(node: Node, head: bool) -> Run:
     left, right = build(node["children"][0], head=head), build(node["children"][1], head=False)
-    pick = _picker(node["children"][2])
+    pick, cost = _picker(node["children"][2]), size_of(node["children"][1])
 
     def run(value: Any, scope: Scope) -> Any:
         base = left(value, scope)
         if type(base) is not list:
             return None
-        return [found for element in pick(base, scope) if (found := right(element, scope)) is not None]
+        parts = scope.parts(pick(base, scope), cost)
+        return [found for part in parts for element in part if (found := right(element, scope)) is not None]
 
     return run
 
@@ -271,11 +386,16 @@ def _picker(condition: Node) -> Callable[[list[Any], Scope], list[Any]]:
         if wanted["type"] == "literal" and type(wanted["value"]) is str and key["type"] == "field":
             name, text = key["value"], wanted["value"]
             if name not in VARIABLES:
-                return lambda base, _scope: [
-                    element for element in base if type(element) is dict and element.get(name) == text
+                return lambda base, scope: [
+                    element
+                    for part in scope.parts(base, 1)
+                    for element in part
+                    if type(element) is dict and element.get(name) == text
                 ]
-    test = build(condition)
-    return lambda base, scope: [element for element in base if not is_false(test(element, scope))]
+    test, cost = build(condition), size_of(condition)
+    return lambda base, scope: [
+        element for part in scope.parts(base, cost) for element in part if not is_false(test(element, scope))
+    ]
 
 
 _BUILDERS: dict[str, Callable[[Node, bool], Run]] = {

@@ -25,8 +25,9 @@ from bridge.errors import PayloadError
 from bridge.intake.blocks import CompiledBlock, Problems
 from bridge.intake.challenges import CompiledChallenge
 from bridge.intake.decoding import decode
-from bridge.intake.expressions import ABSENT, CREDENTIALS, Expression, ExpressionError, Needs, Scope
-from bridge.intake.payload import parse_json_text, to_canonical_json, to_json
+from bridge.intake.expressions import ABSENT, CREDENTIALS, Expression, ExpressionError, Needs, Scope, StepsError
+from bridge.intake.payload import Breath, parse_json_text, to_canonical_json, to_json
+from bridge.intake.pricing import pay_made
 from bridge.intake.schemes import verify_problems
 from bridge.intake.texts import show
 from bridge.intake.times import check_format, microseconds
@@ -39,7 +40,7 @@ MAX_EVENT_ID = 200
 #: Events of one request: a megabyte of `{},` would otherwise become most of a gigabyte.
 MAX_EVENTS = 10_000
 #: Characters of all events that `events` puts together: each of them may repeat a large part of the body.
-MAX_MADE = 64_000_000
+MAX_MADE = 16_000_000
 #: Events between two breaths: a long array must not keep other requests waiting.
 _SLICE = 10
 #: What `invalid` calls an event's time.
@@ -158,20 +159,25 @@ class CompiledSource:
         pause: Callable[[], None] | None = None,
         now_us: int | None = None,
     ) -> Mapped:
-        """The events of a parsed body. Raises PayloadError when `events` does not find objects.
+        """The events of a parsed body. Raises PayloadError when `events` finds no objects, or takes too many steps.
+        An event for which there are none left is parked, or lacks the property that needed them.
 
         `now_us` is when it arrived, by default now. `pause` is called now and then, so that one long array leaves room
         for other requests.
         """
         seen = self._seen.headers_of(headers or {}, hidden=self._hidden)
         asked = self._seen.query_of(query or {})
-        scope = Scope(root=body, query=asked, headers=seen)
+        scope = Scope(root=body, query=asked, headers=seen, pause=pause)
+        breath = Breath(pause) if pause is not None else None
         events, several = self._find_events(body, scope)
         prefix = delivery_id or signed_hash
         kept = self._kept_context(seen, asked)
-        root = to_json(self._kept.root_of(body)) if self._kept.root and (several or events[0] is not body) else None
+        root = None
+        if self._kept.root and (several or events[0] is not body):
+            root = to_json(self._kept.root_of(body), breath=breath)
         mapped = Mapped()
-        reject, unlisted, undated, made = False, 0, 0, 0
+        reject, unlisted, undated = False, 0, 0
+        count_made = _made_counter()
         latest_us = FUTURE_TOLERANCE_US + (to_us(time.time()) if now_us is None else now_us)
         for index, event in enumerate(events):
             if pause is not None and index % _SLICE == _SLICE - 1:
@@ -180,6 +186,10 @@ class CompiledSource:
             fallback = f"{prefix}#{index}" if prefix is not None and several else prefix
             reading = self._read(event, scope)
             errors = reading.errors
+            event_id, unread = self._read_event_id(event, scope, fallback)
+            if unread is not None:
+                reading = self._parked(f"event_id {unread}")
+                errors = {**reading.errors, "event_id": unread}
             occurred_at_us, complaint = (None, None) if self._time is None else self._time.read(event, scope, latest_us)
             if complaint is not None:
                 errors = {**errors, OCCURRED_AT: complaint}
@@ -188,14 +198,16 @@ class CompiledSource:
                 mapped.invalid.append((index, errors))
                 reject = reject or reading.reject
             unlisted += reading.unlisted
-            payload = _kept_text(event, index) if self._events.makes else to_json(event)
-            if self._events.makes and (made := made + len(payload)) > MAX_MADE:
-                raise PayloadError(f"events: put together they have more than {MAX_MADE} characters")
+            if self._events.makes:
+                pay_made(event, count_made)  # before its text is there
+                payload = _kept_text(event, index, breath)
+            else:
+                payload = to_json(event, breath=breath)
             mapped.events.append(
                 Event(
                     self.name,
-                    self._read_event_id(event, scope, fallback),
-                    _content_hash(event, occurred_at_us, reading),
+                    event_id,
+                    _content_hash(event, occurred_at_us, reading, breath),
                     occurred_at_us,
                     payload,
                     _with_index(kept, index) if self._kept.index else kept,
@@ -249,6 +261,16 @@ class CompiledSource:
         return orjson.dumps(context).decode() if context else "{}"
 
     def _read(self, event: dict[str, Any], scope: Scope) -> Reading:
+        try:
+            return self._judge(event, scope)
+        except StepsError as error:  # whether it is asked for at all is not known: it waits where people see it
+            return self._parked(f"`when` {error}")
+
+    def _parked(self, reason: str) -> Reading:
+        strict = any(block.rejects for block in self._blocks)
+        return Reading(unmappable=reason, errors={"record": reason}, reject=strict, strict=strict)
+
+    def _judge(self, event: dict[str, Any], scope: Scope) -> Reading:
         if self._when is not None and not self._when.matches(event, scope):
             return _IGNORED
         matching = [b for b in self._blocks if b.when is None or b.when.matches(event, scope)]
@@ -258,11 +280,14 @@ class CompiledSource:
             return Reading(updates, unmappable, errors, matching[0].rejects and bool(errors), unlisted)
         return _combined([(block, block.read(event, scope)) for block in matching])
 
-    def _read_event_id(self, event: dict[str, Any], scope: Scope, fallback: str | None) -> str:
-        text = fallback
+    def _read_event_id(self, event: dict[str, Any], scope: Scope, fallback: str | None) -> tuple[str, str | None]:
+        """The event's id, and why it is another than `event_id` would find."""
+        text, unread = fallback, None
         if self._event_id is not None:
             try:
                 value = self._event_id.get(event, scope)
+            except StepsError as error:
+                value, unread = ABSENT, str(error)
             except ExpressionError:
                 value = ABSENT
             if type(value) is str:
@@ -270,15 +295,17 @@ class CompiledSource:
             elif type(value) is int or isinstance(value, Decimal):
                 text = format(value, "f") if isinstance(value, Decimal) else str(value)
         if text is None:
-            return uuid.uuid4().hex
-        if len(text) > MAX_EVENT_ID or "\0" in text:
-            return "sha256-" + hashlib.sha256(text.encode()).hexdigest()
-        return text
+            text = uuid.uuid4().hex
+        elif len(text) > MAX_EVENT_ID or "\0" in text:
+            text = "sha256-" + hashlib.sha256(text.encode()).hexdigest()
+        return text, unread
 
 
-def _content_hash(event: dict[str, Any], occurred_at_us: int | None, reading: Reading) -> str:
+def _content_hash(
+    event: dict[str, Any], occurred_at_us: int | None, reading: Reading, breath: Breath | None
+) -> str:
     """See `Event.content_hash`. What is invalid today may ask for something tomorrow, by a mended mapping."""
-    payload = hashlib.sha256(to_canonical_json(event)).hexdigest()
+    payload = hashlib.sha256(to_canonical_json(event, breath=breath)).hexdigest()
     if reading.unmappable is not None or any(update.invalid for update in reading.updates):
         return payload
     asked = []
@@ -331,11 +358,24 @@ def _kept_scope(payload: str, context: str, root: str | None) -> tuple[dict[str,
     return event, scope
 
 
-def _kept_text(event: dict[str, Any], index: int) -> str:
+def _made_counter() -> Callable[[int], None]:
+    """Counts the characters of events that `events` puts together. It raises PayloadError when there are too many."""
+    left = MAX_MADE
+
+    def count(made: int) -> None:
+        nonlocal left
+        left -= made
+        if left < 0:
+            raise PayloadError(f"events: put together they have more than {MAX_MADE} characters")
+
+    return count
+
+
+def _kept_text(event: dict[str, Any], index: int, breath: Breath | None) -> str:
     """The JSON text of an event that `events` put together. Raises PayloadError where no replay could read it."""
     try:
-        text = to_json(event)
-        parse_json_text(text)
+        text = to_json(event, breath=breath)
+        parse_json_text(text, pause=breath.pause if breath is not None else None)
     except (TypeError, PayloadError) as error:
         raise PayloadError(f"events: element {index} cannot be kept: {error}") from error
     return text

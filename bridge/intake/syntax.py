@@ -58,6 +58,11 @@ def makes(node: Node) -> bool:
             return any(makes(child) for child in children)
 
 
+def size_of(node: Node) -> int:
+    """How many parts a tree has."""
+    return 1 if node["type"] == "slice" else 1 + sum(map(size_of, node["children"]))
+
+
 def literals(node: Node) -> Iterator[Any]:
     """The values that a tree has written in it."""
     if node["type"] == "literal":

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 from marshmallow import EXCLUDE, Schema, ValidationError
 
-from bridge.intake.expressions import ABSENT, Expression, ExpressionError, Scope
+from bridge.intake.expressions import ABSENT, Expression, ExpressionError, Scope, StepsError
 from bridge.intake.texts import show
+
+#: Steps (see `bridge.intake.interpreter.STEPS`) for a pair, and for an element or character of what is joined.
+_PAIR, _ELEMENT = 6, 10
 
 Read = Callable[[Any, Scope], Any]
 
@@ -82,7 +86,8 @@ class PairReader:
             return 0
         get_name, get_value, wanted = self.name.get, value_getter(self.value), self.properties
         unlisted = 0
-        for pair in found if type(found) is list else self._of_object(found, scope):
+        pairs = found if type(found) is list else list(self._of_object(found, scope))
+        for pair in chain.from_iterable(scope.parts(pairs, _PAIR)):
             entry = type(pair) is tuple
             name = pair[0] if entry else get_name(pair, scope)
             if type(name) is not str:
@@ -114,9 +119,12 @@ class PairReader:
 
 @dataclass(frozen=True, slots=True)
 class CompiledValues:
-    """`properties:` and `pairs:` of a block. Immutable, hence thread-safe."""
+    """`properties:` and `pairs:` of a block. Immutable, hence thread-safe. `multiple` names the properties that are
+    joined from lists.
+    """
 
     schema: PropertySchema
+    multiple: frozenset[str]
     getters: tuple[tuple[str, Read], ...]
     pairs: PairReader | None
 
@@ -138,7 +146,17 @@ class CompiledValues:
                 unlisted = self.pairs.read_into(raw, failed, event, scope)
             except ExpressionError as error:
                 raise UnmappableError(f"the pairs cannot be read: {error}") from error
+        for name in self.multiple & raw.keys():
+            try:
+                scope.spend(_ELEMENT * len(raw[name]) if type(raw[name]) in {list, str} else 0)
+            except StepsError as error:
+                failed[name] = str(error)
+                del raw[name]
         valid, invalid = self.schema.read(raw)
+        try:
+            scope.keep(sum(map(len, valid.values())))
+        except ExpressionError as error:
+            raise UnmappableError(f"the values {error}") from error
         for name, message in failed.items():
             invalid[name] = message
         return Reading(valid, invalid, unlisted)
