@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gevent
+import gevent.socket
 from gevent import hub as gevent_hub
 from gevent.event import Event
 from gevent.threadpool import ThreadPool
@@ -29,6 +30,16 @@ MAX_BODY = 1 << 20
 def breathe() -> None:
     """Let the other greenlets go first."""
     gevent.sleep(0)
+
+
+def wait_for(descriptor: int, writing: bool, timeout_s: float) -> bool:
+    """Whether a descriptor can be read, or written to, within the time: how greenlets wait for another process."""
+    wait = gevent.socket.wait_write if writing else gevent.socket.wait_read
+    try:
+        wait(descriptor, timeout=max(0.0, timeout_s))
+    except TimeoutError:
+        return False
+    return True
 
 
 #: Memory, in bytes, that requests may weigh whose weight does not count: they never wait behind large ones. What is

@@ -30,7 +30,7 @@ from bridge.allocator import give_back_freed
 from bridge.config.watching import Watch
 from bridge.errors import BridgeError
 from bridge.journal import versions
-from bridge.loop import ROOM, LoopSignals, Turns, breathe
+from bridge.loop import ROOM, LoopSignals, Turns, breathe, wait_for
 from bridge.operations import logs
 from bridge.port import IDLE_S
 from bridge.settings import Settings
@@ -273,7 +273,7 @@ def run(
             def make_service(todays: Settings, signals: LoopSignals) -> Service:
                 server = todays.server
                 turns = Turns(server.threads, room=ROOM // server.workers)
-                return Service(settings=todays, signals=signals, pause=breathe, turns=turns)
+                return Service(settings=todays, signals=signals, pause=breathe, wait=wait_for, turns=turns)
 
             application = Application(settings, load_settings, make_service, logging_config, ready, watch)
             try:

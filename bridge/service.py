@@ -19,9 +19,11 @@ from bridge import __version__
 from bridge.duty import Duty
 from bridge.errors import BridgeError, JournalError
 from bridge.intake.mapping import CompiledSource, compile_source
+from bridge.intake.own_schema import Schemas
 from bridge.intake.problems import where
 from bridge.intake.quotas import Quotas
 from bridge.intake.signatures import Verifier
+from bridge.intake.waiting import Wait, wait_in_thread
 from bridge.intake.webhooks import WSGI, Endpoint, Turns, Webhooks, register_problem_handlers
 from bridge.journal.group_commit import GroupCommit, Signals
 from bridge.journal.kept import KeptEvent, Remap, Remapped
@@ -49,8 +51,8 @@ CLOSING_S = 0.5
 
 def compile_sources(settings: Settings) -> dict[str, CompiledSource]:
     """All sources, ready for payloads."""
-    public_url = settings.server.public_url
-    return {name: compile_source(source, public_url) for name, source in settings.sources.items()}
+    public_url, schemas = settings.server.public_url, Schemas()
+    return {name: compile_source(source, public_url, schemas) for name, source in settings.sources.items()}
 
 
 def make_remap(settings: Settings) -> Remap:
@@ -77,9 +79,10 @@ class Service:
         clock: Clock | None = None,
         signals: Signals[Any] | None = None,
         pause: Callable[[], None] | None = None,
+        wait: Wait = wait_in_thread,
         turns: Turns | None = None,
     ) -> None:
-        """`signals` and `pause` tell how requests wait and let others go first; without them they are threads.
+        """`signals`, `wait` and `pause` tell how requests wait and let others go first; by default they are threads.
         `turns` bounds how many are worked on at once.
         """
         self._settings = settings
@@ -100,6 +103,7 @@ class Service:
         self._duty = Duty(settings=settings, clock=self._clock, journal=self.journal, observing=self._observing)
         self._commits = GroupCommit(journal=self.journal, committed=self._duty.notify, signals=signals)
         self._pause = pause
+        self._wait = wait
         self._turns = turns
         self._quotas = Quotas(counters_folder())
         self._endpoints = endpoints(settings, self._quotas)
@@ -274,6 +278,7 @@ class Service:
             draining=lambda: self._drain_by is not None,
             clock=self._clock,
             pause=self._pause,
+            wait=self._wait,
             turns=self._turns,
         )
         app.register_blueprint(webhooks.blueprint())

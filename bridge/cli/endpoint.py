@@ -26,6 +26,7 @@ from bridge.intake.blocks import Problems
 from bridge.intake.bodies import coding_of, inflate, read_body
 from bridge.intake.identity import KnownIds
 from bridge.intake.mapping import CompiledSource, Mapped
+from bridge.intake.own_schema import Schemas
 from bridge.intake.problems import Refusal, register_problem_handlers
 from bridge.intake.signatures import SignedRequest, Verdict, Verifier
 from bridge.intake.webhooks import Counts, Webhooks
@@ -134,7 +135,7 @@ def configured_app(settings: Settings, source: Source) -> Flask:
     watched = {
         name: dataclasses.replace(
             endpoint,
-            source=_Source(source, Problems()),
+            source=_Source(source, Problems(), Schemas()),
             verifier=_Verifier(source.verify, settings.server.public_url),
         )
         for name, endpoint in endpoints(alone).items()

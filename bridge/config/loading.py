@@ -23,6 +23,7 @@ from bridge.config.source_schemas import SOURCE_NAME, SOURCE_RULE, FileSchema
 from bridge.config.surroundings import Surroundings, surroundings
 from bridge.config.yaml_file import read_yaml
 from bridge.errors import ConfigError, Problem
+from bridge.intake.own_schema import Schemas
 from bridge.settings import Crm, Journal, Retry, Server, Settings, Source
 
 Made = TypeVar("Made")
@@ -119,6 +120,7 @@ def _made(value: object, cls: type[Made]) -> Made:
 def _sources(document: Document, gathered: Sources, around: Surroundings, findings: Findings) -> dict[str, Source]:
     """The sources that can be built; of the others, all problems are noted."""
     built: dict[str, Source] = {}
+    schemas = Schemas()
     for name, raw in gathered.items():
         if not SOURCE_NAME.fullmatch(name):
             findings.problems.append(document.problem(("sources", name), SOURCE_RULE))
@@ -126,7 +128,7 @@ def _sources(document: Document, gathered: Sources, around: Surroundings, findin
             message = f"must be a mapping of keys, not {kind(raw)}"
             findings.problems.append(document.problem(("sources", name), message))
         else:
-            source, problems = load_source(document, name, raw, around)
+            source, problems = load_source(document, name, raw, around, schemas)
             findings.problems += problems
             if source is not None:
                 built[name] = source

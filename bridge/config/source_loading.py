@@ -16,6 +16,7 @@ from bridge.config.source_schemas import SourceSchema
 from bridge.config.surroundings import Surroundings, surroundings
 from bridge.errors import MappingError, Problem
 from bridge.intake.mapping import compile_source
+from bridge.intake.own_schema import Schemas
 from bridge.settings import Source
 
 #: a source that signs the URL is asked for `server.public_url` elsewhere, once for all sources
@@ -23,12 +24,12 @@ STAND_IN_URL = "https://public-url.invalid"
 
 
 def load_source(
-    document: Document, name: str, raw: Mapping[str, Any], around: Surroundings
+    document: Document, name: str, raw: Mapping[str, Any], around: Surroundings, schemas: Schemas
 ) -> tuple[Source | None, list[Problem]]:
     """One source and its problems, those of its expressions too.
 
     What is wrong by itself is left out and the rest loaded once more, so that a missing secret does
-    not hide an expression that does not parse.
+    not hide an expression that does not parse. `schemas` imports its own, for all sources of the file.
     """
     keys: Keys = ("sources", name)
     folder = Path(document.place(keys).file).parent
@@ -50,7 +51,7 @@ def load_source(
     if any(block.schema for block in source.mappings):
         _let_import_from(folder)
     known_faulty = bool(problems)
-    for inner, message in mapping_faults(source):
+    for inner, message in mapping_faults(source, schemas):
         place = document.known((*keys, *inner))[2:]
         if not known_faulty or (place and not any(_related(place, other) for other in faulty)):
             problems.append(document.problem((*keys, *place), message))
@@ -92,10 +93,10 @@ def _load_source(name: str, raw: Mapping[str, Any], around: Surroundings) -> Sou
     return dataclasses.replace(source, name=name)
 
 
-def mapping_faults(source: Source) -> Iterator[tuple[Keys, str]]:
+def mapping_faults(source: Source, schemas: Schemas) -> Iterator[tuple[Keys, str]]:
     """What the intake room finds wrong with a source's expressions and types."""
     try:
-        compile_source(source, STAND_IN_URL)
+        compile_source(source, STAND_IN_URL, schemas)
     except ExceptionGroup as group:
         ours, others = group.split(MappingError)
         if others is not None:

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from bridge.errors import MappingError
 from bridge.intake.expressions import ABSENT, Expression, ExpressionError, Scope, compile_expression
 from bridge.intake.fields import PropertyField, build_field, zone_of
-from bridge.intake.own_schema import OwnSchema
+from bridge.intake.own_schema import OwnSchema, Schemas
 from bridge.intake.texts import PROPERTY_NAME, show
 from bridge.intake.values import (
     CompiledValues,
@@ -75,7 +75,9 @@ class BlockReading(NamedTuple):
 class CompiledBlock:
     """A block ready for events. Immutable, hence thread-safe."""
 
-    def __init__(self, block: MappingBlock, path: Path, zone: ZoneInfo | None, problems: Problems) -> None:
+    def __init__(
+        self, block: MappingBlock, path: Path, zone: ZoneInfo | None, problems: Problems, schemas: Schemas
+    ) -> None:
         self.rejects = block.on_invalid == "reject"
         self._zone = problems.zone(block.timezone, (*path, "timezone")) or zone
         self.when = problems.expression(block.when, (*path, "when")) if block.when is not None else None
@@ -85,7 +87,7 @@ class CompiledBlock:
         self._digits = not block.record.id_property
         self._skip_unchanged = block.unchanged == "skip"
         self._expressions = [self._id] if self.when is None else [self._id, self.when]
-        self._values = self._compile_values(block, path, problems)
+        self._values = self._compile_values(block, path, problems, schemas)
 
     @property
     def expressions(self) -> tuple[Expression, ...]:
@@ -106,11 +108,11 @@ class CompiledBlock:
         key = RecordKey(self._lane, record_id)
         return BlockReading(PropertyUpdate(key, valid, invalid, self._skip_unchanged), invalid, None, unlisted)
 
-    def _compile_values(self, block: MappingBlock, path: Path, problems: Problems) -> Values:
+    def _compile_values(self, block: MappingBlock, path: Path, problems: Problems, schemas: Schemas) -> Values:
         if block.schema is not None:
             if block.properties or block.pairs:
                 problems.add((*path, "schema"), "stands instead of properties: and pairs:")
-            return OwnSchema(block.schema, (*path, "schema"), self._zone, problems.found)
+            return OwnSchema(block.schema, (*path, "schema"), self._zone, schemas, problems.found)
         fields: dict[str, PropertyField] = {}
         getters: list[tuple[str, Read]] = []
         for name, how in block.properties.items():

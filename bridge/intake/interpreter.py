@@ -19,6 +19,7 @@ from bridge.intake.functions import Functions
 from bridge.intake.payload import exact_integer
 from bridge.intake.pricing import pay_call, pay_comparison
 from bridge.intake.syntax import VARIABLES, Node, heads, size_of
+from bridge.intake.waiting import Wait, wait_in_thread
 
 #: Steps that expressions may take for one request, all its events together: a second of processor time at most. A step
 #: is a part of an expression evaluated on one element (some 0.1 µs), and stands for 8 bytes where something is made, so
@@ -26,6 +27,8 @@ from bridge.intake.syntax import VARIABLES, Node, heads, size_of
 STEPS = 8_000_000
 #: Characters that the values of one request may have, all its events together: of `_root` each event may take the same.
 MAX_VALUES = 8_000_000
+#: Seconds that own schemas may take for all events of a request, a new process in place of a killed one included.
+SCHEMA_S = 4.0
 #: Steps between two breaths: two milliseconds.
 _SLICE = 20_000
 #: Elements of a list that are gone through without looking up.
@@ -45,10 +48,10 @@ class StepsError(ExpressionError):
 
 class Scope:
     """What expressions see beside the event, and what they may still cost. One per request; `index` moves with the
-    events. `pause` is called now and then, so that long work leaves room for other requests.
+    events. `pause` is called now and then, so that long work leaves room for other requests; `wait` is how to wait.
     """
 
-    __slots__ = ("_headers", "_index", "_left", "_mark", "_query", "_room", "_root", "pause")
+    __slots__ = ("_headers", "_index", "_left", "_mark", "_query", "_room", "_root", "pause", "schema_s", "wait")
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class Scope:
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         pause: Callable[[], None] | None = None,
+        wait: Wait = wait_in_thread,
     ) -> None:
         self._root = root
         self._index = index
@@ -67,6 +71,8 @@ class Scope:
         self._room = MAX_VALUES
         self._mark = STEPS - _SLICE
         self.pause = pause
+        self.wait = wait
+        self.schema_s = SCHEMA_S  # left for own schemas
 
     def move_to(self, index: int) -> None:
         self._index = index

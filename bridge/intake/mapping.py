@@ -26,11 +26,13 @@ from bridge.intake.blocks import CompiledBlock, Problems
 from bridge.intake.challenges import CompiledChallenge
 from bridge.intake.decoding import decode
 from bridge.intake.expressions import ABSENT, CREDENTIALS, Expression, ExpressionError, Needs, Scope, StepsError
+from bridge.intake.own_schema import Schemas
 from bridge.intake.payload import Breath, parse_json_text, to_canonical_json, to_json
 from bridge.intake.pricing import pay_made
 from bridge.intake.schemes import verify_problems
 from bridge.intake.texts import show
 from bridge.intake.times import check_format, microseconds
+from bridge.intake.waiting import Wait, wait_in_thread
 from bridge.intake.weighing import weigh
 from bridge.model import EARLIEST_US, FUTURE_TOLERANCE_US, Event, PropertyUpdate, RecordKey, to_us
 from bridge.settings import OccurredAt, Source
@@ -83,10 +85,12 @@ class Reading:
 _IGNORED = Reading()
 
 
-def compile_source(source: Source, public_url: str | None = None) -> CompiledSource:
-    """The source's mapping. Raises an ExceptionGroup of MappingErrors with everything that is wrong."""
+def compile_source(source: Source, public_url: str | None = None, schemas: Schemas | None = None) -> CompiledSource:
+    """The source's mapping. Raises an ExceptionGroup of MappingErrors with everything that is wrong. `schemas` runs the
+    users' own, for all sources of a configuration; by default those of this source alone.
+    """
     problems = Problems()
-    compiled = CompiledSource(source, problems)
+    compiled = CompiledSource(source, problems, schemas or Schemas())
     problems.found.extend(verify_problems(source.verify, public_url))
     if problems.found:
         raise ExceptionGroup(f"source {source.name}", problems.found)
@@ -96,7 +100,7 @@ def compile_source(source: Source, public_url: str | None = None) -> CompiledSou
 class CompiledSource:
     """A source ready for bodies. Immutable, hence thread-safe. Made by `compile_source`."""
 
-    def __init__(self, source: Source, problems: Problems) -> None:
+    def __init__(self, source: Source, problems: Problems, schemas: Schemas) -> None:
         self.source = source
         self.name = source.name
         self._events = problems.expression(source.events, ("events",))
@@ -106,9 +110,10 @@ class CompiledSource:
         self._time = _Time(source.occurred_at, self._zone, problems) if source.occurred_at is not None else None
         several = len(source.mappings) > 1
         self._blocks = tuple(
-            CompiledBlock(block, block.path or (("mappings", index) if several else ()), self._zone, problems)
+            CompiledBlock(block, block.path or (("mappings", index) if several else ()), self._zone, problems, schemas)
             for index, block in enumerate(source.mappings)
         )
+        self.lane = schemas.lane() if any(block.schema for block in source.mappings) else None
         again = [expression for block in self._blocks for expression in block.expressions]
         again += [self._when] if self._when is not None else []
         once = [self._events, *([self._event_id] if self._event_id is not None else [])]
@@ -157,17 +162,18 @@ class CompiledSource:
         delivery_id: str | None = None,
         signed_hash: str | None = None,
         pause: Callable[[], None] | None = None,
+        wait: Wait = wait_in_thread,
         now_us: int | None = None,
     ) -> Mapped:
         """The events of a parsed body. Raises PayloadError when `events` finds no objects, or takes too many steps.
         An event for which there are none left is parked, or lacks the property that needed them.
 
         `now_us` is when it arrived, by default now. `pause` is called now and then, so that one long array leaves room
-        for other requests.
+        for other requests; `wait` is how to wait. Of a source with a `lane` one request at a time is mapped.
         """
         seen = self._seen.headers_of(headers or {}, hidden=self._hidden)
         asked = self._seen.query_of(query or {})
-        scope = Scope(root=body, query=asked, headers=seen, pause=pause)
+        scope = Scope(root=body, query=asked, headers=seen, pause=pause, wait=wait)
         breath = Breath(pause) if pause is not None else None
         events, several = self._find_events(body, scope)
         prefix = delivery_id or signed_hash

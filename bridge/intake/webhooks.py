@@ -11,7 +11,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,9 +26,11 @@ from bridge.intake.bodies import coding_of, inflate, read_body, sent_headers
 from bridge.intake.challenges import MAX_UNSIGNED_BODY
 from bridge.intake.decoding import check_media_type
 from bridge.intake.mapping import CompiledSource, Mapped
+from bridge.intake.own_schema import Lane
 from bridge.intake.problems import Refusal, forget, problem, register_problem_handlers, where
 from bridge.intake.quotas import Quota
 from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verdict, Verifier
+from bridge.intake.waiting import Wait, wait_in_thread
 from bridge.model import Clock, Event, Intake, Receipt, RecordKey, SystemClock, to_us
 
 __all__ = ["Appender", "Counts", "Endpoint", "Observer", "Webhooks", "register_problem_handlers"]
@@ -138,9 +140,9 @@ class _Webhook:
 class Webhooks:
     """The webhook endpoints. Thread-safe: it keeps no state of its own.
 
-    `sources` gives the endpoints of today's configuration, anew for each request. `pause` is called
-    between slices of long bodies. `turns` bounds how many requests are worked on at once, and what they weigh, from
-    when they are verified until they are answered; without it all of them are.
+    `sources` gives the endpoints of today's configuration, anew for each request. `pause` is called between slices of
+    long bodies; `wait` is how requests wait for a user's own schema. `turns` bounds how many are worked on at once, and
+    what they weigh, from when they are verified until they are answered; without it all of them are.
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class Webhooks:
         draining: Callable[[], bool] = lambda: False,
         clock: Clock | None = None,
         pause: Callable[[], None] | None = None,
+        wait: Wait = wait_in_thread,
         turns: Turns | None = None,
     ) -> None:
         self._sources = sources
@@ -160,6 +163,7 @@ class Webhooks:
         self._draining = draining
         self._clock = clock or SystemClock()
         self._pause = pause or (lambda: time.sleep(0))
+        self._wait = wait
         self._turns = turns
         self._log = structlog.get_logger(__name__)
 
@@ -243,8 +247,18 @@ class Webhooks:
             _hold(endpoint.quota.take(self._clock.monotonic()))
         # Packed once more while it waits: it does so as the bytes that were sent.
         weight = endpoint.source.weigh(inflate(raw, endpoint.max_body) if coding else raw)
-        with self._turn(endpoint.source.name, weight):
-            return self._work(webhook, inflate(raw, endpoint.max_body) if coding else raw, verdict)
+        with ExitStack() as lane:
+            self._enter(lane, endpoint.source.lane)
+            with self._turn(endpoint.source.name, weight):
+                body = inflate(raw, endpoint.max_body) if coding else raw
+                return self._work(webhook, body, verdict, mapped=lane.close)
+
+    def _enter(self, stack: ExitStack, lane: Lane | None) -> None:
+        """Wait for those of the same source, where it has schemas of its own: they must hold no turn meanwhile."""
+        if lane is not None:
+            if not lane.enter(self._wait, TURN_PATIENCE_S):
+                raise _busy("busy", "Too many requests of this source are being worked on.", _SOON_RETRY_S)
+            stack.callback(lane.leave)
 
     @contextmanager
     def _turn(self, source: str, weight: int) -> Iterator[None]:
@@ -258,18 +272,21 @@ class Webhooks:
         finally:
             self._turns.release(source, weight)
 
-    def _work(self, webhook: _Webhook, body: bytes, verdict: Accepted) -> tuple[Response, Counts]:
-        """The answer to a request of the partner's."""
+    def _work(
+        self, webhook: _Webhook, body: bytes, verdict: Accepted, *, mapped: Callable[[], None]
+    ) -> tuple[Response, Counts]:
+        """The answer to a request of the partner's. `mapped` is called when the next one may be mapped."""
         endpoint = webhook.endpoint
         value = self._decode(endpoint, body)
         if (welcome := self._welcome(webhook, value, verified=True)) is not None:
             return welcome, Counts()
-        mapped = self._map(webhook, value, verdict)
-        if mapped.reject:
-            errors = _listed(mapped)
+        brought = self._map(webhook, value, verdict)
+        mapped()
+        if brought.reject:
+            errors = _listed(brought)
             raise Refusal(422, "Nothing of the request was taken.", extra={"errors": errors})
-        receipts = self._append(mapped.events)
-        return self._answer(endpoint, mapped, receipts)
+        receipts = self._append(brought.events)
+        return self._answer(endpoint, brought, receipts)
 
     # --- whether it is the partner ---
 
@@ -336,6 +353,7 @@ class Webhooks:
                 delivery_id=verdict.delivery_id,
                 signed_hash=verdict.signed_hash,
                 pause=self._pause,
+                wait=self._wait,
                 now_us=to_us(self._clock.now()),
             )
         except PayloadError as error:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from marshmallow import INCLUDE, RAISE, Schema, ValidationError, fields, post_load, pre_load, validates_schema
 
 from bridge.errors import MappingError, PayloadError
 from bridge.intake.examples import run_example
@@ -344,31 +343,7 @@ def test_pairs_of_another_shape_park_the_event() -> None:
     assert only(mapped).unmappable == "the pairs are 'text', not a list or an object"
 
 
-class Own(Schema):
-    """A partner's schema as a user may write it."""
-
-    name = fields.Str(data_key="clientName", required=True)
-    arr = fields.Decimal()
-    mail = fields.Email(load_default=None)
-
-    @pre_load
-    def rename(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
-        data.pop("noise", None)
-        if data.get("boom"):
-            raise ZeroDivisionError("a partner's secret")
-        return data
-
-    @validates_schema
-    def together(self, data: dict[str, Any], **_: Any) -> None:
-        if data.get("arr", 0) < 0:
-            raise ValidationError("sums do not add up")
-
-    @post_load
-    def finish(self, data: dict[str, Any], **_: Any) -> Any:
-        return data if "arr" not in data else {**data, "tags": ["a", "b"]}
-
-
-OWN = f"{__name__}:Own"
+OWN = "tests.own_schemas:Own"
 
 
 def test_a_schema_of_ones_own_maps_the_event() -> None:
@@ -396,44 +371,18 @@ def test_whatever_a_schema_raises_concerns_one_event() -> None:
     ]
 
 
-class Open(Schema):
-    """Takes whatever names the payload has."""
-
-    class Meta:
-        unknown = INCLUDE
-
-    id = fields.Raw(load_only=True)
-    factor = fields.Integer()
-
-    @post_load
-    def grow(self, data: dict[str, Any], **_: Any) -> Any:
-        return {**data, "grown": 10 ** data.pop("factor")} if "factor" in data else data
-
-    @post_load
-    def decode(self, data: dict[str, Any], **_: Any) -> Any:
-        return {**data, "broken": json.loads(f'"{data["broken"]}"')} if "broken" in data else data
-
-
-class Closed(Schema):
-    """Complains of names that it does not know."""
-
-    class Meta:
-        unknown = RAISE
-
-    id = fields.Raw()
-    address = fields.Nested(Schema.from_dict({"city": fields.Str()}, name="Address"))
-
-
 ODD_NAMES = ["nul\0", "a b", "é", "", ";", "x" * 300, "\x1b[2J"]
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_names_that_a_schema_has_from_the_payload_are_checked(name: str) -> None:
     """Else they would become properties that no database and no CRM takes; the rest goes on."""
-    event = only(compiled(block(properties={}, schema=f"{__name__}:Open")).map_body({"id": 7, name: "x", "ok": "y"}))
+    event = only(
+        compiled(block(properties={}, schema="tests.own_schemas:Open")).map_body({"id": 7, name: "x", "ok": "y"})
+    )
     assert event.updates[0].properties == {"id": "7", "ok": "y"}
     assert list(event.updates[0].invalid.values()) == ["is not the name of a property"]
-    closed = compiled(block(properties={}, schema=f"{__name__}:Closed"))
+    closed = compiled(block(properties={}, schema="tests.own_schemas:Closed"))
     refused = only(closed.map_body({"id": 7, name: "x", "address": {name: "x"}})).updates[0]
     assert refused.properties == {"id": "7"}
     for told in (event.updates[0].invalid, refused.invalid):
@@ -442,17 +391,19 @@ def test_names_that_a_schema_has_from_the_payload_are_checked(name: str) -> None
 
 def test_a_number_of_a_schema_that_no_text_can_hold_is_invalid() -> None:
     """Python writes no whole number of more than 4,300 digits."""
-    event = only(compiled(block(properties={}, schema=f"{__name__}:Open")).map_body({"id": 7, "factor": 5_000}))
+    event = only(compiled(block(properties={}, schema="tests.own_schemas:Open")).map_body({"id": 7, "factor": 5_000}))
     assert event.updates[0].invalid == {"grown": "has more digits than any number"}
 
 
 def test_half_a_surrogate_pair_of_a_schemas_is_invalid() -> None:
     """A schema may decode what is JSON within a text; no database and no CRM takes that."""
-    event = only(compiled(block(properties={}, schema=f"{__name__}:Open")).map_body({"id": 7, "broken": "\\ud83d"}))
+    event = only(
+        compiled(block(properties={}, schema="tests.own_schemas:Open")).map_body({"id": 7, "broken": "\\ud83d"})
+    )
     assert event.updates[0].invalid == {"broken": "holds a lone surrogate, which is no character"}
 
 
-@pytest.mark.parametrize("name", ["nosuch:Thing", "json:dumps", "json:Nothing", f"{__name__}:LANE"])
+@pytest.mark.parametrize("name", ["nosuch:Thing", "json:dumps", "json:Nothing", "tests.own_schemas:MANY"])
 def test_a_schema_that_cannot_be_used_is_found_beforehand(name: str) -> None:
     """Module, attribute and kind."""
     with pytest.raises(ExceptionGroup) as caught:

@@ -15,6 +15,7 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import Schema, fields
 from marshmallow.decorators import PRE_LOAD
 
+from bridge.intake.own_schema import SchemaError, Schemas
 from bridge.operations.openapi.shapes import JsonSchema
 
 #: Fields that take just what apispec says of them.
@@ -43,6 +44,15 @@ _KEPT = frozenset(
     }
 )  # fmt: skip
 _PYTHON_ONLY = re.compile(r"\(\?|\\[AZ]")
+
+
+def shape_of(name: str) -> JsonSchema:
+    """The shape of the schema that a configuration names, told by a process of its own as its `load` is."""
+    try:
+        found: JsonSchema = Schemas().call(name, own_shape)
+    except SchemaError:
+        return True
+    return found
 
 
 def own_shape(schema: Schema) -> JsonSchema:

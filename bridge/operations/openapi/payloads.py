@@ -10,10 +10,9 @@ from typing import Any
 
 from bridge.intake.expressions import Expression, compile_expression
 from bridge.intake.mapping import MAX_EVENTS
-from bridge.intake.own_schema import import_schema
 from bridge.operations.openapi.algebra import Path, Place, all_of, any_of, as_object, at, described, negated
 from bridge.operations.openapi.conditions import Bounds, both, bounds_of, either
-from bridge.operations.openapi.own import own_shape
+from bridge.operations.openapi.own import shape_of
 from bridge.operations.openapi.reading import places_read
 from bridge.operations.openapi.shapes import EVENT_ID, JsonSchema, property_shape, record_id_shape, time_shape
 from bridge.settings import Challenge, MappingBlock, Pairs, Source
@@ -105,7 +104,7 @@ def _variant(source: Source, blocks: Iterable[MappingBlock], bounds: Bounds) -> 
         if block.pairs is not None:
             others.append(_pairs(place, block.pairs))
         if block.schema is not None:
-            others.append(own_shape(import_schema(block.schema)))
+            others.append(shape_of(block.schema))
     return all_of([bounds.wide, place.schema(), *others])
 
 
