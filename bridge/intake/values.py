@@ -146,7 +146,7 @@ class CompiledValues:
                 unlisted = self.pairs.read_into(raw, failed, event, scope)
             except ExpressionError as error:
                 raise UnmappableError(f"the pairs cannot be read: {error}") from error
-        for name in self.multiple & raw.keys():
+        for name in self.multiple & raw.keys() if self.multiple else ():
             try:
                 scope.spend(_ELEMENT * len(raw[name]) if type(raw[name]) in {list, str} else 0)
             except StepsError as error:

@@ -49,6 +49,8 @@ _FULL_RETRY_S = (15, 45)
 _SOON_RETRY_S = (2, 10)
 #: Seconds that a request waits for its turn: a sender gives up after 5 s (Shopify) or later, and some never try again.
 TURN_PATIENCE_S = 4.0
+#: Bytes that a request weighs which was so long that verifying and weighing it took some milliseconds.
+WEIGHED = 4 << 20
 #: The key of `environ` under which the server may leave a callable: it is told of a request that is the partner's.
 PROVED = "bridge.proved"
 #: Statuses that HTTP gives no body.
@@ -247,6 +249,8 @@ class Webhooks:
             _hold(endpoint.quota.take(self._clock.monotonic()))
         # Packed once more while it waits: it does so as the bytes that were sent.
         weight = endpoint.source.weigh(inflate(raw, endpoint.max_body) if coding else raw)
+        if weight > WEIGHED:
+            self._pause()  # many may have come at once
         with ExitStack() as lane:
             self._enter(lane, endpoint.source.lane)
             with self._turn(endpoint.source.name, weight):

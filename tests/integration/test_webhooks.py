@@ -490,3 +490,16 @@ def test_one_request_more_than_may_be_worked_on_waits_and_is_then_asked_to_come_
     assert ("acme", "late") not in house.journal.events
     house.turns.release()
     assert house.post("acme", {"eid": "late", "id": "7", "name": "A"}).status_code == 202
+
+
+def test_the_server_is_told_of_a_request_that_is_the_partners(house: House) -> None:
+    """Before it waits for its turn; never of one whose signature does not hold."""
+    told: list[str] = []
+    for source, wrong in (("acme", {}), ("acme", {"webhook-signature": "v1,bad"}), ("open", {})):
+        house.post(
+            source,
+            {"id": "7", "name": "A"},
+            headers=wrong,
+            environ_overrides={"bridge.proved": lambda: told.append(source)},  # noqa: B023 (called at once)
+        )
+    assert told == ["acme"]

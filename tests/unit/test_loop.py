@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ import pytest
 from bridge.errors import JournalUnavailableError
 from bridge.journal import group_commit
 from bridge.journal.group_commit import GroupCommit
-from bridge.loop import MAX_BODY, LoopBell, LoopSignals, Threads, Turns, breathe
+from bridge.loop import LIGHT, MAX_BODY, LoopBell, LoopSignals, Threads, Turns, breathe, wait_for
 from tests.builders import event
 from tests.unit.test_group_commit import MemoryAppender
 
@@ -191,3 +192,57 @@ def test_turns_are_bounded_and_waited_for_in_time() -> None:
     assert not waiting.ready()
     turns.release()
     assert waiting.get(timeout=5) is True
+
+
+def test_light_ones_never_wait_for_heavy_ones() -> None:
+    """Heavy ones wait for room among themselves, and leave a quarter of the turns."""
+    turns = Turns(8, room=3 * LIGHT)
+    assert turns.acquire("large", 2 * LIGHT, timeout=0.01)
+    assert not turns.acquire("large", 2 * LIGHT, timeout=0.01)
+    waiting = gevent.spawn(turns.acquire, "large", 2 * LIGHT, timeout=5)
+    gevent.sleep(0)
+    for _ in range(7):
+        assert turns.acquire("small", LIGHT, timeout=0.01)
+    assert not turns.acquire("small", LIGHT, timeout=0.01)
+    turns.release("large", 2 * LIGHT)
+    gevent.sleep(0)
+    assert not waiting.ready()  # the turns that are left are kept for light ones
+    for _ in range(2):
+        turns.release("small", LIGHT)
+    assert waiting.get(timeout=5) is True
+
+
+def test_what_is_too_heavy_for_the_room_has_its_turn_alone() -> None:
+    turns = Turns(8, room=3 * LIGHT)
+    assert turns.acquire("a", 9 * LIGHT, timeout=0.01)
+    assert not turns.acquire("b", LIGHT + 1, timeout=0.01)
+    turns.release("a", 9 * LIGHT)
+    assert turns.acquire("b", LIGHT + 1, timeout=0.01)
+    assert not turns.acquire("a", 9 * LIGHT, timeout=0.01)
+    turns.release("b", LIGHT + 1)
+    assert turns.acquire("a", 9 * LIGHT, timeout=0.01)
+
+
+def test_of_heavy_ones_the_source_goes_first_that_holds_least() -> None:
+    """One partner's many large requests do not put off another's single one."""
+    turns = Turns(8, room=4 * LIGHT)
+    order: list[str] = []
+
+    def work(source: str) -> None:
+        assert turns.acquire(source, 2 * LIGHT, timeout=5)
+        order.append(source)
+        gevent.sleep(0.01)
+        turns.release(source, 2 * LIGHT)
+
+    working = [gevent.spawn(work, source) for source in ("many", "many", "many", "many", "one")]
+    gevent.joinall(working, timeout=5, raise_error=True)
+    assert order.index("one") == 2
+
+
+def test_a_descriptor_is_waited_for_in_time() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert wait_for(ours.fileno(), True, 0.1)
+        assert not wait_for(ours.fileno(), False, 0.01)
+        theirs.send(b"x")
+        assert wait_for(ours.fileno(), False, 5)

@@ -7,12 +7,13 @@ import json
 import time
 from decimal import Decimal
 
+import gevent
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.errors import PayloadError
-from bridge.intake.payload import MAX_DEPTH, MAX_KEYS, parse_json, to_canonical_json, to_json
+from bridge.intake.payload import MAX_DEPTH, MAX_KEYS, Breath, parse_json, to_canonical_json, to_json
 from bridge.intake.texts import text_of
 
 JSON = st.recursive(
@@ -174,3 +175,38 @@ def test_a_number_that_is_taken_can_be_read_again_from_what_is_kept(sign: str, n
     again = parse_json(to_json(value).encode())
     assert (again, to_json(again)) == (value, to_json(value))
     assert text_of(again[0]) == text_of(value[0])
+
+
+SLOW = {
+    "objects": b"{}",
+    "lists": b"[[1]]",
+    "numbers": b"257",
+    "decimals": b"1.5",
+    "deep": b"[" * 60 + b"]" * 60,
+}
+
+
+@pytest.mark.parametrize("slow", SLOW)
+def test_no_long_body_is_parsed_or_written_without_a_breath(slow: str) -> None:
+    """So many that none of them is long; the value is the same, and so is what is wrong with it."""
+    body = b"[" + b",".join([SLOW[slow]] * (200_000 // len(SLOW[slow]))) + b"]"
+    breaths: list[int] = []
+    value = parse_json(body, pause=lambda: breaths.append(1))
+    assert value == parse_json(body)
+    assert len(breaths) > 20
+    with pytest.raises(PayloadError, match="the value at /0 is NaN, which is not JSON"):
+        parse_json(b"[NaN," + body[1:], pause=lambda: breaths.append(1))
+    breaths.clear()
+    breath = Breath(lambda: breaths.append(1))
+    assert to_json(value, breath=breath) == to_json(value)
+    assert to_canonical_json(value, breath=breath) == to_canonical_json(value)
+    assert len(breaths) > 100 or slow != "decimals"
+
+
+def test_greenlets_that_write_at_the_same_time_do_not_meet() -> None:
+    """They leave each other their turn in the middle of a text."""
+    values = [parse_json(b"[" + b",".join([b"%d.%d" % (n, n)] * 5_000) + b"]") for n in range(8)]
+    breath = Breath(lambda: gevent.sleep(0))
+    written = [gevent.spawn(to_json, value, breath=breath) for value in values]
+    gevent.joinall(written, timeout=30, raise_error=True)
+    assert [one.value for one in written] == [to_json(value) for value in values]
