@@ -17,6 +17,7 @@ from flask import Response
 from bridge.intake.blocks import Problems
 from bridge.intake.expressions import ABSENT, CREDENTIALS, ExpressionError, Needs, Scope
 from bridge.intake.payload import to_json
+from bridge.intake.pricing import pay_made
 from bridge.intake.problems import Refusal
 from bridge.settings import Challenge
 
@@ -59,6 +60,7 @@ class CompiledChallenge:
             if self._when is not None and not self._when.matches(body, scope):
                 return None
             found = self._reply.get(body, scope)
+            pay_made(found, scope.spend)
         except ExpressionError:
             return None
         if found is ABSENT or found is None:
