@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Protocol
 
@@ -46,19 +45,6 @@ class SystemClock:
 def to_us(seconds: float) -> int:
     """Seconds since the epoch as whole microseconds."""
     return round(seconds * MICROSECONDS)
-
-
-def iso(us: int | None) -> str | None:
-    """Microseconds since the epoch as ISO 8601 in UTC, to the millisecond."""
-    if us is None:
-        return None
-    at = datetime.fromtimestamp(us / MICROSECONDS, UTC)
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def printable(text: str) -> str:
-    """Without what could steer a terminal: a partner's bytes are nobody's commands."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 @dataclass(frozen=True, slots=True, order=True)

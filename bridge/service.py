@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 from flask import Flask
@@ -30,7 +31,7 @@ from bridge.journal.kept import KeptEvent, Remap, Remapped
 from bridge.journal.schema import HEAD
 from bridge.journal.store import Journal
 from bridge.journal.upkeep import Figures
-from bridge.model import Clock, SystemClock, iso
+from bridge.model import Clock, SystemClock
 from bridge.operations.access import guard
 from bridge.operations.acts import Acts
 from bridge.operations.admin_api import api_blueprint
@@ -44,6 +45,7 @@ from bridge.operations.metrics import Gauges, Metrics
 from bridge.operations.observing import Observing
 from bridge.operations.openapi import openapi_blueprint
 from bridge.settings import Settings
+from bridge.showing import iso
 
 #: What a clean stop keeps of `drain_timeout` for closing.
 CLOSING_S = 0.5
@@ -237,6 +239,7 @@ class Service:
         degraded.extend(f"source {name} is silent" for name, is_silent in silent.items() if is_silent)
         return {
             "degraded": degraded,
+            "crm": "sandbox" if self._settings.crm.sandbox else urlsplit(self._settings.crm.base_url).hostname,
             "ready": ready.ok,
             "pending": figures.pending,
             "pending_limit": self._settings.journal.max_pending,

@@ -161,6 +161,7 @@ class Crm:
     token: Secret | None = None
     oauth: OAuth | None = None
     base_url: str = "https://api.hubapi.com"
+    sandbox: bool = False  # one of our own, no real account
     api_path: str = "/crm/v3/objects"
     properties_path: str = "/crm/v3/properties"
     batch_size: int = 100

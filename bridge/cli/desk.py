@@ -34,6 +34,7 @@ def desk_options(command: Command) -> Command:
     def gathered(
         *arguments: Any, config: Path, admin_url: str | None, admin_token: str | None, **options: Any
     ) -> object:
+        _refuse_half_characters((*arguments, *options.values()))
         return command(*arguments, place=Place(config, admin_url, admin_token), **options)
 
     gathered.__name__, gathered.__doc__ = command.__name__, command.__doc__
@@ -53,6 +54,14 @@ def desk_options(command: Command) -> Command:
     ):
         decorated = option(decorated)
     return decorated  # type: ignore[return-value]  # click calls it with other parameters than it was written for
+
+
+def _refuse_half_characters(given: tuple[Any, ...]) -> None:
+    """What is no UTF-8 on a command line comes as halves of characters, which no journal holds."""
+    for value in given:
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and not text.isascii() and text != text.encode(errors="replace").decode():
+                raise click.UsageError(f"{text!a} is not UTF-8")
 
 
 @contextmanager

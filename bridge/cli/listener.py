@@ -22,8 +22,9 @@ from bridge.intake.capture import MASK, SavedRequest
 from bridge.intake.diagnosis import Examiner, Finding, is_credential, recognised
 from bridge.intake.mapping import CompiledSource, compile_source
 from bridge.intake.signatures import Accepted
-from bridge.model import iso, to_us
+from bridge.model import to_us
 from bridge.settings import Settings, Source
+from bridge.showing import iso
 
 #: Schemes for which `init` has a template of another name, or the default one.
 _TEMPLATES = {

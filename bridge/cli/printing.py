@@ -12,13 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
-import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from bridge.model import iso, printable
+from bridge.showing import iso, printable, printable_json
 
 __all__ = [
     "Declined",
@@ -94,14 +93,14 @@ def confirm(question: str) -> None:
 
 def print_json(document: Any) -> None:
     """One JSON document on standard output."""
-    click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+    click.echo(printable_json(document, indented=True))
 
 
 def print_json_rows(rows: Iterable[Any]) -> int:
     """A JSON array on standard output, row by row; returns how many there were."""
     number = 0
     for number, row in enumerate(rows, 1):
-        click.echo(("[\n" if number == 1 else ",\n") + orjson.dumps(row).decode(), nl=False)
+        click.echo(("[\n" if number == 1 else ",\n") + printable_json(row), nl=False)
     click.echo("\n]" if number else "[]")
     return number
 

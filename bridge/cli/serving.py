@@ -81,7 +81,9 @@ def _next(settings: Settings, config: Path) -> None:
 def towards(settings: Settings, url: str) -> Settings:
     """The same settings, delivering to the sandbox at `url`."""
     token = Secret(env="SANDBOX_TOKEN", default="sandbox-token")
-    crm = dataclasses.replace(settings.crm, base_url=url, token=token, oauth=None, proxy=None, ca_file=None)
+    crm = dataclasses.replace(
+        settings.crm, base_url=url, sandbox=True, token=token, oauth=None, proxy=None, ca_file=None
+    )
     return dataclasses.replace(settings, crm=crm)
 
 

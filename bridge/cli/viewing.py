@@ -17,7 +17,8 @@ from bridge.errors import PayloadError
 from bridge.intake.dry_run import report
 from bridge.intake.mapping import CompiledSource, Mapped
 from bridge.intake.payload import parse_json, to_json
-from bridge.model import Intake, iso
+from bridge.model import Intake
+from bridge.showing import iso
 
 #: On a terminal: lines of a body, and events, that are shown; a pipe gets everything.
 MAX_LINES = 60

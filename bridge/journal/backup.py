@@ -22,7 +22,8 @@ from bridge.journal.locks import Mark, TransactionLock
 from bridge.journal.place import check_folder, sqlite_path
 from bridge.journal.schema import HEAD
 from bridge.journal.trouble import translated
-from bridge.model import Clock, iso, to_us
+from bridge.model import Clock, to_us
+from bridge.showing import iso
 
 #: Pages copied between two looks at the progress: 4 MiB.
 STEP_PAGES = 1_024

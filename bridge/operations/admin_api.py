@@ -36,6 +36,7 @@ from bridge.journal.retry_log import Filter, Reference
 from bridge.operations import queries
 from bridge.operations.desk import DIFFERENCES, Document, JournalDesk
 from bridge.operations.logged import log_act
+from bridge.showing import exact_iso, printable_json
 
 #: Rows of one answer unless the request says otherwise.
 ROWS = 1_000
@@ -86,7 +87,7 @@ def api_blueprint(desk: JournalDesk) -> Blueprint:
         done = do(chosen, found)
         if limit is not None and chosen.seen_us is not None:
             done["next"] = found[-1].place if len(found) == limit else None
-            done["seen"] = queries.exact_iso(chosen.seen_us)
+            done["seen"] = exact_iso(chosen.seen_us)
         return _done(f"retries {what}", queries.as_query(chosen), done)
 
     @routes.get("/events")
@@ -109,7 +110,7 @@ def api_blueprint(desk: JournalDesk) -> Blueprint:
             enough=_deadline(options),
         )
         if "seconds" in options and chosen.until_us is not None:
-            done["until"] = queries.exact_iso(chosen.until_us)
+            done["until"] = exact_iso(chosen.until_us)
         return _answer(done) if dry_run else _done("events replay", queries.as_query(chosen), done)
 
     @routes.get("/trace/<path:wanted>")
@@ -191,7 +192,7 @@ def _loaded(schema: Schema, data: Any) -> Any:
 
 def _answer(document: Any) -> Response:
     rows = list(document) if isinstance(document, Iterable) and not isinstance(document, dict) else document
-    return Response(orjson.dumps(rows), content_type="application/json", headers={"Cache-Control": "no-store"})
+    return Response(printable_json(rows), content_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 def _done(act: str, chosen: dict[str, Any], result: Any) -> Response:

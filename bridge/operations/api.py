@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import orjson
-from flask import Blueprint, Response
+from typing import Any
 
+from flask import Blueprint, Response, g
+
+from bridge.operations.access import STATUS
 from bridge.operations.health import Probed, Verdict, Vitals
 from bridge.operations.metrics import Metrics
+from bridge.showing import printable_json
 
 TEXT = "text/plain; charset=utf-8"
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
@@ -41,8 +44,14 @@ def admin_blueprint(vitals: Vitals, metrics: Metrics) -> Blueprint:
     def exposition() -> Response:
         return Response(metrics.exposition(vitals.gauges), content_type=EXPOSITION)
 
-    @routes.get("/status")
+    @routes.get(STATUS)
     def status() -> Response:
-        return Response(orjson.dumps(vitals.status(), option=orjson.OPT_INDENT_2), content_type="application/json")
+        document = vitals.status() if g.get("who") else for_anybody(vitals.status())
+        return Response(printable_json(document, indented=True), content_type="application/json")
 
     return routes
+
+
+def for_anybody(status: dict[str, Any]) -> dict[str, Any]:
+    """The figures without what quotes a partner, the CRM or a person: reasons, counts and configured names are left."""
+    return status | {"pauses": [pause | {"detail": None} for pause in status["pauses"]]}

@@ -19,7 +19,8 @@ from bridge.journal.remapping import Difference
 from bridge.journal.retry_log import Entry, Filter, Reference
 from bridge.journal.steering import Known
 from bridge.journal.store import Journal
-from bridge.model import Pause, iso
+from bridge.model import Pause
+from bridge.showing import iso
 
 #: Differences handed out at most unless more are asked for; they are always counted.
 DIFFERENCES = 1_000

@@ -1,7 +1,8 @@
 """Structured logs on standard output: one line per webhook and per CRM call; JSON, or for people on a terminal.
 
 A line has a constant `event`, and fields with ids and counts; never a payload, a token or a property's value.
-JSON escapes control characters, so that nothing a sender chose can forge a line.
+What cannot be seen is escaped wherever it comes from, at the end of the chain: in fields, their names, messages of
+libraries and texts of exceptions. So nothing that a sender chose can forge a line or steer what shows it.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-import orjson
 import structlog
 from structlog.typing import EventDict, Processor
 
 from bridge.errors import ConfigError, Problem
-from bridge.model import printable
+from bridge.showing import printable, printable_json
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("json", "console")
@@ -132,12 +132,29 @@ def _dropped(lines: int) -> str:
 
 
 def _to_json(document: object, **_options: Any) -> str:
-    return orjson.dumps(document, default=str).decode()
+    return printable_json(document)
 
 
 def _escaped(_logger: Any, _method: str, event: EventDict) -> EventDict:
     """For people: the renderer escapes texts with blanks, and leaves others as a sender wrote them."""
-    return {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
+    return {printable(str(name)): _shown(name, value) for name, value in event.items()}
+
+
+def _shown(name: str, value: Any) -> Any:
+    if name in {"exception", "stack"}:  # of several lines, of which none must look like one of ours
+        return "\n".join(f"  {printable(line)}" for line in str(value).split("\n"))
+    if isinstance(value, str):
+        return printable(value)
+    return value if repr(value).isprintable() else printable(repr(value))
+
+
+def rendering(form: str, *, coloured: bool = False) -> list[Processor]:
+    """The end of the chain: from the fields of a line to its text."""
+    structured: list[Processor] = [structlog.processors.format_exc_info]
+    if form == "json":
+        return [*structured, structlog.processors.JSONRenderer(serializer=_to_json)]
+    plain = structlog.dev.plain_traceback  # it is one already
+    return [*structured, _escaped, structlog.dev.ConsoleRenderer(colors=coloured, exception_formatter=plain)]
 
 
 def _chosen(environ: Mapping[str, str]) -> tuple[str, str]:
@@ -170,15 +187,10 @@ def configure(environ: Mapping[str, str]) -> dict[str, Any]:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    rendering: list[Processor] = [structlog.processors.format_exc_info]
-    if form == "json":
-        rendering.append(structlog.processors.JSONRenderer(serializer=_to_json))
-    else:
-        coloured = sys.stdout.isatty() and not environ.get("NO_COLOR")
-        rendering = [_escaped, *rendering, structlog.dev.ConsoleRenderer(colors=coloured)]
+    ending = rendering(form, coloured=sys.stdout.isatty() and not environ.get("NO_COLOR"))
     lines = Lines(sys.stdout)
     structlog.configure(
-        processors=[*shared, *rendering],
+        processors=[*shared, *ending],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=lines,
         cache_logger_on_first_use=True,
@@ -191,7 +203,7 @@ def configure(environ: Mapping[str, str]) -> dict[str, Any]:
             "ours": {
                 "()": structlog.stdlib.ProcessorFormatter,
                 "foreign_pre_chain": [*shared, structlog.stdlib.add_logger_name],
-                "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+                "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending],
             }
         },
         "handlers": {"stdout": {"()": LinesHandler, "lines": lines, "formatter": "ours"}},

@@ -6,6 +6,7 @@ such as `2h`. `as_query` writes a filter the way it is read here.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import fields as fields_of
 from datetime import UTC, datetime
@@ -17,31 +18,27 @@ from bridge.journal.entries import NEVER
 from bridge.journal.event_log import OUTCOMES, EventFilter
 from bridge.journal.retry_log import Filter, Reference
 from bridge.journal.steering import Known
+from bridge.showing import MICROSECONDS, exact_iso, microseconds_of
 
-_AGES_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_AGES_US = {"s": MICROSECONDS, "m": 60 * MICROSECONDS, "h": 3_600 * MICROSECONDS, "d": 86_400 * MICROSECONDS}
 #: The longest text of a query; ids and names are shorter.
 _TEXT = 1_000
-#: No time is later, in seconds: the end of the year 9999, which is the last that can be written.
-_LAST_S = 253_402_300_799
+#: What can be written: the years 1 to 9999.
+_FIRST_US = microseconds_of(datetime.min.replace(tzinfo=UTC))
+_LAST_US = microseconds_of(datetime.max.replace(tzinfo=UTC))
 
 
 def moment_us(text: str, *, now: float | None = None) -> int:
     """A point in time in microseconds. Raises ValueError, with what to write."""
     text = text.strip()
     try:
-        if text[:-1].isascii() and text[:-1].isdigit() and text[-1] in _AGES_S:
-            at = datetime.now(UTC).timestamp() if now is None else now
-            return round(max(0, at - int(text[:-1]) * _AGES_S[text[-1]]) * 1_000_000)
+        if text[:-1].isascii() and text[:-1].isdigit() and text[-1] in _AGES_US:
+            now_us = round((time.time() if now is None else now) * MICROSECONDS)
+            return max(0, now_us - int(text[:-1]) * _AGES_US[text[-1]])
         found = datetime.fromisoformat(text)
-        seconds = (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
+    except ValueError:
         raise ValueError(f"{text!r} is no time; write 2026-01-31T12:00:00Z, or an age such as 2h") from None
-    return round(min(seconds, _LAST_S) * 1_000_000)
-
-
-def exact_iso(us: int) -> str:
-    """A point in time to the microsecond, as `moment_us` reads it."""
-    return datetime.fromtimestamp(us // 1_000_000, UTC).replace(microsecond=us % 1_000_000).isoformat()
+    return max(_FIRST_US, min(microseconds_of(found if found.tzinfo else found.replace(tzinfo=UTC)), _LAST_US))
 
 
 class _Moment(fields.Field[int]):

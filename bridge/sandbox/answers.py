@@ -5,12 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Literal
 
 import orjson
 
+from bridge import showing
+from bridge.model import to_us
 from bridge.sandbox.validation import Flaw
 
 JSON = "application/json;charset=utf-8"
@@ -48,7 +49,7 @@ class Answer:
 
 def iso(seconds: float) -> str:
     """Seconds since the epoch as HubSpot writes times."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return str(showing.iso(to_us(seconds)))
 
 
 def correlation_id() -> str:

@@ -6,11 +6,12 @@ import html
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import orjson
 import pytest
@@ -23,13 +24,16 @@ from bridge.journal.event_log import EventFilter
 from bridge.journal.history import read
 from bridge.journal.kept import Remap
 from bridge.journal.retry_log import Filter
-from bridge.model import Delivered, Outcome, Parked, Reason, Refused, to_us
+from bridge.model import Delivered, Outcome, Parked, Pause, Reason, Refused, Scope, to_us
 from bridge.operations.console import retries
 from bridge.service import Service
 from bridge.settings import Secret
 from tests.backends import postgresql
 from tests.builders import LANE, call, event
 from tests.running import eventually
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 HOSTILE = "<script>alert('ä')</script>"
 TOKEN = "an-admin-token-of-sixteen-or-more"
@@ -483,3 +487,89 @@ def test_it_is_off_where_others_could_reach_it_without_a_token(service: Service)
     for path in ("/", "/login", "/retries", "/static/console.css"):
         assert browser.get(path).status_code == 403
     assert client(service).get("/", headers={"Host": "evil.test"}).status_code == 403
+
+
+def cookies(answer: TestResponse) -> dict[str, str]:
+    """The cookies that an answer sets or takes back, by name."""
+    return {text.partition("=")[0]: text for text in answer.headers.getlist("Set-Cookie")}
+
+
+@pytest.mark.parametrize(
+    "headers, by_tls",
+    [
+        ({}, False),
+        ({"X-Forwarded-Proto": "https"}, True),
+        ({"X-Forwarded-Proto": "HTTPS, http"}, True),
+        ({"X-Forwarded-Proto": "http"}, False),
+        ({"X-Forwarded-Proto": "nonsense"}, False),
+        ({"Origin": "https://127.0.0.1"}, True),
+        ({"Origin": "http://127.0.0.1", "X-Forwarded-Proto": "https"}, True),
+        ({"Origin": "https://127.0.0.1", "X-Forwarded-Proto": "http"}, True),
+    ],
+)
+def test_behind_a_proxy_that_ends_tls_the_session_goes_by_tls_alone(
+    service: Service, headers: dict[str, str], by_tls: bool
+) -> None:
+    """What is told of the way makes a cookie stricter, never laxer; the session holds, and a logout takes it back."""
+    app = client(service, host="0.0.0.0", token=True).application  # noqa: S104 (the case that is tested)
+
+    def over_plain_http(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return app(environ | {"wsgi.url_scheme": "http"}, start_response)
+
+    browser = Browser(over_plain_http)
+    url = "https://127.0.0.1" if by_tls else "http://127.0.0.1"  # as the browser knows it
+    always = {name: text for name, text in headers.items() if name != "Origin"}
+
+    def send(path: str, page: str, **fields: str) -> TestResponse:
+        found = re.search(r'name="form_token" value="(\w+)"', browser.get(page, base_url=url, headers=always).text)
+        assert found
+        return browser.post(path, data={"form_token": found[1], **fields}, base_url=url, headers=headers)
+
+    signed_in = cookies(send("/login", "/login", token=TOKEN))
+    name = "__Host-partner_bridge_session" if by_tls else "partner_bridge_session"
+    assert list(signed_in) == [name]
+    assert [word in signed_in[name] for word in ("Secure", "Path=/", "Domain")] == [by_tls, True, False]
+    assert browser.get("/retries", base_url=url).status_code == 200
+    assert name in cookies(send("/logout", "/retries"))
+    assert browser.get("/retries", base_url=url).status_code == 303
+
+
+def test_status_quotes_nobody_to_whoever_does_not_know_the_token(service: Service) -> None:
+    """Reasons, counts and configured names for anybody; the texts with the token, a session, or on this machine."""
+    service.journal.save_pauses([Pause(Scope.LANE, "partner_clients", "misconfigured", HOSTILE, 0, None)])
+    service.journal.pause("deals", detail=HOSTILE)
+    assert HOSTILE in client(service).get("/status").text  # loopback, no token configured
+    assert HOSTILE not in client(service).get("/status", headers={"Host": "evil.test"}).text
+    for host in ("127.0.0.1", "0.0.0.0"):  # noqa: S104 (the case that is tested)
+        browser = client(service, host=host, token=True)
+        told = browser.get("/status")
+        assert (told.status_code, HOSTILE in told.text) == (200, False)
+        assert told.json
+        assert [(one["reason"], one["target"], one["detail"]) for one in told.json["pauses"]] == [
+            ("misconfigured", "partner_clients", None),
+            ("operator", "deals", None),
+        ]
+        assert (told.json["crm"], told.json["parked"]) == ("127.0.0.1", 3)
+        assert HOSTILE not in browser.get("/status", headers={"Authorization": "Bearer guess"}).text
+        assert HOSTILE in browser.get("/status", headers={"Authorization": f"Bearer {TOKEN}"}).text
+        assert HOSTILE not in browser.get("/metrics").text
+        assert post(browser, "/login", page="/login", token=TOKEN).status_code == 303
+        assert HOSTILE in browser.get("/status").text
+    anywhere = client(service, host="0.0.0.0")  # noqa: S104 (the case that is tested)
+    assert HOSTILE not in anywhere.get("/status").text
+
+
+def test_a_page_shows_what_cannot_be_seen_and_a_group_of_it_is_acted_on(service: Service) -> None:
+    """ESC, marks of direction and the like are escaped in texts and attributes; what a form hands on is meant."""
+    steering = "\x1b[2J\u202e\x9b\u200b;\r\n\t\u2028"
+    service.journal.append([event(steering, updates=(), unmappable=f"no id: {steering}")])
+    browser = client(service)
+    page = browser.get("/retries", query_string={"search": steering}).text
+    assert r'value="\x1b[2J\u202e\x9b\u200b;' in page
+    assert r"no id: \x1b[2J\u202e\x9b\u200b;" in page
+    [asked] = re.findall(r'name="asked" value="([^"]*message[^"]*)"', page)
+    confirm = post(browser, "/retries/confirm", page="/retries", act="discard", asked=html.unescape(asked))
+    assert "Discard 1 entry?" in confirm.text
+    for path in ("/retries", "/trace", f"/trace?id={quote(steering)}", "/retries/event-5"):
+        text = browser.get(path).text
+        assert [char for char in text if not char.isprintable() and char not in "\n\r\t\u202f"] == [], path

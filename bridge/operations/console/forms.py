@@ -18,6 +18,12 @@ MAX_FORM = 4_000_000
 #: Most fields of a form: a page of selected entries and its filter.
 MAX_FIELDS = 500
 
+#: What people do not type: the blanks at its ends are its own.
+EXACT = "message"
+#: The field in which a page hands on what was asked, as a query: a text with controls in it would not come back from a
+#: field of its own, and does not belong into a page.
+ASKED = "asked"
+
 Fields = dict[str, list[str]]
 
 
@@ -26,14 +32,19 @@ def own_form() -> Fields:
     if request.mimetype != "application/x-www-form-urlencoded":
         raise Refusal(415, "Send the form as application/x-www-form-urlencoded.")
     try:
-        fields = parse_qs(
-            read_body(request.environ, MAX_FORM).decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS
-        )
+        fields = _read(read_body(request.environ, MAX_FORM).decode())
+        asked = _read(first(fields, ASKED))
     except ValueError as error:
         raise Refusal(400, "The form cannot be read.") from error
+    for name, values in asked.items():
+        fields[name] = [*values, *fields.get(name, ())]
     if not sessions.is_own_form(request, first(fields, "form_token")):
         raise Refusal(403, "This form is out of date, or came from another site. Go back, reload the page, try again.")
     return fields
+
+
+def _read(text: str) -> Fields:
+    return parse_qs(text, keep_blank_values=True, max_num_fields=MAX_FIELDS)
 
 
 def first(fields: Fields, name: str) -> str:
@@ -44,7 +55,9 @@ def first(fields: Fields, name: str) -> str:
 def read_filter(schema: Schema, fields: Fields) -> tuple[Filter, dict[str, Any]]:
     """The filter that fields mean, and what else they ask; empty ones do not narrow. Raises Refusal."""
     known = {
-        name: [value.strip() for value in fields[name] if value.strip()] for name in schema.fields if name in fields
+        name: [value if name == EXACT else value.strip() for value in fields[name] if value.strip()]
+        for name in schema.fields
+        if name in fields
     }
     try:
         chosen, options = schema.load(queries.of_arguments({name: values for name, values in known.items() if values}))

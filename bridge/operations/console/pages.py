@@ -63,6 +63,7 @@ def console_blueprint(
     )
     for name, function in texts.FILTERS.items():
         routes.add_app_template_filter(function, name)
+    routes.record_once(lambda state: setattr(state.app.jinja_env, "finalize", texts.visible))
     _add_frame(routes, vitals, settings)
     _add_errors(routes)
     add_sign_in(routes, settings, guesses)
@@ -87,14 +88,14 @@ def _add_frame(routes: Blueprint, vitals: Vitals, settings: Callable[[], Setting
 
     @routes.before_request
     def know_browser() -> None:
-        g.nonce = request.cookies.get(sessions.FORM_COOKIE) or sessions.new_nonce()
+        g.nonce = sessions.nonce_of(request) or sessions.new_nonce()
 
     @routes.context_processor
     def frame() -> dict[str, Any]:
         who = g.get("who")
         nonce = g.get("nonce", "")
         return {
-            "form_token": sessions.form_token(nonce, request.cookies.get(sessions.COOKIE, "")),
+            "form_token": sessions.form_token(nonce, sessions.of(request)),
             "who": who,
             "status": vitals.status() if who else None,
             "with_token": settings().server.admin_token is not None,
@@ -107,8 +108,8 @@ def _add_frame(routes: Blueprint, vitals: Vitals, settings: Callable[[], Setting
             response.headers["Cache-Control"] = "no-cache"  # asked for again, answered 304
             return response
         response.headers["Cache-Control"] = "no-store"
-        if g.get("nonce") and sessions.FORM_COOKIE not in request.cookies:
-            sessions.remember_nonce(response, g.nonce, secure=request.is_secure)
+        if g.get("nonce") and not sessions.nonce_of(request):
+            sessions.remember_nonce(request, response, g.nonce)
         return response
 
 

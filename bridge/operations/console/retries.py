@@ -18,6 +18,7 @@ from bridge.operations.acts import Acts
 from bridge.operations.console.forms import Fields, first, link_of, own_form, pairs_of, read_filter
 from bridge.operations.desk import JournalDesk
 from bridge.settings import Settings
+from bridge.showing import exact_iso
 
 #: Entries of one page.
 ROWS = 50
@@ -72,7 +73,7 @@ def add_pages(routes: Blueprint, desk: JournalDesk, acts: Acts, settings: Callab
     @routes.post("/retries/confirm")
     def confirm() -> str:
         fields = own_form()
-        seen = queries.exact_iso(round(time.time() * 1_000_000))
+        seen = exact_iso(round(time.time() * 1_000_000))
         act, chosen = _asked(fields)
         found = desk.retry_overview(chosen, limit=0, offset=0)
         if not found["entries"]:

@@ -39,7 +39,7 @@ def add_sign_in(routes: Blueprint, settings: Callable[[], Settings], guesses: Gu
             return render_template("console/login.html", page="", failed=True), 401
         _log.info("operator signed in", address=request.remote_addr)
         response = redirect("/", 303)
-        sessions.begin(response, token, secure=request.is_secure)  # type: ignore[arg-type]  # Flask's own class
+        sessions.begin(request, response, token)  # type: ignore[arg-type]  # Flask's own class
         return response
 
     @routes.post("/logout")

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-import orjson
+from markupsafe import Markup
 
 from bridge.errors import PayloadError
 from bridge.intake.payload import parse_json, to_json
-from bridge.model import iso
 from bridge.operations.remedies import remedy
 from bridge.settings import MappingBlock, Property, Source
+from bridge.showing import MICROSECONDS, iso, microseconds_of, printable, printable_json
 
 #: What a page shows of a payload.
 PAYLOAD = 20_000
+#: What steers nothing and is seen by what it does; the blank is that of `number`.
+KEPT = "\n\r\t\N{NARROW NO-BREAK SPACE}"
+
+
+def visible(value: Any) -> Any:
+    """What a page writes, wherever it stands: other texts than ours with all escaped that cannot be seen."""
+    if isinstance(value, Markup):
+        return Markup(printable(value, keep=KEPT))  # noqa: S704 (what is escaped adds no markup)
+    return printable(str(value), keep=KEPT)
 
 
 def number(value: float) -> str:
@@ -38,17 +47,18 @@ def ago(moment: str | None) -> str:
     """An ISO time as its distance from now."""
     if moment is None:
         return "never"
-    seconds = time.time() - datetime.fromisoformat(moment).timestamp()
+    try:
+        seconds = time.time() - microseconds_of(datetime.fromisoformat(moment)) / MICROSECONDS
+    except ValueError:  # beyond the calendar
+        return short(moment)
     if abs(seconds) < 1:
         return "just now"
     return f"{span(seconds)} ago" if seconds > 0 else f"in {span(-seconds)}"
 
 
 def short(moment: str | None) -> str:
-    """An ISO time as people read it, in UTC."""
-    if moment is None:
-        return "–"
-    return datetime.fromisoformat(moment).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    """A time of `iso` as people read it."""
+    return "–" if moment is None else moment.partition(".")[0].replace("T", " ")
 
 
 def size(count: float) -> str:
@@ -63,7 +73,7 @@ def size(count: float) -> str:
 def document(value: Any) -> str:
     """A JSON document, indented; a text is one already."""
     if not isinstance(value, str):
-        return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+        return printable_json(value, indented=True)
     try:
         text = to_json(parse_json(value.encode()), indented=True)
     except PayloadError:
