@@ -19,6 +19,11 @@ from bridge.intake.times import instant, iso_utc
 MAX_TEXT = 65_536
 #: What may be the name of a property.
 PROPERTY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,254}")
+#: Characters without a shape that Python calls printable: joiners, fillers, selectors and the empty Braille cell.
+_INVISIBLE = frozenset(
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
+    + "".join(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
+)
 #: How much of a value a message may quote.
 _SHOWN = 60
 
@@ -58,9 +63,19 @@ def safe_text(text: str) -> str:
         raise ValidationError("holds a NUL character")
     if not text.isascii() and SURROGATE.search(text):
         raise ValidationError("holds a lone surrogate, which is no character")
-    if text[:1] in {";", " "} and text.lstrip().startswith(";"):
+    if appends(text):
         raise ValidationError("begins with ';', which would append")
     return text
+
+
+def appends(text: str) -> bool:
+    """Whether HubSpot may take it for options to add to those that are there: nobody knows what it passes over before
+    it looks for the ';', so nothing counts there that people cannot see.
+    """
+    if ";" not in text:
+        return False
+    first = next(char for char in text if char != " " and char.isprintable() and char not in _INVISIBLE)
+    return first == ";"
 
 
 def join_texts(texts: list[str]) -> str:

@@ -206,7 +206,7 @@ def examples() -> list[tuple[list[dict[str, Any]], str]]:
     """Every text and every time above, once everywhere."""
     bad = itertools.zip_longest(STEERING, TIMES, fillvalue="9999-12-31T23:59:59.999999Z")
     made = [{"id": text, "at": at, "client": text, "name": text, "seen": at, "since": at} for text, at in bad]
-    return [(made[at : at + 10], "".join(STEERING[:20])) for at in range(0, len(made), 10)]
+    return [(made[at : at + 20], "".join(STEERING[:20])) for at in range(0, len(made), 20)]
 
 
 def all_of(test: Any) -> Any:
@@ -218,7 +218,7 @@ def all_of(test: Any) -> Any:
 
 @all_of
 @settings(
-    max_examples=int(os.environ.get("VIEWS_EXAMPLES", "5")),
+    max_examples=int(os.environ.get("VIEWS_EXAMPLES", "2")),
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate, Phase.shrink],

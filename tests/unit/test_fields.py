@@ -425,3 +425,40 @@ def test_what_hubspot_cannot_take_is_refused_from_any_schema(value: object) -> N
     """The same limits hold."""
     with pytest.raises(ValidationError):
         text_of_result(value, None)
+
+
+#: What a text may hold before its first character that people see, as HubSpot or anything on the way may pass over it.
+UNSEEN = st.text(
+    st.characters(categories=("Cc", "Cf", "Zs", "Zl", "Zp"), exclude_characters="\0")
+    | st.sampled_from("\u034f\u115f\u17b4\u180b\u2800\u3164\ufe0f\uffa0\U000e0100"),
+    max_size=4,
+)
+
+
+@given(UNSEEN, st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=4))
+def test_nothing_that_hubspot_might_take_for_an_append_is_sent(before: str, after: str) -> None:
+    """However a `;` is led in: as a text, an option, in a list, by a schema of one's own or by the configuration."""
+    text = f"{before};{after}"
+    several: dict[str, Any] = {"type": "enumeration", "multiple": True}
+    assert "append" in complaint(text)
+    assert "append" in complaint(text, type="enumeration")
+    assert "';'" in complaint([text, "b"], **several)
+    for made in (text, [text, "b"]):
+        with pytest.raises(ValidationError, match="';'"):
+            text_of_result(made, None)
+    for options in ({"constant": text}, {"values": {"Gold": text}}, {"values": {"*": text}} | several):
+        with pytest.raises(ExceptionGroup):
+            build_field(Property(**options), None, ())
+
+
+@given(UNSEEN)
+def test_a_list_that_begins_with_nothing_seen_is_no_append(before: str) -> None:
+    """Its first ';' joins two elements, and would be taken for an append all the same."""
+    if before.strip():
+        assert "append" in complaint([before, "b"], type="enumeration", multiple=True)
+
+
+@pytest.mark.parametrize("text", ["a;b", "a\u200b;b", "-;b", "é\u0301;b", "😀;b", "\u200ba", "\ufe0f", "\u00a0 x"])
+def test_a_semicolon_after_what_is_seen_is_a_text(text: str) -> None:
+    """As it is."""
+    assert convert(text) == text
