@@ -65,6 +65,7 @@ def _join(document: Document, sources: Sources, path: Path) -> list[Problem]:
         message = f"must be a mapping of names to sources, not {kind(data)}"
         return [*problems, included.problem(("sources",), message)]
     misplaced = {"crm", "journal", "retry", "server", "include", "verify"}
+    taken = set()
     for name, source in data.items():
         keys: Keys = ("sources", name)
         here = included.place((*("sources",)[:depth], name))
@@ -77,7 +78,8 @@ def _join(document: Document, sources: Sources, path: Path) -> list[Problem]:
             problems.append(Problem(f"sources.{name}", message, here.line, here.file))
         else:
             sources[name] = source
-            for inner, place in included.places.items():
-                if inner[depth : depth + 1] == (name,) and len(inner) > depth:
-                    document.places["sources", *inner[depth:]] = place
+            taken.add(name)
+    for inner, place in included.places.items():
+        if len(inner) > depth and inner[depth] in taken:
+            document.places["sources", *inner[depth:]] = place
     return problems

@@ -2,17 +2,18 @@
 
 The file is walked as ruamel's node graph, not as its loaded objects: only nodes know the line of
 every scalar, let all duplicate keys be reported at once, and keep keys as they are written
-(`007`, `yes` and `2026-01-02` are text where text is wanted).
+(`007`, `yes` and `2026-01-02` are text where text is wanted). Nodes take ten times the room of what they become,
+so each source's are given up as soon as it is read: a file of hundreds of sources fits beside the service.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -42,8 +43,10 @@ class WrittenFloat(float):
 def read_yaml(path: Path) -> Document:
     """The values of the file. Raises ConfigError when it cannot be read as YAML at all."""
     text = _text(path)
+    document = Document(str(path))
+    walk = _Walk(document)
     try:
-        node = YAML(typ="safe", pure=True).compose(text)
+        node = _reader(walk).compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = (error.problem or error.context or "it cannot be parsed").strip()
@@ -56,9 +59,8 @@ def read_yaml(path: Path) -> Document:
         raise _refusal(path, "the file is empty; `partner-bridge init` writes one to start from", 1)
     if not isinstance(node, MappingNode):
         raise _refusal(path, "the file must hold keys such as `crm:` and `sources:`", 1)
-    document = Document(str(path))
     try:
-        document.data = _Walk(document).mapping(node, ())
+        document.data = walk.mapping(node, ())
     except RecursionError as error:
         raise _refusal(path, "nested too deeply to be a configuration", 1) from error
     return document
@@ -116,7 +118,45 @@ def _text(path: Path) -> str:
 
 
 def _refusal(path: Path, message: str, line: int) -> ConfigError:
-    return ConfigError([Problem("", message, line, str(path))])
+    return _refusal_at("", message, line, str(path))
+
+
+def _refusal_at(key: str, message: str, line: int, file: str) -> ConfigError:
+    return ConfigError([Problem(key, message, line, file)])
+
+
+def _reader(walk: _Walk) -> YAML:
+    """A YAML parser that gives up the nodes of each source, and of what else the file holds, once they are walked."""
+
+    class Reader(Composer):
+        root: Node | None = None
+        sources: Node | None = None
+        enters_sources = False
+
+        def compose_node(self, parent: Node | None, index: Any) -> Any:
+            if self.root is None:
+                self.root = parent
+            if self.enters_sources:
+                self.sources, self.enters_sources = parent, False
+            if parent is None or not isinstance(index, ScalarNode) or parent not in (self.root, self.sources):
+                return super().compose_node(parent, index)
+            self.enters_sources = parent is self.root and index.value == "sources"
+            node = super().compose_node(parent, index)
+            if parent is self.root and index.value == "sources":
+                self.enters_sources = False
+                return node
+            return walk.early(node, index, [each for each in (self.root, self.sources) if each is not None], parent)
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = Reader
+    return yaml
+
+
+class _Walked(Node):
+    """Stands for a node that was walked and given up."""
+
+    __slots__ = ("result",)
+    result: Any
 
 
 class _Walk:
@@ -126,12 +166,34 @@ class _Walk:
         self.document = document
         self.open: set[int] = set()
         self.values = 0
+        self._at = Place(document.file, 1)
+        self._early: set[Keys] = set()
+
+    def early(self, node: Node, key: ScalarNode, around: list[Node], parent: Node) -> Node:
+        """The value of a key of the file, or of one of its sources, walked while the file is being read; `around` are
+        the nodes that hold it, the file first. What is another one's place, a key twice say, is left for later.
+        """
+        name = str(key.value)
+        keys: Keys = (name,) if parent is around[0] else ("sources", name)
+        if keys in self._early or str(key.tag) == f"{TAG}merge" or _SURROGATE.search(name):
+            return node
+        self._early.add(keys)
+        self.document.places.setdefault(keys, self._place(key))
+        self.open.update(map(id, around))
+        walked = _Walked(node.tag, None, node.start_mark, node.end_mark)
+        walked.result = self.value(node, keys)
+        self.open.difference_update(map(id, around))
+        return walked
 
     def value(self, node: Node, keys: Keys) -> Any:
+        if isinstance(node, _Walked):
+            return node.result
         self.values += 1
-        if id(node) in self.open or self.values > MAX_VALUES:
-            cyclic = "an alias stands inside its own anchor" if id(node) in self.open else "too many values"
-            raise ConfigError([Problem(dotted(keys), cyclic, node.start_mark.line + 1, self.document.file)])
+        if id(node) in self.open:
+            raise self._ends("an alias stands inside its own anchor", node, keys)
+        if self.values > MAX_VALUES:
+            many = f"too many values, over {MAX_VALUES} once aliases are followed; give some sources to another service"
+            raise self._ends(many, node, keys)
         self.document.places.setdefault(keys, self._place(node))
         if isinstance(node, ScalarNode):
             return self.scalar(node, keys)
@@ -167,26 +229,16 @@ class _Walk:
                 self._wrong((*keys, name), f"stands here and in line {first[name]}; keep one", line)
             else:
                 first[name] = line
-                self.document.places[*keys, name] = Place(self.document.file, line)
-                values[name] = self.value(value_node, (*keys, name))
+                inner = (*keys, name)
+                self.document.places.setdefault(inner, self._place(key_node))
+                values[name] = self.value(value_node, inner)
         for merge in merges:
             if not isinstance(merge, MappingNode):
                 self._wrong(keys, "`<<` takes an alias of a mapping", merge.start_mark.line + 1)
                 continue
-            for name, value in self._inherited(merge, keys, frozenset(values)):
+            for name, value in self.value(merge, keys).items():
                 values.setdefault(name, value)
         return values
-
-    def _inherited(self, merge: Node, keys: Keys, own: frozenset[str]) -> Iterator[tuple[str, Any]]:
-        """What `<<` brings; places of keys that the mapping has itself stay its own."""
-        before = {
-            place: at
-            for place, at in self.document.places.items()
-            if len(place) > len(keys) and place[: len(keys)] == keys and place[len(keys)] in own
-        }
-        merged = self.value(merge, keys)
-        self.document.places.update(before)
-        yield from merged.items()
 
     def _tag(self, node: Node, keys: Keys) -> None:
         if str(node.tag) not in KNOWN_TAGS:
@@ -208,7 +260,12 @@ class _Walk:
         self.document.problems.append(Problem(dotted(keys), message, line, self.document.file))
 
     def _place(self, node: Node) -> Place:
-        return Place(self.document.file, node.start_mark.line + 1)
+        if (line := node.start_mark.line + 1) != self._at.line:
+            self._at = Place(self.document.file, line)
+        return self._at
+
+    def _ends(self, why: str, node: Node, keys: Keys) -> ConfigError:
+        return _refusal_at(dotted(keys), why, node.start_mark.line + 1, self.document.file)
 
 
 def _merged(node: Node) -> list[Node]:

@@ -25,6 +25,8 @@ from bridge.settings import Property
 
 _BOOLS = {"true": "true", "yes": "true", "1": "true", "false": "false", "no": "false", "0": "false"}
 _email = Email()
+#: marshmallow's messages, one copy for all fields of a type: there may be a hundred thousand.
+_MESSAGES: dict[type, Any] = {}
 
 Path = tuple[str | int, ...]
 
@@ -34,6 +36,7 @@ class PropertyField(fields.Field[str]):
 
     def __init__(self, how: Property, zone: tzinfo | None = None) -> None:
         super().__init__(required=how.required, allow_none=True)
+        self.error_messages = _MESSAGES.setdefault(type(self), self.error_messages)
         self._clears = how.on_null == "clear"
         self._values = how.values
         self._separator = how.separator
@@ -47,6 +50,10 @@ class PropertyField(fields.Field[str]):
     def joins(self) -> bool:
         """Whether it is joined from several elements."""
         return self._several
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PropertyField:
+        """A schema that is made of it has this very one: nothing of it changes, and no other schema has it."""
+        return self
 
     def convert(self, value: Any) -> str:
         """HubSpot's text of a value that is neither null nor blank. Raises ValidationError."""

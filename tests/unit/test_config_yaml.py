@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,44 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
     assert read(tmp_path, "\ufeffcrm: 1\n").data == {"crm": 1}
+
+
+def test_a_large_file_takes_hardly_more_than_its_values(tmp_path: Path) -> None:
+    """The parser's nodes, ten times as large as they, are given up source by source."""
+    properties = "".join(f"      p{n}: {{from: data.f{n}, type: number, scale: 0.01}}\n" for n in range(40))
+    sources = "".join(f"  s{n}:\n    event_id: id\n    properties:\n{properties}" for n in range(25))
+    file = tmp_path / "bridge.yaml"
+    file.write_text(f"sources:\n{sources}", encoding="utf-8")
+    read_yaml(file)  # what is loaded with the first one is no part of it
+    tracemalloc.start()
+    try:
+        document = read_yaml(file)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(document.data["sources"]) == 25
+    assert document.place(("sources", "s24", "properties", "p39", "type")).line == file.read_text().count("\n")
+    assert peak < 2 * kept
+
+
+def test_aliases_hold_across_sources_and_a_key_twice_is_told_as_ever(tmp_path: Path) -> None:
+    """Also where what they name was walked and given up while the file was being read."""
+    file = tmp_path / "bridge.yaml"
+    file.write_text(
+        "x-base: &base {a: 1, deep: {b: &two 2}}\n"
+        "sources:\n"
+        "  one: &one {<<: *base, deep: {c: *two}}\n"
+        "  two: *one\n"
+        "  one: {d: 4}\n"
+        "  three: {<<: [*one, *base], e: 5}\n",
+        encoding="utf-8",
+    )
+    document = read_yaml(file)
+    one = {"a": 1, "deep": {"c": 2}}
+    assert document.data["sources"] == {"one": one, "two": one, "three": {"e": 5, **one}}
+    assert [(problem.path, problem.line) for problem in document.problems] == [("sources.one", 5)]
+    assert document.place(("sources", "one", "deep", "c")).line == 3
+    assert document.place(("sources", "one", "a")).line == 1
+    file.write_text("sources: &all\n  one: {a: *all}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="an alias stands inside its own anchor"):
+        read_yaml(file)

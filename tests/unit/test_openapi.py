@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from bridge.intake.payload import to_json
 from bridge.intake.problems import register_problem_handlers
 from bridge.operations.access import guard
 from bridge.operations.openapi import build_document, openapi_blueprint
-from bridge.settings import Crm, Secret, Server, Settings
+from bridge.operations.openapi.route import MAX_PROPERTIES
+from bridge.settings import Crm, Property, Secret, Server, Settings
 from tests.configurations import configurations
 
 
@@ -207,8 +209,8 @@ class Admin:
         register_problem_handlers(app)
         self.client = app.test_client()
 
-    def get(self, **headers: str) -> Any:
-        return self.client.get("/openapi.json", headers=headers, base_url="http://localhost")
+    def get(self, query: str = "", **headers: str) -> Any:
+        return self.client.get(f"/openapi.json{query}", headers=headers, base_url="http://localhost")
 
 
 @pytest.mark.parametrize(
@@ -236,3 +238,23 @@ def test_it_follows_the_configuration() -> None:
     assert admin.get().data == first
     admin.settings = configurations()["init-stripe"]
     assert b"/webhooks/stripe" in admin.get().data
+
+
+def test_it_is_bounded_and_one_source_can_be_asked_for_alone() -> None:
+    """Of more properties than one document holds it says how many there are and what to ask for."""
+    admin = Admin("127.0.0.1", None)
+    many = configurations()["everything"]
+    [first, second, *_] = many.sources.values()
+    block = first.mappings[0]
+    wide = replace(
+        first, mappings=(replace(block, properties={f"p{n}": Property("a") for n in range(MAX_PROPERTIES)}),)
+    )
+    admin.settings = replace(many, sources={first.name: wide, second.name: second})
+    refused = admin.get()
+    assert refused.status_code == 422
+    assert "2 sources with 200" in refused.get_json()["detail"]
+    assert "?source=NAME" in refused.get_json()["detail"]
+    only = admin.get(f"?source={second.name}")
+    OpenAPIV31SpecValidator(only.get_json()).validate()
+    assert [path for path in only.get_json()["paths"] if path.startswith("/webhooks/")] == [f"/webhooks/{second.name}"]
+    assert admin.get("?source=nobody").status_code == 404
