@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -22,6 +23,8 @@ from bridge.operations.queries import as_query
 ROWS = 1_000
 #: Entries of the retry log that one request acts on: seconds at most.
 ACTED_ON = 1_000
+#: Ids of one request, in characters as a URL has them: the service reads no longer request line, nor body.
+URL_ROOM, BODY_ROOM = 3_000, 50_000
 #: Seconds of other acts before people are told how far they are.
 PORTION_S = 2
 CONNECT_TIMEOUT_S = 3.0
@@ -61,19 +64,21 @@ class RemoteDesk:
     # --- the retry log ---
 
     def retries(self, chosen: Filter) -> Iterator[Document]:
-        """The entries, oldest failure first."""
-        offset = 0
-        while True:
-            rows = self._get("/api/retries", as_query(chosen) | {"limit": ROWS, "offset": offset})
-            yield from rows
-            offset += len(rows)
-            if len(rows) < ROWS:
-                return
+        """The entries, oldest failure first; of very many ids, so many at a time."""
+        for part in _by_ids(chosen, URL_ROOM):
+            offset = 0
+            rows: list[Document] = [{}] * ROWS
+            while len(rows) == ROWS:
+                rows = self._get("/api/retries", as_query(part) | {"limit": ROWS, "offset": offset})
+                yield from rows
+                offset += len(rows)
 
     def count_retries(self, chosen: Filter) -> int:
         """How many entries the filter means."""
-        counted: Document = self._post("/api/retries/replay", as_query(chosen) | {"dry_run": True})
-        return int(counted["entries"])
+        return sum(
+            int(self._post("/api/retries/replay", as_query(part) | {"dry_run": True})["entries"])
+            for part in _by_ids(chosen, BODY_ROOM)
+        )
 
     def retry(self, entry_id: str) -> Document | None:
         """One entry with the stories of the events behind it."""
@@ -91,32 +96,36 @@ class RemoteDesk:
     def _act_on_retries(self, what: str, chosen: Filter, progress: Progress) -> Document:
         """In portions: no request lasts long, and people see how far it is. What comes meanwhile is not meant."""
         total: Counter[str] = Counter()
-        for done in self._portions(f"/api/retries/{what}", as_query(chosen) | {"all": True, "limit": ACTED_ON}):
+        for done in self._portions(f"/api/retries/{what}", chosen, all=True, limit=ACTED_ON):
             total.update(done)
             progress(done["entries"])
         return dict(total)
 
-    def _portions(self, path: str, asked: dict[str, Any]) -> Iterator[Document]:
+    def _portions(self, path: str, chosen: Filter | EventFilter | Known, **options: Any) -> Iterator[Document]:
         """The answers to an act that is done in portions."""
-        while True:
-            done = self._post(path, asked)
-            asked |= {name: done.pop(name) for name in ("seen", "until") if name in done}
-            following = done.pop("next", None)
-            yield done
-            if following is None:
-                return
-            asked["after"] = following
+        bound: dict[str, Any] = {}  # what comes meanwhile is not meant, in no portion
+        for part in _by_ids(chosen, BODY_ROOM):
+            after: dict[str, Any] = {}
+            while True:
+                done = self._post(path, as_query(part) | options | bound | after)
+                bound |= {name: done.pop(name) for name in ("seen", "until") if name in done}
+                following = done.pop("next", None)
+                yield done
+                if following is None:
+                    break
+                after = {"after": following}
 
     # --- the event log ---
 
     def events(self, chosen: EventFilter, *, after: int = 0) -> Iterator[Document]:
-        """The events after the one of this `seq`, in the order of their arrival."""
-        while True:
-            rows = self._get("/api/events", as_query(chosen) | {"limit": ROWS, "after": after})
-            yield from rows
-            if len(rows) < ROWS:
-                return
-            after = rows[-1]["seq"]
+        """The events after the one of this `seq`, in the order of their arrival; of many ids, so many at a time."""
+        for part in _by_ids(chosen, URL_ROOM):
+            seen = after
+            rows: list[Document] = [{}] * ROWS
+            while len(rows) == ROWS:
+                rows = self._get("/api/events", as_query(part) | {"limit": ROWS, "after": seen})
+                yield from rows
+                seen = rows[-1]["seq"] if rows else seen
 
     def count_events(self, chosen: EventFilter) -> int | None:  # noqa: ARG002 (the desk's signature)
         """Unknown from here."""
@@ -126,11 +135,11 @@ class RemoteDesk:
         self, chosen: EventFilter, *, dry_run: bool, shown: int = DIFFERENCES, progress: Progress = _quiet
     ) -> Document:
         """Map kept events again; a dry run only tells what would change."""
-        asked = as_query(chosen) | {"all": True, "dry_run": dry_run, "limit": shown, "seconds": PORTION_S}
+        asked = {"all": True, "dry_run": dry_run, "limit": shown, "seconds": PORTION_S}
         total: Counter[str] = Counter()
         changes: Counter[str] = Counter()
         found: list[Document] = []
-        for done in self._portions("/api/events/replay", asked):
+        for done in self._portions("/api/events/replay", chosen, **asked):
             total.update({name: done[name] for name in ("events", "unmapped")})
             changes.update(done["changes"])
             found += done["differences"]
@@ -152,8 +161,7 @@ class RemoteDesk:
     def resync(self, chosen: Known, *, dry_run: bool, progress: Progress = _quiet) -> Document:
         """Send known values once more; a dry run counts them."""
         total: Counter[str] = Counter()
-        asked = as_query(chosen) | {"all": True, "dry_run": dry_run, "seconds": PORTION_S}
-        for done in self._portions("/api/resync", asked):
+        for done in self._portions("/api/resync", chosen, all=True, dry_run=dry_run, seconds=PORTION_S):
             total.update({name: done[name] for name in ("records", "values")})
             progress(done["records"])
         return {"dry_run": dry_run, **total}
@@ -216,6 +224,21 @@ class RemoteDesk:
         raise AdminUnreachableError(
             f"{self._url} answers {answer.status_code}, not as the admin port of partner-bridge does: check --admin-url"
         )
+
+
+def _by_ids(chosen: Any, room: int) -> Iterator[Any]:
+    """The filter, as several ones where it names more ids than one request holds."""
+    ids: dict[str, None] = dict.fromkeys(getattr(chosen, "ids", ()))
+    portion: list[str] = []
+    taken = 0
+    for id_ in ids:
+        needed = len(f"&ids={quote(id_, safe='')}")
+        if portion and taken + needed > room:
+            yield replace(chosen, ids=tuple(portion))
+            portion, taken = [], 0
+        portion.append(id_)
+        taken += needed
+    yield replace(chosen, ids=tuple(portion)) if portion else chosen
 
 
 def _is_problem(answer: requests.Response) -> bool:

@@ -7,9 +7,10 @@ the place of all of its own; whether those were delivered before is told by `tra
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import orjson
@@ -68,13 +69,32 @@ def newest(connection: Connection) -> int:
     return int(fetch(connection, "SELECT coalesce(max(seq), 0) FROM events")[0][0])
 
 
+def numbers(connection: Connection, ids: Collection[str]) -> list[int]:
+    """The events of these ids by their numbers, in the order of their arrival; told once, not at every page."""
+    conditions, parameters = _conditions(EventFilter(ids=tuple(ids)))
+    return [
+        seq for (seq,) in fetch(connection, f"SELECT e.seq FROM events e WHERE {conditions} ORDER BY 1", **parameters)
+    ]
+
+
 def page(
-    connection: Connection, chosen: EventFilter, *, after: int, upto: int | None = None
+    connection: Connection,
+    chosen: EventFilter,
+    *,
+    after: int,
+    upto: int | None = None,
+    among: Sequence[int] | None = None,
 ) -> tuple[list[Logged], int, int]:
     """The events among the next `PAGE` whose outcome is meant, how many were looked at, and where to go on (0 at
-    the end).
+    the end). `among`: the `numbers` of the ids that are meant.
     """
+    if among is not None:
+        first = bisect_right(among, after)
+        chosen, among = replace(chosen, ids=()), among[first : first + PAGE]
     conditions, parameters = _conditions(chosen)
+    if among is not None:
+        conditions += " AND e.seq IN (SELECT id FROM {ids})"
+        parameters["ids"] = list(among)
     rows = select(
         connection,
         "seq, event_id, source, received_us, occurred_us, unmappable, waits",
@@ -86,7 +106,8 @@ def page(
         **parameters,
     )
     found = _logged(connection, rows)
-    following = rows[-1][0] if len(rows) == PAGE else 0
+    looked_at = [row[0] for row in rows] if among is None else among
+    following = looked_at[-1] if len(looked_at) == PAGE else 0
     return [event for event in found if _is_meant(event.outcome, chosen.outcome)], len(rows), following
 
 

@@ -425,9 +425,10 @@ class Journal:
         """Pages, each with where the next one begins (0 at the end)."""
         with self._database.read() as connection:
             upto = event_log.newest(connection)
+            among = event_log.numbers(connection, chosen.ids) if chosen.ids else None
         while True:
             with self._database.read() as connection:
-                found, looked, following = event_log.page(connection, chosen, after=after, upto=upto)
+                found, looked, following = event_log.page(connection, chosen, after=after, upto=upto, among=among)
             yield found, following
             looked_at(looked)
             if not following:

@@ -23,6 +23,8 @@ from bridge.showing import MICROSECONDS, exact_iso, microseconds_of
 _AGES_US = {"s": MICROSECONDS, "m": 60 * MICROSECONDS, "h": 3_600 * MICROSECONDS, "d": 86_400 * MICROSECONDS}
 #: The longest text of a query; ids and names are shorter.
 _TEXT = 1_000
+#: Ids of one request: each of their events is mapped before it is answered, some seconds' work.
+MAX_IDS = 10_000
 #: What can be written: the years 1 to 9999.
 _FIRST_US = microseconds_of(datetime.min.replace(tzinfo=UTC))
 _LAST_US = microseconds_of(datetime.max.replace(tzinfo=UTC))
@@ -69,7 +71,8 @@ def _seconds() -> fields.Integer:
 
 
 def _ids() -> fields.List[str]:
-    return fields.List(_text())
+    too_many = f"name at most {MAX_IDS} at a time, or narrow by source, record or time"
+    return fields.List(_text(), validate=validate.Length(max=MAX_IDS, error=too_many))
 
 
 class RetriesQuery(Schema):

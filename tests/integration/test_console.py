@@ -15,8 +15,10 @@ from urllib.parse import quote
 
 import orjson
 import pytest
+from werkzeug.serving import make_server
 from werkzeug.test import Client, TestResponse
 
+from bridge.cli.remote import RemoteDesk
 from bridge.config import load_settings
 from bridge.journal import versions
 from bridge.journal.acts import Act
@@ -26,6 +28,7 @@ from bridge.journal.kept import Remap
 from bridge.journal.retry_log import Filter
 from bridge.model import Delivered, Outcome, Parked, Pause, Reason, Refused, Scope, to_us
 from bridge.operations.console import retries
+from bridge.operations.queries import MAX_IDS
 from bridge.service import Service
 from bridge.settings import Secret
 from tests.backends import postgresql
@@ -275,6 +278,20 @@ def park(service: Service, number: int) -> None:
     service.journal.append([event(f"lost-{n}", updates=(), unmappable="no id") for n in range(number)])
 
 
+@contextmanager
+def answering(service: Service) -> Iterator[str]:
+    """The admin port on a socket."""
+    server = make_server("127.0.0.1", 0, service.admin, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 def begun(browser: Client, act: str, **chosen: Any) -> str:
     """Where the browser is led that counted and confirmed an act."""
     asked = post(browser, "/retries/confirm", page="/retries", act=act, **chosen)
@@ -409,6 +426,25 @@ def test_other_long_acts_answer_in_portions_too(service: Service) -> None:
     replayed = api.post("/api/events/replay", json={"source": "acme", "seconds": 60}).json
     assert replayed
     assert (replayed["events"], replayed["next"], bool(replayed["until"])) == (454, None, True)
+
+
+def test_very_many_ids_are_looked_up_once_and_asked_for_in_portions(service: Service) -> None:
+    """A request names so many and no more, and says what to do; the command goes on by itself, from either side."""
+    park(service, 1_200)
+    ids = tuple(f"lost-{n}" for n in range(1_200))
+    api = Client(client(service).application)
+    more = (*ids, *(f"nobody-{n}" for n in range(MAX_IDS)))
+    refused = api.post("/api/events/replay", json={"ids": more, "dry_run": True})
+    assert refused.status_code == 422
+    assert f"at most {MAX_IDS} at a time" in refused.text
+    with answering(service) as url, RemoteDesk(url, None) as desk:
+        for found in (desk, service._desk):
+            assert [event["id"] for event in found.events(EventFilter(ids=ids))] == list(ids)
+            done = found.replay_events(EventFilter(ids=more), dry_run=True)
+            assert (done["events"], done["dry_run"]) == (1_200, True)
+            entries = tuple(entry["id"] for entry in found.retries(Filter(category="UNMAPPABLE")))
+            assert found.count_retries(Filter(ids=entries)) == len(entries) == 1_201
+        assert desk.discard_retries(Filter(ids=entries))["entries"] == 1_201
 
 
 def test_delivery_is_stopped_and_resumed(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
