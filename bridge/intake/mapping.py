@@ -196,7 +196,13 @@ class CompiledSource:
             if unread is not None:
                 reading = self._parked(f"event_id {unread}")
                 errors = {**reading.errors, "event_id": unread}
-            occurred_at_us, complaint = (None, None) if self._time is None else self._time.read(event, scope, latest_us)
+            occurred_at_us, complaint = None, None
+            if self._time is not None:
+                try:
+                    occurred_at_us, complaint = self._time.read(event, scope, latest_us)
+                except StepsError as error:  # it may be an older one: it waits where people see it
+                    reading = self._parked(f"occurred_at {error}")
+                    errors = reading.errors
             if complaint is not None:
                 errors = {**errors, OCCURRED_AT: complaint}
                 undated += 1
@@ -273,8 +279,9 @@ class CompiledSource:
             return self._parked(f"`when` {error}")
 
     def _parked(self, reason: str) -> Reading:
-        strict = any(block.rejects for block in self._blocks)
-        return Reading(unmappable=reason, errors={"record": reason}, reject=strict, strict=strict)
+        return Reading(
+            unmappable=reason, errors={"record": reason}, reject=any(block.rejects for block in self._blocks)
+        )
 
     def _judge(self, event: dict[str, Any], scope: Scope) -> Reading:
         if self._when is not None and not self._when.matches(event, scope):
@@ -307,9 +314,7 @@ class CompiledSource:
         return text, unread
 
 
-def _content_hash(
-    event: dict[str, Any], occurred_at_us: int | None, reading: Reading, breath: Breath | None
-) -> str:
+def _content_hash(event: dict[str, Any], occurred_at_us: int | None, reading: Reading, breath: Breath | None) -> str:
     """See `Event.content_hash`. What is invalid today may ask for something tomorrow, by a mended mapping."""
     payload = hashlib.sha256(to_canonical_json(event, breath=breath)).hexdigest()
     if reading.unmappable is not None or any(update.invalid for update in reading.updates):
@@ -340,6 +345,8 @@ class _Time:
             if value is ABSENT or value is None or (type(value) is str and not value.strip()):
                 return None, None
             at_us = microseconds(value, self._zone, self._formats)
+        except StepsError:
+            raise
         except ExpressionError as error:
             return None, str(error)
         except ValueError as error:

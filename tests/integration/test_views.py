@@ -128,7 +128,8 @@ class Place:
     def fail(self, words: str) -> None:
         """Let the CRM say these words of all that is due: of one record each, in every way there is."""
         journal = self.service.journal
-        taken = journal.take([one.ref for one in journal.due(limit=100, exclude=())], began_at_us=to_us(time.time()))
+        refs = [one.ref for one in journal.due(limit=100, exclude=())]
+        taken = journal.take(refs, began_at_us=to_us(time.time())).records
         outcomes: list[Outcome] = []
         for record, number in zip(taken, self.numbers, strict=False):
             reason = Reason("VALIDATION_ERROR", words or "no words")
