@@ -16,6 +16,7 @@ import structlog
 from bridge.delivery.dispatcher import Dispatcher
 from bridge.delivery.hubspot import HubSpot
 from bridge.delivery.ports import OnUnknown
+from bridge.delivery.properties import Portal
 from bridge.journal import versions
 from bridge.journal.retry_log import Entry, Filter
 from bridge.journal.store import Journal
@@ -68,6 +69,7 @@ class Rig:
     flush_interval_s: float = 0.03
     timeout_s: float = 5.0
     token: str = "token"
+    validates: bool = False  # what the portal's definitions rule out is not sent
     clock: ShiftingClock = field(default_factory=ShiftingClock)
     metrics: Metrics = field(default_factory=Metrics)
     events: int = 0
@@ -98,6 +100,7 @@ class Rig:
             on_unknown=self.on_unknown,
             clock=self.clock,
             observer=observing,
+            portal=Portal(crm=client, path="/crm/v3/properties", name="the sandbox") if self.validates else None,
         )
 
     def start(self) -> None:
