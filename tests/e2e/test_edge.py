@@ -423,6 +423,7 @@ def test_f43_head_is_answered_without_a_body(service: Running) -> None:
         (431, request("GET", "/livez", "X-Long: " + "a" * 9_000)),
         (431, request("GET", "/livez", *[f"X-{number}: a" for number in range(101)])),
         (431, request("GET", "/livez", "User-Agent: " + "a" * 1_000_000)),
+        (431, request("GET", "/livez", *[f"X-{number}: {'a' * 8_000}" for number in range(9)])),
         (400, request("GET", "/livez", "no colon")),
         (400, request("GET", "/livez", "X-A: \x1b[31m")),
         (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"),
