@@ -282,6 +282,8 @@ def run(
                 return Service(settings=todays, signals=signals, pause=breathe, wait=wait_for, turns=turns)
 
             application = Application(settings, load_settings, make_service, logging_config, ready, watch)
+            gc.collect()
+            gc.freeze()  # what is there stays shared with the workers, whose collector would write to all of it
             try:
                 application.run()
             except SystemExit as stop:
