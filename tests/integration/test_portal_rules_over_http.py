@@ -10,7 +10,8 @@ import pytest
 from bridge.journal.retry_log import Filter, Remapped
 from bridge.model import PropertyUpdate, RecordKey
 from bridge.sandbox import Crm
-from tests.rig import LANE, Rig, rigged
+from tests.builders import LANE
+from tests.rig import Rig, rigged
 
 
 @pytest.fixture
