@@ -49,6 +49,11 @@ def keys(count: int) -> bytes:
     return b"{" + b",".join(b'"%05d":1' % number for number in range(count)) + b"}"
 
 
+def repeated(size: int) -> bytes:
+    """Many small events, each of which takes the whole body along."""
+    return b'{"items":[' + b",".join([b"{}"] * 400) + b'],"pad":"' + b"x" * (size - 2_000) + b'"}'
+
+
 def form(text: bytes) -> bytes:
     return urlencode({"payload": text}).encode()
 
@@ -68,7 +73,7 @@ KINDS: Mapping[str, Kind] = {
     "rejected": ("strict", 422, lambda size: fill(b'[{"id":1,"n":"x","a":[', b"{}", b"]}]", size)),
     "events finds nothing": ("found", 400, lambda size: fill(b'{"no":[', b"{}", b"]}", size)),
     "events fails": ("broken", 400, lambda size: fill(b"[", b"{}", b"]", size)),
-    "events makes too much": ("made", 400, lambda size: fill(b'{"items":[', b"{}", b"]}", size)),
+    "events makes too much": ("made", 400, repeated),
     "a line": ("lines", 400, lambda size: fill(b"[", b"{}", b"]\n{", size)),
     "form fields": ("form", 400, lambda size: b"a=b&" * (size // 4)),
     "form without the field": ("field", 400, lambda size: b"a=" + b"x" * (size - 2)),
