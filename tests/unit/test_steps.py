@@ -40,6 +40,9 @@ COSTLY = {
 }
 
 
+QUICK = {"a join", "texts made", "texts joined", "lists copied", "objects made"}
+
+
 def compiled(*blocks: MappingBlock, **changes: Any) -> CompiledSource:
     return compile_source(Source("acme", verify=Verify("none"), mappings=blocks or (block(),), **changes))
 
@@ -53,7 +56,9 @@ def only(mapped: Mapped) -> Any:
     return mapped.events[0]
 
 
-@pytest.mark.parametrize("kind", COSTLY)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in QUICK else pytest.mark.heavy) for kind in COSTLY]
+)
 def test_an_expression_that_takes_too_much_costs_its_property_only(kind: str) -> None:
     """In about a second of processor time, saying so; the other properties go on."""
     body, expression = COSTLY[kind]

@@ -89,7 +89,7 @@ def becomes(source: CompiledSource, body: bytes) -> int:
         tracemalloc.stop()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(shapes())
 def test_no_body_becomes_more_than_it_weighs(shape: Shape) -> None:
     """One event that nobody maps, which is the worst that is taken."""
