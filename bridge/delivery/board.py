@@ -63,6 +63,7 @@ class Work:
     narrowing: Narrowing | None = None
     held: set[int] = field(default_factory=set)
     sent: bool = False  # it may have reached the CRM
+    partly: bool = False  # not all of `only` was sent
 
     def __post_init__(self) -> None:
         self.held.update(self.refs)

@@ -30,7 +30,7 @@ _REGRANTS = 40
 _SHORTEST_WAIT_S = 0.001
 
 #: Seconds after which what was taken goes back unsent, as asking the portal took so long: a doubt is as old as the
-#: taking, and must not end before the call can be applied no more.
+#: taking, and must not end before the call can be applied no more. The next time nothing is asked (`portal_rules`).
 _LONGEST_PREPARATION_S = 10.0
 
 #: Seconds between two looks whether the service stops while a call waits for a grant.
@@ -113,6 +113,7 @@ class Caller:
         with self.lock:
             now = self.clock.monotonic()
             left, refused = self.board.retired.strip(work.lane.object_type, records, now)
+            work.partly = work.only is not None and any(work.only != record.values.keys() for record in left)
             gone = set(work.refs).difference(record.ref for record in left)
             extra = self.digester.vanished(work, sorted(gone)) if gone else Decision()
         return left, [*ruled_out, *refused, *extra.outcomes]

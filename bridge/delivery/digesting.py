@@ -94,7 +94,7 @@ class Digester:
             return self._broken(work, inputs, stop, Reason(Category.UNCONFIRMED, stop.detail), at)
         if work.narrowing is not None:
             isolation = work.narrowing.isolation
-            ruling = isolation.accepted() if delivered or work.only is None else isolation.abandon()
+            ruling = isolation.abandon() if work.partly or (work.only and not delivered) else isolation.accepted()
             outcomes.extend(self._ruled(work, work.narrowing, ruling).outcomes)
         if work.suspect is not None:
             settled = {outcome.record.ref for outcome in outcomes}

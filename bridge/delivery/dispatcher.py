@@ -147,7 +147,13 @@ class Dispatcher:
                 self._budget.started(to_us(self._clock.now()))
                 self._budget.closed(sent=True)
 
-        return PortalRules(portal=portal, limiter=self.limiter, clock=self._clock, counted=counted)
+        return PortalRules(
+            portal=portal,
+            limiter=self.limiter,
+            clock=self._clock,
+            counted=counted,
+            wanted=lambda: not self._state.stopping,
+        )
 
     # --- life ---------------------------------------------------------------------------------
 

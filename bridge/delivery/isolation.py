@@ -109,8 +109,7 @@ class Isolation:
     def drop(self, refs: Collection[int]) -> Ruling:
         """These have nothing to be sent any more."""
         if self._salvages and self._salvages[0].record.ref in refs:
-            self._salvages[0].accepted()
-            return self._ruled([])
+            return self.abandon()
         self._forget(refs)
         return self._ruled([])
 
@@ -130,7 +129,7 @@ class Isolation:
 
     def abandon(self) -> Ruling:
         """The answer to a part of a record's properties told neither that they were taken nor that they were
-        refused: nothing can be concluded from it, and what is left of them waits.
+        refused, or not all of them were sent: nothing can be concluded, and what is left of them waits.
         """
         self.calls += 1
         left = (self._salvages.popleft().record,) if self._salvages else ()

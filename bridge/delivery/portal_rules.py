@@ -17,9 +17,9 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from bridge.delivery.limiter import Limiter
-from bridge.delivery.properties import ABSENT, Definition, NotTold
+from bridge.delivery.properties import ABSENT, Definition, NotTold, fold
 from bridge.errors import CrmUnreachableError
-from bridge.model import Clock, Outcome, PendingRecord, Reason, Refused, Value
+from bridge.model import Clock, Outcome, PendingRecord, Reason, Refused, RetryLater, Value
 
 T = TypeVar("T")
 
@@ -27,10 +27,10 @@ T = TypeVar("T")
 REFRESH_S = 600.0
 #: Seconds within which definitions may refuse a value, and between two readings for that.
 CERTAIN_S = 60.0
-#: Seconds between two readings for values that come again.
-AGAIN_S = 0.05
-#: Seconds that a reading waits for the rate limit; without a grant, HubSpot decides.
-_PATIENCE_S = 5.0
+#: Seconds between two readings for values that come again; meanwhile these wait.
+AGAIN_S = 2.0
+#: Seconds within which a call begins to ask the portal; what it would ask later, HubSpot decides.
+_PATIENCE_S = 4.0
 _LOOK_S = 0.05
 #: How messages go on that are worded as HubSpot words them.
 _WHENCE = "(by the portal's definition of {}; it was not sent)"
@@ -38,7 +38,7 @@ _WHENCE = "(by the portal's definition of {}; it was not sent)"
 _SHOWN, _OPTIONS = 60, 8
 
 #: A text that may be a number to somebody: digits, and what is written around them.
-_MAY_BE_NUMBER = re.compile(r"[^\w]*[0-9][0-9eE_\W]*|\W*(?:nan|inf|infinity)\W*", re.IGNORECASE)
+_MAY_BE_NUMBER = re.compile(r"\W*\d[\deE_\W]*[dDfF]?\W*|\W*(?:nan|inf|infinity)\W*|\s*", re.IGNORECASE)
 
 
 class Portal(Protocol):
@@ -60,6 +60,8 @@ class _Known:
     definitions: dict[str, Definition | None] = field(default_factory=dict)
     read_at: float = float("-inf")
     try_from: float = float("-inf")
+    failed_until: float = float("-inf")  # the portal did not tell: nothing is asked before
+    unlisted: dict[str, float] = field(default_factory=dict)  # which it did not tell: by name, until when
     refused: set[tuple[int, str, int]] = field(default_factory=set)  # by this reading: record, property, value's hash
     reading: threading.Lock = field(default_factory=threading.Lock)
 
@@ -70,11 +72,20 @@ class PortalRules:
     """
 
     def __init__(
-        self, *, portal: Portal, limiter: Limiter, clock: Clock, counted: Callable[[], None] = lambda: None
+        self,
+        *,
+        portal: Portal,
+        limiter: Limiter,
+        clock: Clock,
+        counted: Callable[[], None] = lambda: None,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`counted` is called for each call to the portal: they are calls of the day like others."""
+        """`counted` is called for each call to the portal: they are calls of the day like others. `wanted`: whether
+        there is still something to be sent.
+        """
         self._portal = portal
         self._counted = counted
+        self._wanted = wanted
         self._limiter = limiter
         self._clock = clock
         self._pause = threading.Event()
@@ -82,43 +93,46 @@ class PortalRules:
         self._known: dict[str, _Known] = {}
 
     def rule_out(self, object_type: str, records: Sequence[PendingRecord]) -> tuple[list[PendingRecord], list[Outcome]]:
-        """The records without the values that cannot be taken, which are refused. May take as long as a call."""
+        """The records without the values that cannot be taken, which are refused; or which wait, where they were
+        refused by this very reading. May take as long as a call; then nothing is asked for a while.
+        """
         with self._lock:
             known = self._known.setdefault(object_type, _Known())
-        self._read(known, object_type, older_than_s=REFRESH_S)
-        if not known.definitions or not self._wrong(known.definitions, records):
+        until = self._clock.monotonic() + _PATIENCE_S
+        self._read(known, object_type, until, older_than_s=REFRESH_S)
+        if not known.definitions or not (wrong := self._wrong(known.definitions, records)):
             return list(records), []
-        again = self._refused_before(known, self._wrong(known.definitions, records), records)
-        self._read(known, object_type, older_than_s=AGAIN_S if again else CERTAIN_S, wait=True, again=again)
+        again = not known.refused.isdisjoint(_triples(wrong, records))
+        self._read(known, object_type, until, older_than_s=AGAIN_S if again else CERTAIN_S, wait=True, again=again)
         if self._clock.monotonic() - known.read_at > CERTAIN_S:
             return list(records), []
-        self._ask_for_unlisted(known, object_type, records)
+        self._ask_for_unlisted(known, object_type, records, until)
         definitions = known.definitions
-        judged = [replace(record, values=_of(record, definitions)) for record in records]
-        wrong = self._wrong(definitions, judged)
-        known.refused |= self._triples(wrong, records)
-        left = [_without(record, wrong[record.ref]) if record.ref in wrong else record for record in records]
-        refused: list[Outcome] = [Refused(record, wrong[record.ref]) for record in records if record.ref in wrong]
-        return [record for record in left if record.values], refused
-
-    def _refused_before(
-        self, known: _Known, wrong: Mapping[int, Mapping[str, Reason]], records: Sequence[PendingRecord]
-    ) -> bool:
-        """Whether one of these values was refused by the definitions as they were read last."""
-        return not known.refused.isdisjoint(self._triples(wrong, records))
-
-    @staticmethod
-    def _triples(
-        wrong: Mapping[int, Mapping[str, Reason]], records: Sequence[PendingRecord]
-    ) -> set[tuple[int, str, int]]:
-        return {
-            (record.ref, name, hash(record.values[name].value))
-            for record in records
-            for name in wrong.get(record.ref, ())
-        }
+        wrong = self._wrong(definitions, [replace(one, values=_of(one, definitions)) for one in records])
+        outcomes: list[Outcome] = []
+        left = []
+        for record in records:
+            reasons = wrong.get(record.ref)
+            if reasons is None:
+                left.append(record)
+            elif not known.refused.isdisjoint(_triples(wrong, [record])):
+                reason = next(iter(reasons.values()))
+                outcomes.append(RetryLater(record, reason, AGAIN_S, own_failure=False))
+            else:
+                known.refused |= _triples(wrong, [record])
+                outcomes.append(Refused(record, reasons))
+                left.append(_without(record, reasons))
+        return [record for record in left if record.values], outcomes
 
     def _read(
-        self, known: _Known, object_type: str, *, older_than_s: float, wait: bool = False, again: bool = False
+        self,
+        known: _Known,
+        object_type: str,
+        until: float,
+        *,
+        older_than_s: float,
+        wait: bool = False,
+        again: bool = False,
     ) -> None:
         """Read the definitions if they are older, at most once a minute unless `again`. `wait` for another thread that
         reads them just now, as is done in any case where nothing is known yet.
@@ -129,34 +143,44 @@ class PortalRules:
             return
         try:
             if self._is_due(known, older_than_s, again=again):
-                found = self._asked(partial(self._portal.properties, object_type))
+                found = self._asked(partial(self._portal.properties, object_type), until)
                 now = self._clock.monotonic()
                 known.try_from = now + (REFRESH_S if isinstance(found, NotTold) else CERTAIN_S)
                 if found and not isinstance(found, NotTold):
                     known.definitions, known.read_at = dict(found), now
                     known.refused = set()
+                else:
+                    known.failed_until = known.try_from
         finally:
             known.reading.release()
 
     def _is_due(self, known: _Known, older_than_s: float, *, again: bool) -> bool:
         now = self._clock.monotonic()
-        return now - known.read_at > older_than_s and (again or now >= known.try_from)
+        return now - known.read_at > older_than_s and now >= (known.failed_until if again else known.try_from)
 
-    def _ask_for_unlisted(self, known: _Known, object_type: str, records: Sequence[PendingRecord]) -> None:
+    def _ask_for_unlisted(
+        self, known: _Known, object_type: str, records: Sequence[PendingRecord], until: float
+    ) -> None:
         definitions = known.definitions
         for name in sorted({name for record in records for name in record.values} - definitions.keys()):
-            told = self._asked(partial(self._portal.property, object_type, name))
+            if self._clock.monotonic() < known.unlisted.get(name, float("-inf")):
+                continue
+            told = self._asked(partial(self._portal.property, object_type, name), until)
             if isinstance(told, Definition):
                 definitions[name] = told
             elif told is ABSENT:
                 definitions[name] = None
+            else:
+                known.unlisted[name] = self._clock.monotonic() + (CERTAIN_S if told is None else REFRESH_S)
 
-    def _asked(self, ask: Callable[[], T]) -> T | None:
+    def _asked(self, ask: Callable[[], T], until: float) -> T | None:
         """What the portal tells, within the rate limit; None where it cannot be asked."""
-        deadline = self._clock.monotonic() + _PATIENCE_S
-        while self._limiter.acquire(now := self._clock.monotonic()) is None:
-            if now > deadline:
+        while True:
+            now = self._clock.monotonic()
+            if now > until or not self._wanted():
                 return None
+            if self._limiter.acquire(now) is not None:
+                break
             self._pause.wait(min(max(self._limiter.wait_s(now), 0.001), _LOOK_S))
         self._counted()
         try:
@@ -186,12 +210,17 @@ def complaint_about(name: str, definition: Definition | None, text: str) -> str 
     if text and definition.type == "number" and not _MAY_BE_NUMBER.fullmatch(text):
         return f"{_shown(text)} was not a valid number {_WHENCE.format(name)}"
     if text and definition.type == "enumeration" and definition.options and not definition.external:
-        known = {said.strip().casefold() for option in definition.options.items() for said in option}
         for option in text.split(";") if definition.multiple else [text]:
-            if option.strip().casefold() not in known:
+            if option and fold(option) not in definition.folded:
                 listed = _listed(definition)
                 return f"{_shown(option)} was not one of the allowed options: [{listed}] {_WHENCE.format(name)}"
     return None
+
+
+def _triples(wrong: Mapping[int, Mapping[str, Reason]], records: Sequence[PendingRecord]) -> set[tuple[int, str, int]]:
+    """The values that are wrong: record, property, the value's hash."""
+    values = ((one.ref, name, one.values[name].value) for one in records for name in wrong.get(one.ref, ()))
+    return {(ref, name, hash(text)) for ref, name, text in values}
 
 
 def _listed(definition: Definition) -> str:

@@ -35,6 +35,11 @@ _REFUSED: Mapping[int, str] = {
 }
 
 
+def fold(text: str) -> str:
+    """A text as it may be compared by somebody who minds neither letter case nor blanks around it."""
+    return text.strip().casefold()
+
+
 @dataclass(frozen=True, slots=True)
 class Definition:
     """One property as the portal describes it [spec PROP-v3].
@@ -52,6 +57,13 @@ class Definition:
     read_only: bool = False
     calculated: bool = False
     archived: bool = False
+    custom: bool = False
+    #: What names an option, folded: its value and its label.
+    folded: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        said = {fold(text) for option in self.options.items() for text in option}
+        object.__setattr__(self, "folded", frozenset(said))
 
     @property
     def multiple(self) -> bool:
@@ -60,7 +72,9 @@ class Definition:
 
     @property
     def writable(self) -> bool:
-        return not (self.read_only or self.calculated or self.archived or self.type in INTERNAL_TYPES)
+        # Of custom properties `calculated` has no effect [spec PROP-v3].
+        calculated = self.calculated and not self.custom
+        return not (self.read_only or calculated or self.archived or self.type in INTERNAL_TYPES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +122,17 @@ class Portal:
         """One property by its name, which `properties` may not list (sensitive ones, say); `ABSENT`: there is none.
         Raises CrmUnreachableError.
         """
-        answer = self._crm.get(f"{self._path}/{quote(object_type, safe='')}/{quote(name, safe='')}")
-        if isinstance(answer, NoAnswer):
-            raise CrmUnreachableError(f"{self._name} {_NO_ANSWER.get(answer.kind, f'was not asked: {answer.detail}')}")
-        if answer.status == 404:
-            return ABSENT
-        if answer.status == 200 and isinstance(answer.body, dict) and answer.body.get("name") == name:
-            return _definition(answer.body)
-        return NotTold("forbidden", _words(answer), _scopes(answer.body))
+        path = f"{self._path}/{quote(object_type, safe='')}/{quote(name, safe='')}"
+        for query in ("", "?dataSensitivity=sensitive", "?dataSensitivity=highly_sensitive"):
+            answer = self._crm.get(path + query)
+            if isinstance(answer, NoAnswer):
+                message = f"{self._name} {_NO_ANSWER.get(answer.kind, f'was not asked: {answer.detail}')}"
+                raise CrmUnreachableError(message)
+            if answer.status == 200 and isinstance(answer.body, dict) and answer.body.get("name") == name:
+                return _definition(answer.body)
+            if answer.status != 404:
+                return NotTold("forbidden", _words(answer), _scopes(answer.body))
+        return ABSENT
 
     def archived(self, object_type: str) -> frozenset[str]:
         """The names of the properties that were archived, which `properties` may leave out. Never raises:
@@ -170,6 +187,7 @@ def _definition(entry: dict[str, Any]) -> Definition:
         read_only=isinstance(metadata, dict) and metadata.get("readOnlyValue") is True,
         calculated=entry.get("calculated") is True,
         archived=entry.get("archived") is True,
+        custom=entry.get("hubspotDefined") is False,
     )
 
 

@@ -36,7 +36,7 @@ class Salvage:
         return frozenset(self._untested)
 
     def accepted(self) -> None:
-        """The CRM took `names`, or there is nothing to be sent of them any more."""
+        """The CRM took `names`."""
         if self._culprit is None:
             self._tainted = self._tainted[len(self._tainted) // 2 :]
         else:

@@ -13,10 +13,12 @@ from bridge.delivery.board import TRUSTED_S
 from bridge.delivery.dispatcher import Dispatcher
 from bridge.delivery.limiter import Limiter
 from bridge.delivery.pauses import Backoff
+from bridge.delivery.portal_rules import Portal
 from bridge.delivery.ports import Answer, Input, NoAnswer, OnUnknown
+from bridge.delivery.properties import ABSENT, Definition, NotTold
 from bridge.delivery.threads import Pool
 from bridge.delivery.weight import OpenBytes
-from bridge.errors import JournalUnavailableError
+from bridge.errors import CrmUnreachableError, JournalUnavailableError
 from bridge.model import Call, Lane, Outcome, Pause, PendingRecord, Scope, Taken
 from bridge.settings import Crm, RateLimit, Retry
 from tests.fakes_delivery import (
@@ -52,6 +54,7 @@ class House:
         rate: RateLimit = UNLIMITED,
         journal: type[FakeJournal] = FakeJournal,
         open_bytes: OpenBytes | None = None,
+        portal: Portal | None = None,
     ) -> None:
         self.clock = FakeClock()
         self.journal = journal(self.clock)
@@ -68,6 +71,7 @@ class House:
             ),
             retry=Retry(base_s=2.0, max_s=60.0, give_up_after_s=give_up_after_s),
             on_unknown=on_unknown if callable(on_unknown) else lambda _: on_unknown,
+            portal=portal,
             clock=self.clock,
             observer=self.observer,
             pool=pool if pool is not None else InlinePool(),
@@ -916,3 +920,64 @@ def test_an_answer_that_is_too_large_is_no_outage_its_call_goes_again_in_halves(
     reason = house.journal.rows[7].parked
     assert reason is not None
     assert "answer over 9 bytes" in reason.message
+
+
+# --- what the portal's definitions rule out -----------------------------------------------------
+
+
+class FakePortal:
+    """A portal whose single properties cannot be asked for, and in which `a` may become read-only."""
+
+    def __init__(self) -> None:
+        self.house: House
+        self.is_read_only = False
+        self.absent = True
+
+    def properties(self, _object_type: str) -> dict[str, Definition]:
+        names = ("name", "a", "b", "c", "d")
+        return {name: Definition(name, "string", read_only=name == "a" and self.is_read_only) for name in names}
+
+    def property(self, _object_type: str, _name: str) -> Definition | NotTold:
+        if self.absent:
+            return ABSENT
+        self.house.clock.pass_(30.0)
+        raise CrmUnreachableError("it does not answer")
+
+
+def steps(house: House, number: int, seconds: float) -> None:
+    for _ in range(number):
+        house.dispatcher.run_once()
+        house.clock.pass_(seconds)
+
+
+def test_a_portal_that_does_not_answer_holds_up_delivery_once() -> None:
+    """Also where each call has a property that it does not list: the CRM decides meanwhile."""
+    portal = FakePortal()
+    portal.absent = False
+    house = portal.house = House(portal=portal)
+    house.put(1, name="A", sensitive="1")
+    house.put(*range(10, 40), name="another partner's", source="globex")
+    steps(house, 20, 1.0)
+    assert house.journal.states() == {"delivered": 31}
+
+
+def test_a_part_of_a_record_that_was_not_sent_whole_convicts_no_other_property() -> None:
+    """It becomes read-only while the culprit of a refusal without words is searched for: the others are sent."""
+    portal = FakePortal()
+
+    def script(_lane: Lane, sent: Sequence[Input]) -> Answer:
+        if not any("a" in one.record.values for one in sent):
+            return ok(sent)
+        if len(sent) == 1 and len(sent[0].record.values) == 4:
+            portal.is_read_only = True
+            house.clock.pass_(601.0)  # the definitions are read again before the next call
+        return refused_whole("Property values were not valid")
+
+    house = House(script, portal=portal)
+    house.put(1)
+    steps(house, 5, 1.0)
+    house.put(2, a="A", b="B", c="C", d="D")
+    steps(house, 60, 1.0)
+    row = house.journal.rows[2]
+    assert row.delivered == {"b": "B", "c": "C", "d": "D"}
+    assert row.refused.keys() == {"a"}

@@ -10,7 +10,7 @@ from bridge.delivery.limiter import Limiter
 from bridge.delivery.portal_rules import PortalRules, complaint_about
 from bridge.delivery.properties import ABSENT, Definition, NotTold
 from bridge.errors import CrmUnreachableError
-from bridge.model import PendingRecord, Reason, Refused, Value
+from bridge.model import PendingRecord, Reason, Refused, RetryLater, Value
 from tests.builders import key
 from tests.fakes import FakeClock
 
@@ -30,16 +30,24 @@ class FakePortal:
     unlisted: dict[str, Definition] = field(default_factory=dict)
     told: NotTold | None = None
     unreachable: bool = False
+    takes_s: float = 0.0
+    clock: FakeClock | None = None
     asked: list[str] = field(default_factory=list)
 
     def properties(self, object_type: str) -> dict[str, Definition] | NotTold:
         self.asked.append(object_type)
+        self._pass()
         if self.unreachable:
             raise CrmUnreachableError("the portal cannot be reached")
         return self.told or dict(self.listed)
 
+    def _pass(self) -> None:
+        if self.clock is not None:
+            self.clock.advance(self.takes_s)
+
     def property(self, object_type: str, name: str) -> Definition | NotTold:
         self.asked.append(f"{object_type}/{name}")
+        self._pass()
         if self.unreachable:
             raise CrmUnreachableError("the portal cannot be reached")
         return self.unlisted.get(name, ABSENT)
@@ -64,12 +72,13 @@ class Desk:
         self.portal = FakePortal(**portal)  # type: ignore[arg-type]  # its own fields
         self.clock = TickingClock()
         limiter = Limiter(calls=1_000, per_s=1.0)
+        self.portal.clock = self.clock
         self.rules = PortalRules(portal=self.portal, limiter=limiter, clock=self.clock)
 
     def sent(self, *records: PendingRecord) -> tuple[dict[int, list[str]], dict[int, dict[str, Reason]]]:
         """By record, the properties that are sent, and what is refused."""
         left, refused = self.rules.rule_out("partner_clients", records)
-        assert all(isinstance(one, Refused) for one in refused)
+        assert all(isinstance(one, Refused | RetryLater) for one in refused)
         return {one.ref: list(one.values) for one in left}, {
             one.record.ref: dict(one.properties) for one in refused if isinstance(one, Refused)
         }
@@ -101,6 +110,12 @@ def test_what_cannot_be_taken_is_refused_and_the_rest_is_sent() -> None:
         (REVENUE, "1,234.5"),
         (REVENUE, "-1e5"),
         (REVENUE, "NaN"),
+        (REVENUE, "\uff11\uff12"),
+        (REVENUE, "1d"),
+        (REVENUE, " "),
+        (MANY, "crm;"),
+        (MANY, ";;crm;;cms"),
+        (Definition("sum", "number", calculated=True, custom=True), "1"),
         (REVENUE, "9" * 500),
         (REVENUE, ""),
         (Definition("renewal", "date"), "2026-01-05T10:30:00Z"),
@@ -157,7 +172,7 @@ def test_a_value_that_was_refused_and_comes_again_is_judged_by_a_new_reading() -
     desk = Desk()
     records = [record(ref, tier="iron") for ref in range(1, 4)]
     assert desk.sent(*records)[1].keys() == {1, 2, 3}
-    desk.clock.advance(0.1)
+    desk.clock.advance(2)
     desk.portal.listed["tier"] = Definition("tier", "enumeration", options={"gold": "", "iron": ""})
     assert [desk.sent(one) for one in records] == [({one.ref: ["tier"]}, {}) for one in records]
     assert desk.portal.asked == ["partner_clients"] * 2
@@ -186,6 +201,39 @@ def test_where_the_portal_does_not_tell_it_decides(trouble: dict[str, object]) -
     for _ in range(5):
         desk.sent(record(1, tier="platinum"))
     assert desk.portal.asked == ["partner_clients"]
+
+
+def test_values_that_come_again_at_once_wait_for_the_next_reading() -> None:
+    """A partner that goes to and fro between two bad values has the definitions read every two seconds at most."""
+    desk = Desk()
+    for at in range(40):
+        left, refused = desk.sent(record(1, tier=f"bad{at % 2}", company_name="A"))
+        assert (left, refused) in [({1: ["company_name"]}, {1: refused.get(1)}), ({}, {})]
+        desk.clock.advance(0.25)
+    assert len(desk.portal.asked) <= 6
+
+
+def test_a_portal_that_is_slow_or_does_not_tell_is_left_alone_for_a_while() -> None:
+    """A call that was held up for long goes back unsent, so that the next one must ask nothing."""
+    desk = Desk(unlisted={}, takes_s=30.0, unreachable=True)
+    for _ in range(3):
+        assert desk.sent(record(1, gone="x")) == ({1: ["gone"]}, {})
+    assert desk.portal.asked == ["partner_clients"]
+
+    desk = Desk()
+    desk.sent(record(1, tier="gold"))
+    desk.portal.unreachable, desk.portal.takes_s = True, 30.0
+    for _ in range(3):
+        assert desk.sent(record(1, gone="x", other="y", tier="gold"))[0] == {1: ["gone", "other", "tier"]}
+    assert desk.portal.asked == ["partner_clients", "partner_clients/gone"]  # the second name had no time left
+
+    desk = Desk()
+    assert desk.sent(record(1, tier="iron"))[1].keys() == {1}
+    desk.clock.advance(61)
+    desk.portal.unreachable, desk.portal.takes_s = True, 30.0
+    for _ in range(3):
+        assert desk.sent(record(1, tier="iron")) == ({1: ["tier"]}, {})
+    assert desk.portal.asked == ["partner_clients"] * 2
 
 
 def test_definitions_that_cannot_be_confirmed_refuse_nothing() -> None:
