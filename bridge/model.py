@@ -119,8 +119,8 @@ class Event:
 
     `unmappable` says why (a part of) it asks nothing of any record: the record id is missing, say.
     An event without updates and without `unmappable` is one that its source ignores.
-    `content_hash` is a hash of its payload, followed by `:` and one of what it asks for where that is known for good
-    (nothing of it is invalid or unmappable): see `same_content`.
+    `content_hash` is `payload:asked:around`: hashes of its payload, of what it asks for, and of what else its mapping
+    looks at, the last two empty where that is not known for good or nothing: see `same_content`.
     `payload` is the event's JSON text, `context` the JSON text of what else its mapping may look at
     (`headers`, `query`, `index`), `root` the whole body where that differs from the payload and the
     mapping looks at it.
@@ -147,18 +147,21 @@ class Event:
 
 
 def same_content(one: str, other: str) -> bool:
-    """Whether two events of one id, by their `content_hash`, are one delivered twice: the payload is the same, or what
-    they ask for. Events journalled by older versions tell their payload only.
+    """Whether two events of one id, by their `content_hash`, are one delivered twice: the payload is the same and what
+    its mapping looks at beside it, or what they ask for. Events journalled by older versions tell their payload only.
     """
-    payload, _, asked = one.partition(":")
-    other_payload, _, other_asked = other.partition(":")
-    return payload == other_payload or (asked != "" and asked == other_asked)
+    payload, *more = one.split(":")
+    other_payload, *other_more = other.split(":")
+    if not more or not other_more:
+        return payload == other_payload
+    (asked, around), (other_asked, other_around) = more, other_more
+    return (payload, around) == (other_payload, other_around) or (asked != "" and asked == other_asked)
 
 
 def other_id(event: Event, digits: int = CONFLICT_DIGITS) -> str:
     """The id of an event whose own id another one has that asks for something else: the same at each delivery."""
-    payload, _, asked = event.content_hash.partition(":")
-    return f"{event.id}~{(asked or payload)[:digits]}"
+    payload, *more = event.content_hash.split(":")
+    return f"{event.id}~{(''.join(more) or payload)[:digits]}"
 
 
 @dataclass(frozen=True, slots=True)

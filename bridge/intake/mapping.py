@@ -181,6 +181,7 @@ class CompiledSource:
         root = None
         if self._kept.root and (several or events[0] is not body):
             root = to_json(self._kept.root_of(body), breath=breath)
+        around = _hash(kept, root or "") if root is not None or len(kept) > 2 else ""
         mapped = Mapped()
         reject, unlisted, undated = False, 0, 0
         count_made = _made_counter()
@@ -219,7 +220,7 @@ class CompiledSource:
                 Event(
                     self.name,
                     event_id,
-                    _content_hash(event, occurred_at_us, reading, breath),
+                    _content_hash(event, occurred_at_us, reading, around, breath),
                     occurred_at_us,
                     payload,
                     _with_index(kept, index) if self._kept.index else kept,
@@ -314,17 +315,35 @@ class CompiledSource:
         return text, unread
 
 
-def _content_hash(event: dict[str, Any], occurred_at_us: int | None, reading: Reading, breath: Breath | None) -> str:
-    """See `Event.content_hash`. What is invalid today may ask for something tomorrow, by a mended mapping."""
+def _content_hash(
+    event: dict[str, Any], occurred_at_us: int | None, reading: Reading, around: str, breath: Breath | None
+) -> str:
+    """See `Event.content_hash`; `around` stands for what else the mapping looked at."""
     payload = hashlib.sha256(to_canonical_json(event, breath=breath)).hexdigest()
-    if reading.unmappable is not None or any(update.invalid for update in reading.updates):
-        return payload
+    return f"{payload}:{_asked_hash(occurred_at_us, reading)}:{around}"
+
+
+def _asked_hash(occurred_at_us: int | None, reading: Reading) -> str:
+    """A hash of what an event asks for, or nothing where that is not known for good: by a mended mapping it may ask for
+    more tomorrow, and of a long value that is invalid its message tells the beginning only.
+    """
+    if reading.unmappable is not None:
+        return ""
     asked = []
     for update in reading.updates:
-        lane = update.record.lane
-        asked.append((lane.object_type, lane.id_property, update.record.id, sorted(update.properties.items())))
+        if any("…" in message for message in update.invalid.values()):
+            return ""
+        lane, values = update.record.lane, (sorted(update.properties.items()), sorted(update.invalid.items()))
+        asked.append((lane.object_type, lane.id_property, update.record.id, values))
     text = orjson.dumps([occurred_at_us if asked else None, sorted(asked)])
-    return f"{payload}:{hashlib.blake2b(text, digest_size=16).hexdigest()}"
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def _hash(*texts: str) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for text in texts:
+        digest.update(text.encode())
+    return digest.hexdigest()
 
 
 class _Time:

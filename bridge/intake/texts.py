@@ -92,7 +92,7 @@ class Marks:
     def __init__(self, decimal: str, thousands: str) -> None:
         self._decimal, self._thousands = decimal, thousands
         mark = re.escape(thousands)
-        groups = rf"[0-9]{{1,3}}(?:{mark}[0-9]{{2,3}})*{mark}[0-9]{{3}}|" if thousands else ""
+        groups = rf"[1-9][0-9]{{0,2}}(?:{mark}[0-9]{{2,3}})*{mark}[0-9]{{3}}|" if thousands else ""
         self._written = re.compile(rf"[+-]?(?:{groups}[0-9]*)(?:{re.escape(decimal)}[0-9]*)?")
 
     def plain(self, text: str) -> str:

@@ -20,14 +20,22 @@ _FLOOR = Context(prec=64, rounding=ROUND_FLOOR)
 _DIGITS = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _DATE = re.compile(r"(?:19|20)[0-9]{6}|2100[0-9]{4}")
 
+#: Python would take the zone of a day for its time, and any character for what separates the two.
+_DAY_WITH_ZONE = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})([zZ]|[+-][0-9]{2}:?[0-9]{2})")
+_OTHER_SEPARATOR = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[^Tt ]|[0-9]{8}[^Tt ]")
+
 #: Digits without a format are an epoch within these seconds only: from 1990 up to 2100.
 _EPOCHS = (631_152_000, 4_102_444_800)
 #: Microseconds that a second and a millisecond have.
 _SECOND, _MILLISECOND = 1_000_000, 1_000
+#: A time of RFC 2822 behind which no zone stands.
+_ENDS_WITH_TIME = re.compile(r"[0-9]:[0-9]{2}$")
 #: Digits of a number that is looked at as a time: more than any time has.
 _MAX_DIGITS = 40
 #: Day 0 of spreadsheets. Their days 1 to 60 are off by one, as they hold 1900 to be a leap year.
 _EXCEL = datetime(1899, 12, 30)  # noqa: DTZ001 (its zone is that of the spreadsheet)
+#: A time that has two digits wherever there may be two.
+_SAMPLE = datetime(2026, 12, 31, 23, 58, 57, tzinfo=UTC)
 #: What a spreadsheet's days look like, for a hint: 1954 to 2119.
 _EXCEL_DAYS = (20_000, 80_000)
 #: Patterns that a hint may name, those before that are likelier.
@@ -99,13 +107,15 @@ def check_format(pattern: str) -> str | None:
         written = _as_strptime(pattern)
         hint = f"; write {written!r}" if written else f"; it is a pattern such as '%d/%m/%Y', or {_listed(FORMATS)}"
         return f"{pattern!r} is not a date format{hint}"
-    sample = datetime(2026, 12, 31, 23, 58, 57, tzinfo=UTC)
+    sample = _SAMPLE
     try:
         read = datetime.strptime(sample.strftime(pattern), pattern)  # noqa: DTZ007 (only its date counts)
     except (ValueError, re.error) as error:
         return f"{pattern!r} is not a date format: {error}"
     if read.year != sample.year:
         return f"{pattern!r} leaves out the year"
+    if ("%I" in pattern) != ("%p" in pattern):
+        return f"{pattern!r} leaves out the half of the day: hours up to 12 are %I with %p, those up to 24 %H"
     # A year or a month alone is its first day.
     whole = (read.month, read.day) in {(12, 31), (12, 1), (1, 1)}
     return None if whole else f"{pattern!r} leaves out the month"
@@ -155,8 +165,16 @@ def _moment(value: object, formats: Sequence[str]) -> datetime:
 
 
 def _in_format(text: str, pattern: str) -> datetime:
-    read = FORMATS.get(pattern)
-    return read(text) if read is not None else datetime.strptime(text, pattern)  # noqa: DTZ007 (the caller knows the zone)
+    if (read := FORMATS.get(pattern)) is not None:
+        return read(text)
+    if not text.isdigit():
+        return datetime.strptime(text, pattern)  # noqa: DTZ007 (the caller knows the zone)
+    # A number has lost the zeros at its beginning. Fewer digits than that could be divided in several ways.
+    digits = text.zfill(len(_SAMPLE.strftime(pattern)))
+    moment = datetime.strptime(digits, pattern)  # noqa: DTZ007 (the same)
+    if moment.strftime(pattern) != digits:
+        raise ValueError("has other digits than the pattern")
+    return moment
 
 
 def _date_of_digits(text: str) -> datetime | None:
@@ -168,6 +186,10 @@ def _date_of_digits(text: str) -> datetime | None:
 
 def _iso(text: str) -> datetime:
     try:
+        if (day := _DAY_WITH_ZONE.fullmatch(text)) is not None:  # as XML writes days
+            return datetime.fromisoformat(f"{day[1]}T00:00{day[2]}")
+        if _OTHER_SEPARATOR.match(text) is not None:
+            raise ValueError("separates date and time by neither T nor a blank")  # noqa: TRY301 (told as others)
         return datetime.fromisoformat(text.upper() if text[-1:] == "z" else text)
     except ValueError as error:
         raise ValueError(_hinted("is not an ISO 8601 date", text)) from error
@@ -191,9 +213,14 @@ def _excel(text: str) -> datetime:
 
 def _rfc2822(text: str) -> datetime:
     try:
-        return parsedate_to_datetime(text)
+        moment = parsedate_to_datetime(text)
     except (TypeError, IndexError) as error:  # what the library raises for some texts
         raise ValueError("is not a date of RFC 2822") from error
+    if moment.tzinfo is not None or _ENDS_WITH_TIME.search(text):
+        return moment
+    if text.endswith("-0000"):  # a time in UTC of which the zone is not told [RFC 5322, 3.3]
+        return moment.replace(tzinfo=UTC)
+    raise ValueError("ends in something that is no zone of RFC 2822")
 
 
 #: The formats that have a name.
@@ -243,7 +270,7 @@ def _listed(words: Sequence[str] | Mapping[str, object], *, quoted: bool = True)
 #: What other programs write in place of strptime's letters.
 _LETTERS = {
     "YYYY": "%Y", "yyyy": "%Y", "YY": "%y", "yy": "%y", "MMMM": "%B", "MMM": "%b", "MM": "%m", "M": "%m",
-    "DD": "%d", "dd": "%d", "D": "%d", "d": "%d", "HH": "%H", "hh": "%I", "mm": "%M", "ss": "%S",
+    "DD": "%d", "dd": "%d", "D": "%d", "d": "%d", "HH": "%H", "hh": "%H", "mm": "%M", "ss": "%S",
 }  # fmt: skip
 
 

@@ -170,7 +170,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         at_us = None if offset is None else to_us(self.clock.now() + offset)
         told = Told(f"{used}~{asked}", record, properties, at_us, skip_unchanged=skip)
         self.model.arrive([told], to_us(self.clock.now()))
-        again = replace(self.event(told), id=used, content_hash=f"payload of {told.id}:{asked}")
+        again = replace(self.event(told), id=used, content_hash=f"payload of {told.id}:{asked}:")
         self.sent.append(again)
         assert self.journal.append([again]).receipts == [Receipt(told.id, again.intake, conflict=True)]
 

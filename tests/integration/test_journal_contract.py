@@ -168,10 +168,10 @@ def with_content(content_hash: str, **asked: Any) -> Event:
 
 
 def test_the_same_id_that_asks_for_something_else_is_an_event_of_its_own(journal: Journal, clock: FakeClock) -> None:
-    first = with_content("p1:0123456789", properties={"tier": "gold"})
-    other = with_content("p2:ab0123456789", properties={"city": "Lugo"}, record="8")
-    third = with_content("p3:cd0123456789", properties={"tier": "iron"})
-    same = with_content("p4:0123456789", properties={"tier": "gold"})  # asks for what the first asked for
+    first = with_content("p1:0123456789:", properties={"tier": "gold"})
+    other = with_content("p2:ab0123456789:", properties={"city": "Lugo"}, record="8")
+    third = with_content("p3:cd0123456789:", properties={"tier": "iron"})
+    same = with_content("p4:0123456789:", properties={"tier": "gold"})  # asks for what the first asked for
     old = with_content("p2", properties={"city": "Lugo"}, record="8")  # as an older version told it
     told = [
         (receipt.event_id, receipt.intake, receipt.conflict)
@@ -193,7 +193,7 @@ def test_the_same_id_that_asks_for_something_else_is_an_event_of_its_own(journal
 
 def test_an_event_of_an_older_version_is_compared_by_its_payload(journal: Journal) -> None:
     journal.append([with_content("p1")])
-    receipts = journal.append([with_content("p1:0123456789"), with_content("p2:0123456789")]).receipts
+    receipts = journal.append([with_content("p1:0123456789:"), with_content("p2:0123456789:")]).receipts
     assert [(one.event_id, one.intake) for one in receipts] == [
         ("e1", Intake.DUPLICATE),
         ("e1~01234567", Intake.ACCEPTED),
@@ -201,8 +201,8 @@ def test_an_event_of_an_older_version_is_compared_by_its_payload(journal: Journa
 
 
 def test_two_that_are_told_apart_by_no_eight_digits_are_told_apart_by_all(journal: Journal) -> None:
-    journal.append([with_content("p1:00")])
-    receipts = journal.append([with_content("p2:abcdef0123"), with_content("p3:abcdef0145")]).receipts
+    journal.append([with_content("p1:00:")])
+    receipts = journal.append([with_content("p2:abcdef0123:"), with_content("p3:abcdef0145:")]).receipts
     assert [(one.event_id, one.intake) for one in receipts] == [
         ("e1~abcdef01", Intake.ACCEPTED),
         ("e1~abcdef0145", Intake.ACCEPTED),

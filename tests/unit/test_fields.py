@@ -137,6 +137,10 @@ def test_bools(value: object, expected: str) -> None:
         (253402300799, None, "epoch_ms", "1978-01-11"),
         (Decimal("45911.32"), None, "excel", "2025-09-11"),
         ("45911", None, "excel", "2025-09-11"),
+        ("31122026", None, "%d%m%Y", "2026-12-31"),
+        (1122026, None, "%d%m%Y", "2026-12-01"),  # a number has lost the zero at its beginning
+        ("2026-01-05-05:00", None, None, "2026-01-05"),  # as XML writes days
+        ("2026-01-05Z", "Europe/Madrid", None, "2026-01-05"),
         ("Thu, 31 Dec 2026 23:30:00 -0500", None, "rfc2822", "2026-12-31"),
         ("Thu, 31 Dec 2026 23:30:00 -0500", "Europe/Madrid", "rfc2822", "2027-01-01"),
     ],
@@ -163,6 +167,11 @@ def test_dates(value: object, zone: str | None, format_: str | None, expected: s
         (20270105, "Europe/Madrid", None, "2027-01-04T23:00:00Z"),
         (Decimal("46027.4375"), "UTC", "excel", "2026-01-05T10:30:00Z"),
         (Decimal("46027.43751157407"), "UTC", "excel", "2026-01-05T10:30:01Z"),  # the binary number of 10:30:01
+        ("2026-01-05-05:00", "UTC", None, "2026-01-05T05:00:00Z"),  # midnight there
+        ("Mon, 05 Jan 2026 10:30:00 -0000", "America/New_York", "rfc2822", "2026-01-05T10:30:00Z"),
+        ("Mon, 05 Jan 2026 10:30:00", "America/New_York", "rfc2822", "2026-01-05T15:30:00Z"),
+        ("Mon, 05 Jan 2026 10:30:00 EST", "UTC", "rfc2822", "2026-01-05T15:30:00Z"),
+        ("05/01/2026 01:30 PM", "UTC", "%d/%m/%Y %I:%M %p", "2026-01-05T13:30:00Z"),
         ("02.01.2026 03:04", "UTC", "%d.%m.%Y %H:%M", "2026-01-02T03:04:00Z"),
         ("02.01.2026 03:04 +0100", None, "%d.%m.%Y %H:%M %z", "2026-01-02T02:04:00Z"),
     ],
@@ -251,6 +260,9 @@ def test_numbers_are_read_in_the_marks_that_they_are_written_in(
     "value, decimal, thousands",
     [
         ("1.5", ",", "."),  # neither 1.5 nor 15
+        ("0.500", ",", "."),
+        ("000.123", ",", "."),
+        ("0,500", ".", ","),
         ("1.5", ",", ""),
         ("1.2345", ",", "."),
         ("1234.567", ",", "."),
@@ -314,6 +326,12 @@ NOT: dict[str, list[Any]] = {
         ("2026-01-02T03:04:05", {"type": "datetime"}, "timezone"),
         ("2026-01-02", {"type": "date", "format": ("%d/%m/%Y",)}, "written as"),
         (10**40, {"type": "date", "format": ("epoch",)}, "written as"),
+        (1122026, {"type": "date", "format": ("%Y%m%d",)}, "written as"),
+        ("2026115", {"type": "date", "format": ("%Y%m%d",)}, "written as"),
+        ("112026", {"type": "date", "format": ("%d%m%Y",)}, "written as"),
+        ("2026-01-05x10", {"type": "datetime"}, "ISO 8601"),
+        ("Mon, 05 Jan 2026 10:30:00 CET", {"type": "datetime", "format": ("rfc2822",)}, "written as"),
+        ("5 Jan 2026 10:30 PM", {"type": "datetime", "format": ("rfc2822",)}, "written as"),
         ("x", {"type": "date", "format": ("excel", "rfc2822")}, "written as excel or rfc2822"),
     ],
 )
@@ -334,6 +352,8 @@ def test_what_is_invalid_says_why_in_a_short_line(value: object, options: dict[s
         ({"type": "date", "format": ("%d/%m",)}, "format"),
         ({"type": "date", "format": ("epoch", "%Q")}, "format"),
         ({"type": "date", "format": ("DD/MM/YYYY",)}, "format"),
+        ({"type": "datetime", "format": ("%d/%m/%Y %I:%M",)}, "format"),
+        ({"type": "datetime", "format": ("%d/%m/%Y %H:%M %p",)}, "format"),
         ({"type": "date", "decimal": ","}, "decimal"),
         ({"type": "string", "thousands": "."}, "thousands"),
         ({"type": "number", "thousands": "."}, "thousands"),

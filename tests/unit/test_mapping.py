@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from bridge.intake.examples import run_example
 from bridge.intake.inputs import inputs_of
 from bridge.intake.mapping import CompiledSource, Mapped, compile_source
 from bridge.intake.payload import parse_json
-from bridge.model import Event, Intake, Lane, PropertyUpdate, RecordKey
+from bridge.model import Event, Intake, Lane, PropertyUpdate, RecordKey, same_content
 from bridge.settings import (
     Challenge,
     Example,
@@ -472,6 +473,35 @@ def test_a_header_that_is_named_as_it_is_sent_is_an_error(name: str) -> None:
         with pytest.raises(ExceptionGroup) as caught:
             compile_source(made)
         assert "write _headers.x_shop_topic" in str(caught.value.exceptions[0])
+
+
+def twice(acme: CompiledSource, *bodies: Any, headers: Sequence[Mapping[str, str]] = ({}, {})) -> bool:
+    """Whether two deliveries are one event."""
+    one, other = (only(acme.map_body(body, headers=sent)) for body, sent in zip(bodies, headers, strict=True))
+    return same_content(one.content_hash, other.content_hash)
+
+
+def test_what_asks_for_the_same_is_one_event_whatever_else_it_says() -> None:
+    """A counter of tries makes no other event; a value, a record, a stated time and what the mapping sees beside do."""
+    acme = compiled(occurred_at=OccurredAt("at"))
+    event = {"id": 7, "name": "A", "at": "2026-01-02T03:04:05Z"}
+    assert twice(acme, event, {**event, "try": 2})
+    assert twice(acme, {**event, "plan": "Iron"}, {**event, "plan": "Iron", "try": 2})  # a value of it is invalid
+    assert not twice(acme, event, {**event, "name": "B"})
+    assert not twice(acme, event, {**event, "id": 8})
+    assert not twice(acme, event, {**event, "at": "2026-01-02T03:04:06Z"})
+    assert not twice(acme, {**event, "plan": "x" * 70 + "1"}, {**event, "plan": "x" * 70 + "2"})
+    assert not twice(acme, {"name": "A", "try": 1}, {"name": "A", "try": 2})  # nobody knows what it may ask for
+
+
+def test_what_the_mapping_sees_beside_an_event_tells_it_apart_too() -> None:
+    """The record of the whole payload, and a header."""
+    nested = compiled(block(record=Record("_root.client", "acme_id")), events="changes")
+    bodies = [{"client": client, "changes": [{"name": "A"}]} for client in ("1", "2")]
+    assert not twice(nested, *bodies)
+    assert twice(nested, bodies[0], bodies[0])
+    headed = compiled(block(properties={"name": Property("_headers.x_name")}))
+    assert not twice(headed, {"id": 7}, {"id": 7}, headers=[{"X-Name": "A"}, {"X-Name": "B"}])
 
 
 def test_replay_uses_todays_mapping() -> None:
