@@ -150,18 +150,18 @@ def same_content(one: str, other: str) -> bool:
     """Whether two events of one id, by their `content_hash`, are one delivered twice: the payload is the same and what
     its mapping looks at beside it, or what they ask for. Events journalled by older versions tell their payload only.
     """
-    payload, *more = one.split(":")
-    other_payload, *other_more = other.split(":")
+    payload, _, more = one.partition(":")
+    other_payload, _, other_more = other.partition(":")
     if not more or not other_more:
         return payload == other_payload
-    (asked, around), (other_asked, other_around) = more, other_more
+    (asked, _, around), (other_asked, _, other_around) = more.partition(":"), other_more.partition(":")
     return (payload, around) == (other_payload, other_around) or (asked != "" and asked == other_asked)
 
 
 def other_id(event: Event, digits: int = CONFLICT_DIGITS) -> str:
     """The id of an event whose own id another one has that asks for something else: the same at each delivery."""
-    payload, *more = event.content_hash.split(":")
-    return f"{event.id}~{(''.join(more) or payload)[:digits]}"
+    payload, _, more = event.content_hash.partition(":")
+    return f"{event.id}~{(more.replace(':', '') or payload)[:digits]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,9 @@ def _reader(walk: _Walk) -> YAML:
             if parent is self.root and index.value == "sources":
                 self.enters_sources = False
                 return node
-            return walk.early(node, index, [each for each in (self.root, self.sources) if each is not None], parent)
+            # What is composed just now, of which no alias may hold: `sources` itself is done when another key is.
+            around = [each for each in (self.root, None if parent is self.root else self.sources) if each is not None]
+            return walk.early(node, index, around, parent)
 
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer = Reader

@@ -132,7 +132,9 @@ class Dispatcher:
             observer=observer,
             on_unknown=on_unknown,
             may_call=lambda: not self._state.stopping and may_call(),
-            rules=None if portal is None else self._make_rules(portal),
+            rules=None
+            if portal is None
+            else PortalRules(portal=portal, limiter=self.limiter, clock=clock, wanted=lambda: not self._state.stopping),
         )
         self._closed = threading.Condition(self._lock)  # a call was settled, or given up
         self._wake = threading.Event()
@@ -140,20 +142,6 @@ class Dispatcher:
         self._loop: threading.Thread | None = None
         #: Monotonic time of the loop's last sound step, for liveness.
         self.last_progress = clock.monotonic()
-
-    def _make_rules(self, portal: Portal) -> PortalRules:
-        def counted() -> None:
-            with self._lock:
-                self._budget.started(to_us(self._clock.now()))
-                self._budget.closed(sent=True)
-
-        return PortalRules(
-            portal=portal,
-            limiter=self.limiter,
-            clock=self._clock,
-            counted=counted,
-            wanted=lambda: not self._state.stopping,
-        )
 
     # --- life ---------------------------------------------------------------------------------
 

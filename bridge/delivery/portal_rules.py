@@ -77,14 +77,10 @@ class PortalRules:
         portal: Portal,
         limiter: Limiter,
         clock: Clock,
-        counted: Callable[[], None] = lambda: None,
         wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`counted` is called for each call to the portal: they are calls of the day like others. `wanted`: whether
-        there is still something to be sent.
-        """
+        """`wanted`: whether there is still something to be sent."""
         self._portal = portal
-        self._counted = counted
         self._wanted = wanted
         self._limiter = limiter
         self._clock = clock
@@ -182,7 +178,6 @@ class PortalRules:
             if self._limiter.acquire(now) is not None:
                 break
             self._pause.wait(min(max(self._limiter.wait_s(now), 0.001), _LOOK_S))
-        self._counted()
         try:
             return ask()
         except CrmUnreachableError:

@@ -93,11 +93,15 @@ def body(kind: str) -> list[dict[str, object]]:
 def written(event: dict[str, Any], properties_of: ByHand) -> Event:
     """What somebody would write who needs this one partner only."""
     update = PropertyUpdate(RecordKey(LANE, str(event["client"])), properties_of(event))
+    at_us = microseconds(event["at"])
+    values: tuple[list[tuple[str, str]], list[Any]] = (sorted(update.properties.items()), [])
+    asked = orjson.dumps([at_us, [(LANE.object_type, LANE.id_property, update.record.id, values)]])
+    hashes = hashlib.sha256(to_canonical_json(event)), hashlib.blake2b(asked, digest_size=16)
     return Event(
         source="acme",
         id=str(event["id"]),
-        content_hash=hashlib.sha256(to_canonical_json(event)).hexdigest(),
-        occurred_at_us=microseconds(event["at"]),
+        content_hash=f"{hashes[0].hexdigest()}:{hashes[1].hexdigest()}:",
+        occurred_at_us=at_us,
         payload=to_json(event),
         updates=(update,),
     )

@@ -191,6 +191,8 @@ def test_aliases_hold_across_sources_and_a_key_twice_is_told_as_ever(tmp_path: P
     assert [(problem.path, problem.line) for problem in document.problems] == [("sources.one", 5)]
     assert document.place(("sources", "one", "deep", "c")).line == 3
     assert document.place(("sources", "one", "a")).line == 1
+    file.write_text("sources: &all\n  one: {a: 1}\nx-again: *all\n", encoding="utf-8")
+    assert read_yaml(file).data["x-again"] == {"one": {"a": 1}}
     file.write_text("sources: &all\n  one: {a: *all}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="an alias stands inside its own anchor"):
         read_yaml(file)

@@ -138,6 +138,7 @@ def test_one_module_matches_text() -> None:
         "hubspot.py": "tokens",
         "token_endpoint.py": "",
         "portal_rules.py": "values before they are sent",
+        "beginnings.py": "JSON that is cut off",
     }
     for path in folder.glob("*.py"):
         imported = {

@@ -13,7 +13,7 @@ from bridge.errors import PayloadError
 from bridge.intake.interpreter import MAX_VALUES, STEPS
 from bridge.intake.mapping import CompiledSource, Mapped, compile_source
 from bridge.model import Intake
-from bridge.settings import Challenge, MappingBlock, Pairs, Property, Record, Source, Verify
+from bridge.settings import Challenge, MappingBlock, OccurredAt, Pairs, Property, Record, Source, Verify
 
 USED_UP = f"took more than {STEPS:,} steps, those of the whole request counted"
 #: Two lists in 600 kB, joined: 900,000,000 comparisons.
@@ -105,10 +105,12 @@ def test_where_nothing_can_be_told_the_event_waits_where_people_see_it(acme: Com
     assert event.unmappable.startswith(reason)
 
 
-def test_a_time_that_takes_too_much_counts_as_missing() -> None:
-    mapped = compiled(occurred_at=JOINED).map_body(JOIN)
-    assert mapped.invalid == [(0, {"occurred_at": USED_UP})]
-    assert only(mapped).intake is Intake.ACCEPTED
+def test_an_event_whose_time_takes_too_much_is_parked() -> None:
+    """It may be an older one: as the newest it could overwrite what came later."""
+    mapped = compiled(occurred_at=OccurredAt(JOINED)).map_body(JOIN)
+    assert mapped.invalid == [(0, {"record": f"occurred_at {USED_UP}"})]
+    assert only(mapped).intake is Intake.PARKED
+    assert only(mapped).unmappable == f"occurred_at {USED_UP}"
 
 
 def test_only_events_refuse_the_request_by_what_they_take() -> None:
