@@ -110,6 +110,7 @@ def test_f58_two_ports_full_of_strangers_still_take_webhooks_and_probes(cramped:
         watch(cramped, 2.0, senders=2).check()
 
 
+@pytest.mark.heavy
 def test_f58_partners_that_are_idle_or_fetch_no_answer_make_room_too(cramped: Running) -> None:
     """A valid request on each of many connections that are kept; and answers, many on each, that nobody reads."""
     with contextlib.ExitStack() as stack:
@@ -145,6 +146,7 @@ def test_f58_whoever_has_to_give_way_is_told_to_come_back_and_let_go_at_once(cra
     assert eventually(lambda: cramped.log_has("closed to make room"), within_s=5)
 
 
+@pytest.mark.heavy
 def test_f58_a_stop_among_strangers_is_clean_and_in_time(tmp_path: Path) -> None:
     """What was taken by then is there afterwards."""
     crm = Crm()
@@ -190,6 +192,7 @@ JOIN = """\
 """
 
 
+@pytest.mark.heavy
 def test_the_admin_port_answers_while_a_mapping_holds_the_loop(tmp_path: Path) -> None:
     """Probes and metrics, each within a second: they are accepted by another thread's loop."""
     numbers = [{"id": f"{number:08}"} for number in range(5_000)]
