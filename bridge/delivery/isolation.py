@@ -11,9 +11,11 @@ one are refused without a word, the others' records go within a few calls (G11).
 
 Not the records' fault, so that nothing is parked and the lane pauses instead, is a refusal that blames
 the id property; and one that is the same for every call down to three single records and names neither
-inputs nor their values or properties, while nothing else in the lane succeeds, nor did lately of another
-partner. After four refusals in a row that is probed for with single records, of each partner first, so that
-a misconfigured lane costs at most eight calls and no partner alone can make it look like one.
+inputs nor their values or properties, while nothing else in the lane succeeds. If another partner's records
+were taken lately, it may be the lane or the records: it does not pause, but nothing is judged either until
+a call of it is taken, be it with a part of a record; what is left waits. After four refusals in a row
+single records are probed for, of each partner first, so that a misconfigured lane costs at most eight calls
+and no partner alone can make it look like one.
 
 The state is memory only: after a crash the records simply are due again.
 """
@@ -27,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from bridge.delivery.complaints import Complaint
 from bridge.delivery.ports import Input
 from bridge.delivery.salvage import Salvage, is_cheap
-from bridge.model import Lane, Outcome, Parked, PendingRecord, Reason, Refused
+from bridge.model import Lane, Outcome, Parked, PendingRecord, Reason, Refused, RetryLater
 
 #: Calls that one isolation may cost. Five culprits among 100 need some 45; what is left then waits and
 #: is tried again at growing intervals, so that a hundred culprits never mean a hundred calls at once.
@@ -39,6 +41,13 @@ SUSPICIOUS_AFTER = 4
 #: Single records that must be refused alike before the lane is held to be misconfigured, and partners of
 #: whom one must be among them, where there are so many.
 SINGLES = 3
+
+#: Calls of an isolation in which everything is refused alike although another partner's records were taken lately:
+#: to ask for single records, to search a few of those and to halve down to another one.
+MAX_UNDECIDED_CALLS = 20
+
+#: Seconds until what was not judged then is looked at again: some calls in every few minutes, not a storm.
+UNDECIDED_S = 300.0
 
 #: Records whose properties are searched for a culprit in one isolation.
 MAX_SALVAGES = 3
@@ -86,6 +95,7 @@ class Isolation:
         self._records: dict[int, PendingRecord] = {}
         self._withheld: list[tuple[Input, Complaint]] = []  # refused alone, not judged before the lane flows
         self._flows = False
+        self._undecided: Reason | None = None  # of what all are refused for, while it may be the lane's fault or theirs
         self._refusals = 0
         self._signature: tuple[object, ...] | None = None
         self._alike = True
@@ -171,7 +181,7 @@ class Isolation:
         if self._alike and not self._flows and self._have_all_been_heard():
             if self._flowing <= {source for one, _ in self._withheld for source in one.record.sources}:
                 return Ruling(misconfigured=complaint.reason)
-            self._flows = True  # another partner's records do flow: these are refused for what is in them
+            self._undecided = complaint.reason
         retire = {
             name: complaint.reason_for(name)
             for name in complaint.definitions
@@ -212,6 +222,7 @@ class Isolation:
             self._untested
             and not self._flows
             and self._alike
+            and self._undecided is None
             and self._refusals >= SUSPICIOUS_AFTER
             and not self._have_all_been_heard()
         )
@@ -252,15 +263,31 @@ class Isolation:
     # --- verdicts -----------------------------------------------------------------------------
 
     def _ruled(self, outcomes: list[Outcome], retire: Mapping[str, Reason] | None = None) -> Ruling:
+        undecided = self._undecided if self._alike and not self._flows else None
         while self._salvages and (verdict := self._salvages[0].verdict) is not None:
             self._salvages.popleft()
-            outcomes.append(verdict)
-        over = self.next_group() is None
-        if self._flows or over or not self._alike:
+            outcomes.append(verdict if undecided is None else _undecided(verdict.record, undecided))
+        if undecided is not None:
+            self._search_withheld()
+            if self.next_group() is None or self.calls >= MAX_UNDECIDED_CALLS:
+                outcomes.extend(_undecided(record, undecided) for record in self._give_up())
+        elif self._flows or not self._alike or self.next_group() is None:
             for one, complaint in self._withheld:
                 outcomes.extend(self._judge(one.record, complaint))
             self._withheld = []
-        return Ruling(tuple(outcomes), retire=retire or {}, exhausted=self._exhausted())
+        exhausted = self._give_up() if self.calls >= MAX_CALLS else ()
+        return Ruling(tuple(outcomes), retire=retire or {}, exhausted=tuple(exhausted))
+
+    def _search_withheld(self) -> None:
+        """Ask for parts of a few: if one is taken, the lane is in order."""
+        for one, complaint in list(self._withheld):
+            if is_cheap(one.record) and self._salvaged < MAX_SALVAGES:
+                self._salvage(one.record, complaint)
+                self._withheld.remove((one, complaint))
+
+    def _salvage(self, record: PendingRecord, complaint: Complaint) -> None:
+        self._salvaged += 1
+        self._salvages.append(Salvage(record, complaint))
 
     def _judge(self, record: PendingRecord, complaint: Complaint) -> list[Outcome]:
         """The verdict on a record that was refused alone."""
@@ -268,8 +295,7 @@ class Isolation:
         if names:
             return [self._refuse(record, names, complaint)]
         if (self._flows or self._proven) and is_cheap(record) and self._salvaged < MAX_SALVAGES:
-            self._salvaged += 1
-            self._salvages.append(Salvage(record, complaint))
+            self._salvage(record, complaint)
             return []
         return [Parked(record, complaint.reason)]
 
@@ -279,15 +305,14 @@ class Isolation:
             self._untested.append(record.ref)
         return Refused(record, {name: complaint.reason_for(name) for name in sorted(names)})
 
-    def _exhausted(self) -> tuple[PendingRecord, ...]:
-        if self.calls < MAX_CALLS:
-            return ()
+    def _give_up(self) -> list[PendingRecord]:
+        """Look at nothing any more; returns the records that were left."""
         left = self.holding()
         self._untested, self._tainted, self._testing = [], [], []
         self._apart.clear()
         self._salvages.clear()
         self._withheld = []
-        return tuple(self._records[ref] for ref in sorted(left) if ref in self._records)
+        return [self._records[ref] for ref in sorted(left) if ref in self._records]
 
     # --- whose fault it is --------------------------------------------------------------------
 
@@ -297,6 +322,10 @@ class Isolation:
         if is_about_records(inputs, complaint):
             self._alike = False
         self._alike = self._alike and complaint.signature == self._signature
+
+
+def _undecided(record: PendingRecord, reason: Reason) -> RetryLater:
+    return RetryLater(record, reason, UNDECIDED_S, own_failure=False)
 
 
 def is_misaddressed(lane: Lane, inputs: Sequence[Input], complaint: Complaint) -> bool:

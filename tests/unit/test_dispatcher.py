@@ -11,6 +11,7 @@ import pytest
 
 from bridge.delivery.board import TRUSTED_S
 from bridge.delivery.dispatcher import Dispatcher
+from bridge.delivery.isolation import MAX_UNDECIDED_CALLS, UNDECIDED_S
 from bridge.delivery.limiter import Limiter
 from bridge.delivery.pauses import Backoff
 from bridge.delivery.portal_rules import Portal
@@ -263,7 +264,7 @@ def test_a_misconfigured_lane_pauses_and_parks_nothing() -> None:
 
 @pytest.mark.parametrize("later_s, paused", [(TRUSTED_S - 60, False), (TRUSTED_S + 60, True)])
 def test_a_lane_that_lately_took_anothers_records_does_not_pause(later_s: float, paused: bool) -> None:
-    """Of one partner all are refused alike; long after the other's it may as well be the lane."""
+    """Of one partner all are refused: it may be the lane or them, so none is judged; long after it is the lane."""
     house = House()
     house.put(1, source="other")
     house.run(1)
@@ -272,7 +273,24 @@ def test_a_lane_that_lately_took_anothers_records_does_not_pause(later_s: float,
     house.put(*range(10, 20))
     house.run(1)
     assert [pause.reason for pause in house.dispatcher.pauses] == (["misconfigured"] if paused else [])
-    assert house.journal.states() == {"delivered": 1, "due" if paused else "parked": 10}
+    assert house.journal.states() == {"delivered": 1, "due": 10}
+
+
+def test_a_lane_that_breaks_after_anothers_success_parks_nothing_and_costs_few_calls() -> None:
+    """A thousand good records wait until it is in order again, at a few calls for each hundred of them."""
+    house = House()
+    house.put(1, source="other")
+    house.run(1)
+    house.crm.script = lambda _, __: refused_whole("portal says no")
+    for begin in range(10, 1_010, 100):
+        house.put(*range(begin, begin + 100))
+        house.run(30, step_s=1)
+    assert house.journal.states() == {"delivered": 1, "due": 1_000}
+    assert len(house.crm.calls) <= 10 * 2 * MAX_UNDECIDED_CALLS
+    assert {row.attempts for row in house.journal.rows.values()} == {0}
+    house.crm.script = lambda _, sent: ok(sent)
+    house.run(UNDECIDED_S + 30, step_s=1)
+    assert house.journal.states() == {"delivered": 1_001}
 
 
 def test_a_misconfigured_lane_leaves_the_others_alone() -> None:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.delivery.complaints import Complaint, read_complaint
-from bridge.delivery.isolation import MAX_CALLS, Isolation
+from bridge.delivery.isolation import MAX_CALLS, MAX_UNDECIDED_CALLS, Isolation
 from bridge.delivery.ports import Input
-from bridge.model import Lane, Outcome, Parked, PendingRecord, Reason, Refused
+from bridge.model import Lane, Outcome, Parked, PendingRecord, Reason, Refused, RetryLater
 from tests.fakes_delivery import CLIENTS, inputs, record
 
 Bad = Callable[[PendingRecord], bool]
@@ -256,6 +256,38 @@ def test_a_lane_that_lately_took_anothers_records_is_not_misconfigured() -> None
     assert trial.misconfigured is None
     assert len(trial.outcomes) + len(trial.exhausted) == 20
     assert isolate(of("a", records(20)), lambda _: True, flowing={"a"}).misconfigured is not None
+
+
+@pytest.mark.parametrize("properties", [1, 8, 20])
+@pytest.mark.parametrize("count", [3, 20, 100])
+def test_nothing_is_judged_while_the_lane_may_be_the_cause(count: int, properties: int) -> None:
+    """Another partner's records were taken lately, but since then nothing: all wait, and count no failure."""
+    trial = isolate(of("a", records(count, properties)), lambda _: True, flowing={"b"})
+    assert trial.misconfigured is None
+    assert trial.calls <= MAX_UNDECIDED_CALLS
+    assert trial.exhausted == []
+    assert trial.outcomes.keys() == set(range(count))
+    for [outcome] in trial.outcomes.values():
+        assert isinstance(outcome, RetryLater)
+        assert not outcome.own_failure
+
+
+def test_a_part_of_a_record_that_is_taken_shows_that_the_others_are_to_blame() -> None:
+    """Each has one bad property: three are searched, and the others judged."""
+    trial = isolate(of("a", records(8, 4)), lambda one: "p3" in one.values, flowing={"b"})
+    verdicts = [outcome for [outcome] in trial.outcomes.values()]
+    assert trial.outcomes.keys() == set(range(8))
+    assert sum(isinstance(one, Refused) and one.properties.keys() == {"p3"} for one in verdicts) == 3
+    assert sum(isinstance(one, Parked) for one in verdicts) == 5
+
+
+def test_a_good_record_among_bad_ones_is_found_and_the_bad_ones_are_judged() -> None:
+    """Of one property each, so that none can be taken in part."""
+    many = of("a", records(100, 1))
+    trial = isolate(many, lambda one: one.ref % 2 == 1 or one.ref > 90, flowing={"b"})
+    assert trial.taken
+    assert any(isinstance(one, Parked) for [one] in trial.outcomes.values())
+    assert not any(isinstance(one, RetryLater) for [one] in trial.outcomes.values())
 
 
 @pytest.mark.parametrize("partners", [2, 3, 10])
