@@ -311,7 +311,8 @@ def settle(
     # Of what this call took nothing is in doubt any more; what it judges beside that may be.
     judged = {outcome.record.ref for outcome in outcomes}
     sure = not doubtful and judged <= {record.ref for record in taken if record.doubt_at_us is None}
-    settled.delays = _leave_due(connection, outcomes, delivered, began_us, now_us, may_be_in_doubt=not sure)
+    _end_doubts(connection, delivered, call_id, began_us)
+    settled.delays = _leave_due(connection, outcomes, delivered, now_us, may_be_in_doubt=not sure)
     return settled
 
 
@@ -489,27 +490,41 @@ def _forget_failures(connection: Connection, records: Sequence[PendingRecord]) -
         )
 
 
-def _leave_due(
-    connection: Connection,
-    outcomes: Sequence[Outcome],
-    delivered: Sequence[PendingRecord],
-    began_us: int,
-    now_us: int,
-    *,
-    may_be_in_doubt: bool,
-) -> list[tuple[str, float]]:
-    """Take settled records out of `due`; returns (source, seconds since arrival) of the delivered ones."""
+def _end_doubts(connection: Connection, delivered: Sequence[PendingRecord], call_id: int | None, began_us: int) -> None:
+    """Forget the doubts that were over when this call began. What it did not send once more, because only a part of the
+    record was in it, waits from now on like any other value.
+    """
     over = [
         record.ref
         for record in delivered
         if record.doubt_at_us is not None and not record.doubt_at_us <= began_us < record.doubt_at_us + DOUBT_US
     ]
-    if over:
-        run(
-            connection,
-            "UPDATE records SET doubt_us = NULL, doubt_n = NULL WHERE id IN (SELECT id FROM {ids})",
-            ids=over,
-        )
+    if not over:
+        return
+    run(
+        connection,
+        """UPDATE desired SET state = 0
+            WHERE record IN (SELECT id FROM {ids}) AND state = 1 AND (call IS NULL OR call <> :call)
+              AND revision > (SELECT r.doubt_n FROM records r WHERE r.id = desired.record)""",
+        ids=over,
+        call=call_id,
+    )
+    run(
+        connection,
+        "UPDATE records SET doubt_us = NULL, doubt_n = NULL WHERE id IN (SELECT id FROM {ids})",
+        ids=over,
+    )
+
+
+def _leave_due(
+    connection: Connection,
+    outcomes: Sequence[Outcome],
+    delivered: Sequence[PendingRecord],
+    now_us: int,
+    *,
+    may_be_in_doubt: bool,
+) -> list[tuple[str, float]]:
+    """Take settled records out of `due`; returns (source, seconds since arrival) of the delivered ones."""
     confirmed = {record.ref for record in delivered}
     others = {outcome.record.ref for outcome in outcomes if isinstance(outcome, (Ignored, Refused))} - confirmed
     if others:

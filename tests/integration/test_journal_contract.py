@@ -617,6 +617,76 @@ def test_a_value_that_is_sent_once_more_without_an_answer_is_sent_again(journal:
     assert sent_at_the_end(journal, clock) == [{"tier": "silver"}]
 
 
+def large_confirmed_in_doubt(journal: Journal, clock: FakeClock) -> int:
+    """A call with four large values gets no answer; newer ones are confirmed in parts, as one call cannot hold them."""
+    parts = ("p1", "p2", "p3", "p4")
+    journal.append([event("e1", properties=dict.fromkeys(parts, "o" * 400))])
+    settle(journal, clock, take(journal, clock), doubtful=True)
+    clock.advance(1)
+    journal.append([event("e2", properties={"p5": "n" * 400})])
+    journal.append([event("e3", properties=dict.fromkeys(parts, "n" * 400))])
+    [due] = journal.due(limit=10, exclude=())
+    assert len(parts_sent(journal, clock, due.ref)) > 1
+    return due.ref
+
+
+def parts_sent(journal: Journal, clock: FakeClock, ref: int, *, doubtful: Sequence[int] = ()) -> list[list[str]]:
+    """What goes now, call by call, each confirmed but the `doubtful`."""
+    sent: list[list[str]] = []
+    for _ in range(20):
+        taken = cut(journal, clock, [due.ref for due in journal.due(limit=10, exclude=())], 1_000).records
+        for record in taken:
+            assert record.ref == ref
+            assert set(values(record).values()) == {"n" * 400}
+            is_doubtful = len(sent) in doubtful
+            sent.append(sorted(record.values))
+            settle(journal, clock, [record], *([] if is_doubtful else [Delivered(record)]), doubtful=is_doubtful)
+        clock.advance(1)
+    return sent
+
+
+@pytest.mark.parametrize("by_s", [0.0, 3600.0, -3600.0])
+def test_a_record_too_large_for_one_call_is_sent_once_more_in_full(
+    journal: Journal, clock: FakeClock, by_s: float
+) -> None:
+    """In parts, each value once, whatever the clock was set to; then nothing any more."""
+    ref = large_confirmed_in_doubt(journal, clock)
+    clock.jump(by_s)
+    journal.clock_was_set(to_us(by_s))
+    clock.advance(121)
+    sent = parts_sent(journal, clock, ref)
+    assert sorted(name for part in sent for name in part) == ["p1", "p2", "p3", "p4", "p5"]
+    clock.advance(1000)
+    assert journal.due(limit=10, exclude=()) == []
+
+
+@pytest.mark.parametrize("doubtful", [0, 1, 2])
+def test_a_part_that_is_sent_once_more_without_an_answer_is_sent_again(
+    journal: Journal, clock: FakeClock, doubtful: int
+) -> None:
+    ref = large_confirmed_in_doubt(journal, clock)
+    clock.advance(121)
+    sent = parts_sent(journal, clock, ref, doubtful=[doubtful])
+    clock.advance(121)
+    sent += parts_sent(journal, clock, ref)
+    confirmed = [name for at, part in enumerate(sent) if at != doubtful for name in part]
+    assert set(confirmed) == {"p1", "p2", "p3", "p4", "p5"}
+    clock.advance(1000)
+    assert journal.due(limit=10, exclude=()) == []
+
+
+def test_of_a_doubtful_record_the_rest_is_sent_once_more_after_one_property_was_alone(
+    journal: Journal, clock: FakeClock
+) -> None:
+    """As an isolation does, which looks for the property that is refused."""
+    ref = large_confirmed_in_doubt(journal, clock)
+    clock.advance(121)
+    [record] = cut(journal, clock, [ref], 1_000, only={"p3"}).records
+    settle(journal, clock, [record], Delivered(record))
+    rest = sorted(name for part in parts_sent(journal, clock, ref) for name in part)
+    assert rest == ["p1", "p2", "p4", "p5"]
+
+
 @pytest.mark.parametrize("by_s", [3600.0, -3600.0])
 def test_a_clock_that_is_set_ends_no_doubt(journal: Journal, clock: FakeClock, by_s: float) -> None:
     silver_confirmed_in_doubt(journal, clock)
