@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from decimal import Decimal
+from sys import getsizeof
 from typing import Any
 
 import orjson
@@ -41,8 +42,11 @@ from bridge.settings import OccurredAt, Source
 MAX_EVENT_ID = 200
 #: Events of one request: a megabyte of `{},` would otherwise become most of a gigabyte.
 MAX_EVENTS = 10_000
-#: Characters of all events that `events` puts together: each of them may repeat a large part of the body.
+#: Characters of all events that `events` puts together, as each of them may repeat a large part of the body; and of the
+#: headers and the query that are kept with each event.
 MAX_MADE = 16_000_000
+#: Times that what is kept with each event is in memory while a request is journalled: in pieces, joined, and as text.
+_COPIES = 3
 #: Events between two breaths: a long array must not keep other requests waiting.
 _SLICE = 10
 #: What `invalid` calls an event's time.
@@ -135,12 +139,23 @@ class CompiledSource:
         """The value of a body in the form that the source sends. Raises PayloadError, and nothing else."""
         return decode(self.source.body, body, payload_field=self.source.payload_field, pause=pause)
 
-    def weigh(self, body: bytes) -> int:
-        """Bytes of memory that a body, no longer packed, takes at most while it is mapped and journalled."""
+    def weigh(
+        self, body: bytes, *, headers: Mapping[str, str] | None = None, query: Mapping[str, str] | None = None
+    ) -> int:
+        """Bytes of memory that a body, no longer packed, takes at most while it is mapped and journalled, with what is
+        kept of the request's headers and query.
+        """
         if self._events.path == () and self.source.body == "json" and body.lstrip()[:1] == b"{":
-            return weigh(body, events=1)
-        most = MAX_EVENTS if self._events.makes else body.count(b"{") + body.count(b"%")  # in a form it is one of these
-        return weigh(body, events=min(most, MAX_EVENTS))
+            events = 1
+        elif self._events.makes:
+            events = MAX_EVENTS
+        else:
+            events = min(body.count(b"{") + body.count(b"%"), MAX_EVENTS)  # in a form it is one of these
+        kept = self._kept_context(
+            self._seen.headers_of(headers or {}, hidden=self._hidden), self._seen.query_of(query or {})
+        )
+        copies = _COPIES * min(events, MAX_MADE // len(kept))  # with more events the request is refused
+        return weigh(body, events=events) + copies * getsizeof(kept)
 
     def identity_paths(self) -> dict[str, tuple[str | int, ...]]:
         """Where an event's id and time stand, for those that are plain paths of a body that is the event."""
@@ -185,6 +200,8 @@ class CompiledSource:
         mapped = Mapped()
         reject, unlisted, undated = False, 0, 0
         count_made = _made_counter()
+        if len(kept) > 2:
+            count_made(len(events) * len(kept), "the headers and the query that are kept with each")
         latest_us = FUTURE_TOLERANCE_US + (to_us(time.time()) if now_us is None else now_us)
         for index, event in enumerate(events):
             if pause is not None and index % _SLICE == _SLICE - 1:
@@ -390,15 +407,15 @@ def _kept_scope(payload: str, context: str, root: str | None) -> tuple[dict[str,
     return event, scope
 
 
-def _made_counter() -> Callable[[int], None]:
-    """Counts the characters of events that `events` puts together. It raises PayloadError when there are too many."""
+def _made_counter() -> Callable[..., None]:
+    """Counts the characters that events repeat. It raises PayloadError when there are too many."""
     left = MAX_MADE
 
-    def count(made: int) -> None:
+    def count(made: int, what: str = "put together they") -> None:
         nonlocal left
         left -= made
         if left < 0:
-            raise PayloadError(f"events: put together they have more than {MAX_MADE} characters")
+            raise PayloadError(f"events: {what} have more than {MAX_MADE} characters")
 
     return count
 

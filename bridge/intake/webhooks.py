@@ -248,7 +248,9 @@ class Webhooks:
         if endpoint.quota is not None:
             _hold(endpoint.quota.take(self._clock.monotonic()))
         # Packed once more while it waits: it does so as the bytes that were sent.
-        weight = endpoint.source.weigh(inflate(raw, endpoint.max_body) if coding else raw)
+        weight = endpoint.source.weigh(
+            inflate(raw, endpoint.max_body) if coding else raw, headers=webhook.headers, query=webhook.query()
+        )
         if weight > WEIGHED:
             self._pause()  # many may have come at once
         with ExitStack() as lane:

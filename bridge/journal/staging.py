@@ -39,9 +39,9 @@ class Left:
 
 
 def weight(event: Event) -> int:
-    """Bytes of memory that an event's payload and values take."""
+    """Bytes of memory that an event's payload, context and values take."""
     values = (update.properties.values() for update in event.updates)
-    return getsizeof(event.payload) + sum(map(getsizeof, chain.from_iterable(values)))
+    return getsizeof(event.payload) + getsizeof(event.context) + sum(map(getsizeof, chain.from_iterable(values)))
 
 
 def slices(events: Sequence[Event]) -> Iterator[Sequence[Event]]:

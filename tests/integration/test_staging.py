@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from bridge.journal.database import fetch
 from bridge.journal.event_log import EventFilter
 from bridge.journal.group_commit import GroupCommit
 from bridge.journal.retry_log import Filter
-from bridge.journal.staging import LEFT_AFTER_US, SLICE_EVENTS, decode, encode
+from bridge.journal.staging import LEFT_AFTER_US, SLICE_BYTES, SLICE_EVENTS, decode, encode, slices
 from bridge.journal.store import Journal
 from bridge.model import Event, Intake, Lane, PropertyUpdate, RecordKey, to_us
 from bridge.settings import Journal as JournalSettings
@@ -124,6 +125,15 @@ def test_a_root_that_all_events_share_is_kept_once(journal: Journal) -> None:
     assert len(commits.append(events)) == len(events)
     commits.close()
     assert journal.size() < 10 * len(root)
+
+
+def test_a_slice_is_bounded_by_what_is_kept_of_headers_and_query_too() -> None:
+    """Written with each event, it is as large as if each had brought it."""
+    events = [replace(one, context=json.dumps({"headers": {"x_topic": "x" * 100_000}})) for one in large(60)]
+    parts = list(slices(events))
+    assert [one for part in parts for one in part] == events
+    assert max(sum(len(one.context) for one in part) for part in parts) <= SLICE_BYTES
+    assert len(parts) >= 3
 
 
 def test_an_event_that_cannot_be_merged_is_parked_and_holds_up_nothing(journal: Journal, clock: FakeClock) -> None:

@@ -613,6 +613,21 @@ def test_events_that_repeat_the_body_are_bounded_in_all(events: str) -> None:
     assert len(acme.map_body(few).events) == 500
 
 
+@pytest.mark.parametrize("where", ["headers", "query"])
+def test_a_header_or_a_query_that_is_kept_with_each_event_is_bounded_in_all(where: str) -> None:
+    """One long text must not be written ten thousand times over; with few events, or not looked at, it is fine."""
+    looked_at = {"headers": "_headers.x_topic", "query": "_query.topic"}[where]
+    around: dict[str, dict[str, str]] = {where: {"X-Topic" if where == "headers" else "topic": "x" * 8_000}}
+    acme = compiled(when=f"{looked_at} != 'no'")
+    many, few = ([{"id": number} for number in range(count)] for count in (10_000, 1_000))
+    with pytest.raises(PayloadError, match="kept with each have more than 16000000 characters"):
+        acme.map_body(many, headers=around.get("headers"), query=around.get("query"))
+    mapped = acme.map_body(few, headers=around.get("headers"), query=around.get("query"))
+    assert {len(event.context) > 8_000 for event in mapped.events} == {True}
+    unread = compiled().map_body(many, headers=around.get("headers"), query=around.get("query"))
+    assert len(unread.events) == 10_000
+
+
 # --- laws ---------------------------------------------------------------------------------------
 
 #: as parse_json makes them

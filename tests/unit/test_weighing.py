@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import tracemalloc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,6 +13,8 @@ from hypothesis import given, note, settings, target
 from hypothesis import strategies as st
 
 from bridge.intake.mapping import CompiledSource, compile_source
+from bridge.intake.payload import parse_json
+from bridge.journal.staging import encode
 from bridge.settings import MappingBlock, Property, Record, Source, Verify
 
 SIZE = 12_000
@@ -131,3 +133,13 @@ def test_what_partners_send_weighs_some_times_its_length() -> None:
     client = {"id": 12345, "name": "Some Company Ltd.", "revenue": 123.45, "tags": ["a", "b"], "plan": "gold"}
     body = json.dumps([client] * 100).encode()
     assert becomes(compiled(), body) < compiled().weigh(body) < USUAL * len(body) + 2_500 * 100
+
+
+def test_what_is_kept_of_headers_and_query_weighs_with_each_event() -> None:
+    """As often as it is in memory on its way to the disk; what nobody looks at weighs nothing."""
+    source = compiled(when="_headers.x_topic != 'no'")
+    body = json.dumps([{"id": number} for number in range(1_000)]).encode()
+    headers = {"X-Topic": "x" * 8_000}
+    kept = [replace(one, root=None) for one in source.map_body(parse_json(body), headers=headers).events]
+    assert source.weigh(body, headers=headers) - source.weigh(body) > len(encode(kept)) > 1_000 * 8_000
+    assert compiled().weigh(body, headers=headers) == compiled().weigh(body)
