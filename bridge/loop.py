@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,65 +50,95 @@ LIGHT = 2 << 20
 ROOM = 96 << 20
 
 
-@dataclass(eq=False, slots=True)
-class _Waiting:
-    """One greenlet that waits for its turn."""
-
-    source: str
-    weight: int
-    granted: Event = field(default_factory=Event)
-
-
 class Turns:
-    """How many greenlets work at once, and how much the heavy ones of them weigh together; the others wait, in order.
+    """How many greenlets work at once, and how much the heavy ones of them weigh together; the others wait.
 
-    A quarter of the turns is kept for light ones. Of the heavy ones the source goes first that holds the least.
+    A quarter of the turns is kept from heavy ones, and from any single source. Light ones go first, then the source
+    that holds the fewest turns.
     """
 
     def __init__(self, size: int, *, room: int = ROOM) -> None:
         self._free = size
-        self._kept = size // 4
+        self._share = max(1, size - max(1, size // 4))
         self._room = room
-        self._held: Counter[str] = Counter()  # weight of the heavy ones at work, by source
-        self._light: list[_Waiting] = []
-        self._heavy: list[_Waiting] = []
+        self._held: Counter[str] = Counter()  # turns, by source
+        self._heavy: list[int] = []  # weights of the heavy ones at work
+        self._light_line = _Line()
+        self._heavy_line = _Line()
 
     def acquire(self, source: str = "", weight: int = 0, *, timeout: float) -> bool:
         """Whether it was granted within the time."""
-        if weight <= LIGHT and self._free:
-            self._free -= 1
-            return True
-        waiting = _Waiting(source, weight)
-        line = self._heavy if weight > LIGHT else self._light
-        line.append(waiting)
+        line = self._heavy_line if weight > LIGHT else self._light_line
+        waiting = _Waiting(weight)
+        line.join(source, waiting)
         self._grant()
         try:
             waiting.granted.wait(timeout)
         finally:
             if not waiting.granted.is_set():
-                line.remove(waiting)
+                line.leave(source, waiting)
                 self._grant()
         return waiting.granted.is_set()
 
     def release(self, source: str = "", weight: int = 0) -> None:
         self._free += 1
+        self._held[source] -= 1
         if weight > LIGHT:
-            self._held[source] -= weight
-            self._held += Counter()  # forgets those at zero
+            self._heavy.remove(weight)
         self._grant()
 
     def _grant(self) -> None:
-        while self._light and self._free:
-            self._free -= 1
-            self._light.pop(0).granted.set()
-        while self._heavy and self._free > self._kept:
-            first = min(self._heavy, key=lambda waiting: self._held[waiting.source])
-            if self._held and self._held.total() + first.weight > self._room:
-                return
-            self._free -= 1
-            self._held[first.source] += first.weight
-            self._heavy.remove(first)
-            first.granted.set()
+        for line in (self._light_line, self._heavy_line):
+            while (source := line.first(self._held, self._share)) is not None:
+                weight = line.sources[source][0].weight
+                if not self._free or (weight > LIGHT and not self._has_room(weight)):
+                    return
+                self._free -= 1
+                self._held[source] += 1
+                if weight > LIGHT:
+                    self._heavy.append(weight)
+                line.take(source).granted.set()
+
+    def _has_room(self, weight: int) -> bool:
+        return len(self._heavy) < self._share and (not self._heavy or sum(self._heavy) + weight <= self._room)
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """One greenlet that waits for its turn."""
+
+    weight: int
+    granted: Event = field(default_factory=Event)
+
+
+class _Line:
+    """Those that wait: of each source in the order they came, the sources in the order of their last turns."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, deque[_Waiting]] = {}
+
+    def join(self, source: str, waiting: _Waiting) -> None:
+        self.sources.setdefault(source, deque()).append(waiting)
+
+    def first(self, held: Mapping[str, int], share: int) -> str | None:
+        """The source that goes first: of those that hold less than their share, the one that holds the fewest."""
+        able = [source for source in self.sources if held[source] < share]
+        return min(able, key=held.__getitem__, default=None)
+
+    def take(self, source: str) -> _Waiting:
+        """The one of this source that has waited longest."""
+        line = self.sources.pop(source)
+        waiting = line.popleft()
+        if line:
+            self.sources[source] = line
+        return waiting
+
+    def leave(self, source: str, waiting: _Waiting) -> None:
+        """It waits no longer."""
+        line = self.sources[source]
+        line.remove(waiting)
+        if not line:
+            del self.sources[source]
 
 
 class LoopBell:

@@ -182,16 +182,56 @@ def test_a_bell_rung_just_when_the_patience_ends_is_heard_or_not_but_wakes_nobod
     assert len(outcomes) == 300
 
 
-def test_turns_are_bounded_and_waited_for_in_time() -> None:
-    turns = Turns(2)
-    assert turns.acquire(timeout=0.01)
-    assert turns.acquire(timeout=0.01)
-    assert not turns.acquire(timeout=0.01)
-    waiting = gevent.spawn(turns.acquire, timeout=5)
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 32])
+def test_turns_are_bounded_and_waited_for_in_time(size: int) -> None:
+    """All of them can be had, and one source alone gets at least one."""
+    turns = Turns(size)
+    assert turns.acquire("0", timeout=0.01)
+    for number in range(1, size):
+        assert turns.acquire(str(number), timeout=0.01)
+    assert not turns.acquire("one more", timeout=0.01)
+    waiting = gevent.spawn(turns.acquire, "one more", timeout=5)
     gevent.sleep(0)
     assert not waiting.ready()
-    turns.release()
+    turns.release("0")
     assert waiting.get(timeout=5) is True
+
+
+@pytest.mark.parametrize("weight", [0, LIGHT + 1])
+@pytest.mark.parametrize("size, share", [(1, 1), (2, 1), (4, 3), (32, 24)])
+def test_a_quarter_of_the_turns_is_kept_from_one_source(size: int, share: int, weight: int) -> None:
+    """Whatever its requests weigh; another's are worked on at once."""
+    turns = Turns(size)
+    for _ in range(share):
+        assert turns.acquire("many", weight, timeout=0.01)
+    assert not turns.acquire("many", weight, timeout=0.01)
+    for number in range(size - share):
+        assert turns.acquire(f"other {number}", timeout=0.01)
+
+
+def test_one_sources_light_requests_put_off_nobodys_heavy_one() -> None:
+    turns = Turns(8)
+    for _ in range(6):
+        assert turns.acquire("many", timeout=0.01)
+    assert turns.acquire("other", LIGHT + 1, timeout=0.01)
+
+
+def test_of_those_that_wait_the_source_goes_first_that_holds_the_fewest_turns() -> None:
+    """And of two that hold as few, the one whose last turn is longer ago: nobody waits for all of another's."""
+    turns = Turns(1)
+    assert turns.acquire("many", timeout=0.01)
+    order: list[str] = []
+
+    def work(source: str) -> None:
+        assert turns.acquire(source, timeout=5)
+        order.append(source)
+        turns.release(source)
+
+    working = [gevent.spawn(work, source) for source in ("many", "many", "many", "many", "one", "one")]
+    gevent.sleep(0)
+    turns.release("many")
+    gevent.joinall(working, timeout=5, raise_error=True)
+    assert order == ["many", "one", "many", "one", "many", "many"]
 
 
 def test_light_ones_never_wait_for_heavy_ones() -> None:
@@ -201,14 +241,30 @@ def test_light_ones_never_wait_for_heavy_ones() -> None:
     assert not turns.acquire("large", 2 * LIGHT, timeout=0.01)
     waiting = gevent.spawn(turns.acquire, "large", 2 * LIGHT, timeout=5)
     gevent.sleep(0)
-    for _ in range(7):
-        assert turns.acquire("small", LIGHT, timeout=0.01)
-    assert not turns.acquire("small", LIGHT, timeout=0.01)
-    turns.release("large", 2 * LIGHT)
+    for number in range(7):
+        assert turns.acquire(f"small {number}", LIGHT, timeout=0.01)
+    assert not turns.acquire("small 7", LIGHT, timeout=0.01)
+    light = gevent.spawn(turns.acquire, "small 7", LIGHT, timeout=5)
     gevent.sleep(0)
-    assert not waiting.ready()  # the turns that are left are kept for light ones
-    for _ in range(2):
-        turns.release("small", LIGHT)
+    turns.release("large", 2 * LIGHT)
+    assert light.get(timeout=5) is True
+    assert not waiting.ready()
+    turns.release("small 0", LIGHT)
+    assert waiting.get(timeout=5) is True
+
+
+def test_heavy_ones_leave_a_quarter_of_the_turns() -> None:
+    """However many sources they are of."""
+    turns = Turns(8)
+    for number in range(6):
+        assert turns.acquire(f"large {number}", LIGHT + 1, timeout=0.01)
+    waiting = gevent.spawn(turns.acquire, "large 6", LIGHT + 1, timeout=5)
+    gevent.sleep(0)
+    for number in range(2):
+        assert not waiting.ready()
+        assert turns.acquire(f"small {number}", LIGHT, timeout=0.01)
+    turns.release("large 0", LIGHT + 1)
+    gevent.sleep(0)
     assert waiting.get(timeout=5) is True
 
 
