@@ -7,11 +7,13 @@ admin port's queries) runs in threads of the ordinary kind, and the loop waits f
 
 from __future__ import annotations
 
+import functools
 import io
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import gevent
 import gevent.socket
@@ -21,15 +23,20 @@ from gevent.threadpool import ThreadPool
 
 from bridge.intake.unreadable import LateBodyError
 
+T = TypeVar("T")
 WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 #: Bytes of a body that goes to another thread; what is longer is cut, and then no JSON any more.
 MAX_BODY = 1 << 20
 
 
+#: The source whose request a greenlet works on.
+_SOURCE: ContextVar[str] = ContextVar("source", default="")
+
+
 def breathe() -> None:
     """Let the other greenlets go first."""
-    gevent.sleep(0)
+    _pace(gevent_hub.get_hub()).breathe()
 
 
 def wait_for(descriptor: int, writing: bool, timeout_s: float) -> bool:
@@ -63,11 +70,12 @@ class Turns:
         self._room = room
         self._held: Counter[str] = Counter()  # turns, by source
         self._heavy: list[int] = []  # weights of the heavy ones at work
-        self._light_line = _Line()
-        self._heavy_line = _Line()
+        self._light_line: _Line[_Waiting] = _Line()
+        self._heavy_line: _Line[_Waiting] = _Line()
 
     def acquire(self, source: str = "", weight: int = 0, *, timeout: float) -> bool:
-        """Whether it was granted within the time."""
+        """Whether it was granted within the time; by then the greenlet works on a request of this source."""
+        _SOURCE.set(source)
         line = self._heavy_line if weight > LIGHT else self._light_line
         waiting = _Waiting(weight)
         line.join(source, waiting)
@@ -89,7 +97,7 @@ class Turns:
 
     def _grant(self) -> None:
         for line in (self._light_line, self._heavy_line):
-            while (source := line.first(self._held, self._share)) is not None:
+            while (source := self._first(line)) is not None:
                 weight = line.sources[source][0].weight
                 if not self._free or (weight > LIGHT and not self._has_room(weight)):
                     return
@@ -98,6 +106,11 @@ class Turns:
                 if weight > LIGHT:
                     self._heavy.append(weight)
                 line.take(source).granted.set()
+
+    def _first(self, line: _Line[_Waiting]) -> str | None:
+        """The source that goes first: of those that hold less than their share, the one that holds the fewest."""
+        able = [source for source in line.sources if self._held[source] < self._share]
+        return min(able, key=self._held.__getitem__, default=None)
 
     def _has_room(self, weight: int) -> bool:
         return len(self._heavy) < self._share and (not self._heavy or sum(self._heavy) + weight <= self._room)
@@ -111,34 +124,57 @@ class _Waiting:
     granted: Event = field(default_factory=Event)
 
 
-class _Line:
-    """Those that wait: of each source in the order they came, the sources in the order of their last turns."""
+class _Line(Generic[T]):
+    """What waits: of each source in the order it came, the sources in the order of their last turns."""
 
     def __init__(self) -> None:
-        self.sources: dict[str, deque[_Waiting]] = {}
+        self.sources: dict[str, deque[T]] = {}
 
-    def join(self, source: str, waiting: _Waiting) -> None:
+    def join(self, source: str, waiting: T) -> None:
         self.sources.setdefault(source, deque()).append(waiting)
 
-    def first(self, held: Mapping[str, int], share: int) -> str | None:
-        """The source that goes first: of those that hold less than their share, the one that holds the fewest."""
-        able = [source for source in self.sources if held[source] < share]
-        return min(able, key=held.__getitem__, default=None)
-
-    def take(self, source: str) -> _Waiting:
-        """The one of this source that has waited longest."""
+    def take(self, source: str) -> T:
+        """What has waited longest of this source."""
         line = self.sources.pop(source)
         waiting = line.popleft()
         if line:
             self.sources[source] = line
         return waiting
 
-    def leave(self, source: str, waiting: _Waiting) -> None:
+    def leave(self, source: str, waiting: T) -> None:
         """It waits no longer."""
         line = self.sources[source]
         line.remove(waiting)
         if not line:
             del self.sources[source]
+
+
+class _Pace:
+    """Those that breathe go on one by one, their sources in turn, and in between the loop does whatever else there is
+    to do: who needs little waits for one slice of the others' work at each step, not for a slice of each of them.
+    """
+
+    def __init__(self, hub: Any) -> None:
+        self._hub = hub
+        self._line: _Line[gevent_hub.Waiter[None]] = _Line()
+        self._timer = hub.loop.timer(0)
+
+    def breathe(self) -> None:
+        waiter: gevent_hub.Waiter[None] = gevent_hub.Waiter(self._hub)
+        self._line.join(_SOURCE.get(), waiter)
+        if not self._timer.active:
+            self._timer.start(self._go_on)
+        waiter.get()
+
+    def _go_on(self) -> None:
+        first = self._line.take(next(iter(self._line.sources)))
+        if self._line.sources:
+            self._timer.start(self._go_on)
+        first.switch(None)
+
+
+#: One for each loop.
+_pace = functools.cache(_Pace)
 
 
 class LoopBell:

@@ -17,6 +17,8 @@ import pytest
 import requests
 
 from bridge.intake.signatures import sign
+from bridge.intake.weighing import weigh
+from bridge.loop import LIGHT
 from bridge.settings import Secret, Verify
 from tests.running import ACME, Running, eventually, running
 from tests.unit.test_steps import JOIN, JOINED
@@ -57,6 +59,10 @@ WORST = {
     "deep objects": megabyte(Shape(b"0", b'{"":', b"}", 60)),
     "decimals": megabyte(Shape(b"1.5")),
 }
+
+#: A join that takes all steps there are, in a body that is so light that its requests do not wait for each other.
+LIGHT_JOIN = {**JOIN, "catalog": JOIN["catalog"][:2_000], "wanted": JOIN["wanted"][:2_000]}
+assert weigh(orjson.dumps(LIGHT_JOIN), events=1) <= LIGHT
 
 
 @dataclass
@@ -183,22 +189,25 @@ def test_the_worst_bodies_that_are_taken_starve_nobody(service: Running, worst: 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    "source, payload",
+    "source, payload, connections",
     [
-        ("joined", JOIN),
-        ("own", {"id": "7", "name": "A", "act": "sleep"}),
-        ("own", {"id": "7", "name": "A", "act": "compute"}),
-        ("own", {"id": "7", "name": "A", "act": "a regular expression"}),
-        ("own", {"id": "7", "name": "A", "act": "exit"}),
-        ("own", {"id": "7", "name": "A", "act": "end"}),
+        ("joined", JOIN, 8),
+        ("joined", LIGHT_JOIN, 40),
+        ("own", {"id": "7", "name": "A", "act": "sleep"}, 8),
+        ("own", {"id": "7", "name": "A", "act": "compute"}, 8),
+        ("own", {"id": "7", "name": "A", "act": "a regular expression"}, 8),
+        ("own", {"id": "7", "name": "A", "act": "exit"}, 8),
+        ("own", {"id": "7", "name": "A", "act": "end"}, 8),
     ],
-    ids=["join", "sleep", "compute", "regular expression", "exit", "end"],
+    ids=["join", "light join", "sleep", "compute", "regular expression", "exit", "end"],
 )
-def test_what_mapping_takes_holds_up_nobody_else(service: Running, source: str, payload: object) -> None:
-    """Eight at a time, over and over: that partner is taken or told to come back, its values or events are parked."""
+def test_what_mapping_takes_holds_up_nobody_else(
+    service: Running, source: str, payload: object, connections: int
+) -> None:
+    """So many at a time, over and over: that partner is taken or told to come back, its values or events are parked."""
     worker, body = service.pids()[1], orjson.dumps(payload)
     with beside(service) as others:
-        answers = storm(service, source, body, connections=8, count=16)
+        answers = storm(service, source, body, connections=connections, count=2 * connections)
     assert set(answers) <= {202, 503}
     assert 202 in answers
     assert service.pids()[1] == worker

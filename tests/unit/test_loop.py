@@ -6,6 +6,7 @@ import io
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -293,6 +294,48 @@ def test_of_heavy_ones_the_source_goes_first_that_holds_least() -> None:
     working = [gevent.spawn(work, source) for source in ("many", "many", "many", "many", "one")]
     gevent.joinall(working, timeout=5, raise_error=True)
     assert order.index("one") == 2
+
+
+class Slices:
+    """Greenlets that work on and on, a slice after another, and how many slices each source has had."""
+
+    def __init__(self, sources: dict[str, int]) -> None:
+        self.had: Counter[str] = Counter()
+        self._turns = Turns(64)
+        self._working = [gevent.spawn(self._work, source) for source, count in sources.items() for _ in range(count)]
+        gevent.sleep(0.01)
+
+    def _work(self, source: str) -> None:
+        assert self._turns.acquire(source, timeout=1)
+        while True:
+            self.had[source] += 1
+            breathe()
+
+    def end(self) -> None:
+        gevent.killall(self._working, timeout=5)
+        breathe()  # of those that were killed nothing is left behind
+
+
+def test_who_needs_little_waits_for_one_slice_of_the_others_at_each_step() -> None:
+    """Not for one of each of them: twenty packets, echoed while thirty requests are worked on."""
+    slices, (ours, theirs) = Slices({"many": 30}), socket.socketpair()
+    with ours, theirs:
+        before = slices.had["many"]
+        for _ in range(20):
+            ours.send(b"x")
+            assert wait_for(theirs.fileno(), False, 5)
+            theirs.recv(1)
+    assert slices.had["many"] - before <= 2 * 20
+    slices.end()
+
+
+def test_sources_whose_requests_are_worked_on_go_on_in_turn() -> None:
+    """However many requests one has: another's gets as many slices as all of them."""
+    slices = Slices({"many": 30, "one": 1})
+    while slices.had["one"] < 100:
+        gevent.sleep(0.001)
+    assert 0.8 < slices.had["one"] / slices.had["many"] < 1.2
+    slices.end()
 
 
 def test_a_descriptor_is_waited_for_in_time() -> None:
