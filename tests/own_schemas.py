@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -121,6 +122,25 @@ def close_all() -> dict[str, Any]:
     return {}
 
 
+#: What a schema remembers, as caches do.
+KEPT: list[bytearray] = []
+
+
+def keep() -> dict[str, Any]:
+    KEPT.append(bytearray(30 << 20))
+    return {}
+
+
+def end_later() -> dict[str, Any]:
+    threading.Timer(0.2, os._exit, [3]).start()
+    return {}
+
+
+def rest() -> dict[str, Any]:
+    time.sleep(0.5)
+    return {}
+
+
 ACTS: dict[str, Any] = {
     "sleep": lambda: time.sleep(10),
     "compute": forever,
@@ -136,5 +156,8 @@ ACTS: dict[str, Any] = {
     "print": chatter,
     "close": close_all,
     "much": lambda: {f"p{number}": "x" * 60_000 for number in range(200)},
+    "keep": keep,
+    "end later": end_later,
+    "rest": rest,
     "environment": lambda: {"x": ",".join(sorted(os.environ))},
 }

@@ -6,12 +6,15 @@ concerns one event; what it does to its process ends only that. Everything that 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import resource
 import signal
 import socket
+import struct
 import sys
+import time
 from collections.abc import Callable, Mapping
 from datetime import tzinfo
 from pathlib import Path
@@ -30,22 +33,44 @@ MEMORY = 128 << 20
 #: Seconds for an event, and for all else, after which the process ends by itself: whoever started it, and would have
 #: ended it long ago, is gone. The kernel keeps this deadline, which no code of a schema's can hold up.
 ALONE_WITH_EVENT_S, ALONE_S = 6.0, 60.0
-#: A message is preceded by its length in so many bytes.
+#: A request is preceded by its length in so many bytes.
 LENGTH = 4
+#: An answer is preceded by its length and the microseconds that it took.
+ANSWER = struct.Struct(">II")
+
+#: Made while there is memory for it. `lost`: the process ends, because what is left in it would be missed by others.
+_OUT_OF_MEMORY = orjson.dumps({"error": "the schema raised MemoryError", "lost": True})
 
 _MAX_MESSAGE = 300
 
 
 def main() -> NoReturn:
-    """Serve until the socket is closed."""
-    with socket.socket(fileno=int(sys.argv[1])) as connection:
-        schemas: dict[str, Schema] = {}
-        while request := received(connection):
-            signal.setitimer(signal.ITIMER_REAL, ALONE_WITH_EVENT_S if request.startswith(b"load") else ALONE_S)
-            answer = answered(request, schemas)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            connection.sendall(len(answer).to_bytes(LENGTH, "big") + answer)
+    """Serve until the socket is closed, which alone ends this process: what is sent to all processes of a service when
+    it is to stop must not hit the events that it still works on.
+    """
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    schemas: dict[str, Schema] = {}
+    with socket.socket(fileno=int(sys.argv[1])) as connection, contextlib.suppress(OSError):
+        while serve(connection, schemas):
+            pass
     os._exit(0)  # whatever threads and exit handlers a schema has left
+
+
+def serve(connection: socket.socket, schemas: dict[str, Schema]) -> bool:
+    """Answer one request. Returns whether another can be."""
+    goes_on, began = True, time.monotonic()
+    try:
+        if not (request := received(connection)):
+            return False
+        signal.setitimer(signal.ITIMER_REAL, ALONE_WITH_EVENT_S if request.startswith(b"load") else ALONE_S)
+        began = time.monotonic()
+        answer = answered(request, schemas)
+    except MemoryError:
+        goes_on, answer = False, _OUT_OF_MEMORY
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    connection.sendall(ANSWER.pack(len(answer), int((time.monotonic() - began) * 1e6)) + answer)
+    return goes_on
 
 
 def received(connection: socket.socket) -> bytes:
@@ -65,7 +90,9 @@ def _exactly(connection: socket.socket, length: int) -> bytes:
 
 
 def answered(request: bytes, schemas: dict[str, Schema]) -> bytes:
-    """The answer to one request: its kind, the schema's name and one argument, a line each, then the rest."""
+    """The answer to one request: its kind, the schema's name and one argument, a line each, then the rest. Raises
+    MemoryError, after which nothing more should be asked.
+    """
     kind, name, argument, rest = request.decode().split("\n", 3)
     try:
         match kind:
@@ -80,6 +107,8 @@ def answered(request: bytes, schemas: dict[str, Schema]) -> bytes:
                 module, _, function = argument.partition(":")
                 found = {"result": getattr(importlib.import_module(module), function)(schemas[name])}
         return orjson.dumps(found)
+    except MemoryError:
+        raise
     except BaseException as error:  # noqa: BLE001 (a user's code may raise anything, and means to end nothing of ours)
         told = _told(error) if kind == "import" else f"the schema raised {_name_of(error)}"
         return orjson.dumps({"error": told})
@@ -128,6 +157,8 @@ def loaded(schema: Schema, event: dict[str, Any], zone: tzinfo | None) -> dict[s
             invalid[name] = "has more digits than any number"
         except RecursionError:
             invalid[name] = "holds itself"
+        except MemoryError:
+            raise
         except Exception as error:  # noqa: BLE001 (a value of the user's own making)
             invalid[name] = f"raised {_name_of(error)} where its text was asked for"
         else:

@@ -28,14 +28,15 @@ class Permits:
         weakref.finalize(self, os.close, self._descriptor)
 
     def take(self, wait: Wait, timeout_s: float) -> bool:
-        """Whether there was one within the time."""
-        deadline = time.monotonic() + timeout_s
+        """Whether there was one within the time. It is looked for once more after that: who waits may be late."""
+        deadline, late = time.monotonic() + timeout_s, False
         while True:
             try:
                 os.eventfd_read(self._descriptor)
             except BlockingIOError:
-                if not wait(self._descriptor, False, deadline - time.monotonic()):
+                if late:
                     return False
+                late = not wait(self._descriptor, False, deadline - time.monotonic())
             else:
                 return True
 

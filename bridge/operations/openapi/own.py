@@ -15,7 +15,8 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from marshmallow import Schema, fields
 from marshmallow.decorators import PRE_LOAD
 
-from bridge.intake.own_schema import SchemaError, Schemas
+from bridge.intake.own_schema import Schemas
+from bridge.intake.schema_pool import SchemaError
 from bridge.operations.openapi.shapes import JsonSchema
 
 #: Fields that take just what apispec says of them.
