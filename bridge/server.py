@@ -67,12 +67,37 @@ REPLACE_EVERY_S = 1.0
 MakeService = Callable[[Settings, LoopSignals], Any]
 
 
+#: What ends the service.
+STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+
+
+class _StopError(BaseException):
+    """The service is to stop while the master reads a configuration."""
+
+
 class Master(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
     """gunicorn's, but SIGHUP reaches the workers that are there: they close no connection to reload."""
 
+    reading = False
+
     def reload(self) -> None:
-        self.app.reload_settings()
+        """The workers first: what they serve with need not wait for what the master reads, which own schemas may draw
+        out, and which a stop cuts short.
+        """
         self.kill_workers(signal.SIGHUP)
+        with contextlib.suppress(_StopError):
+            self.reading = True
+            try:
+                self.app.reload_settings()
+            finally:
+                self.reading = False
+
+    def signal(self, sig: int, frame: object) -> None:
+        """Called by the interpreter."""
+        super().signal(sig, frame)
+        if self.reading and sig in STOPS:
+            self.reading = False
+            raise _StopError
 
     replaced_at = float("-inf")  # monotonic
 

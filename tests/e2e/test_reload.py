@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from bridge.sandbox import Crm, SandboxServer
-from tests.running import ACME, Running, eventually
+from tests.running import ACME, Running, eventually, running
 
 
 def reload(service: Running) -> None:
@@ -141,3 +141,41 @@ def test_f14_a_storm_of_sighups_delays_neither_requests_nor_the_end(tmp_path: Pa
     reload(service)
     assert service.stop(within_s=15) == 0
     assert not service.log_has("Traceback")
+
+
+OWN = """
+import time
+from marshmallow import Schema, fields
+time.sleep({})
+class Client(Schema):
+    company_name = fields.Str(data_key="name")
+"""
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes that it started, and those that these did."""
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text(encoding="ascii").split():
+            found |= {int(child)} | descendants(int(child))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_does_not_wait_for_a_schema_that_a_reload_imports(tmp_path: Path, number: signal.Signals) -> None:
+    """However long that takes, nothing of it is left, and the workers read the change meanwhile."""
+    module = tmp_path / "own_beside.py"
+    module.write_text(OWN.format(0), encoding="utf-8")
+    source = ACME[: ACME.index("    properties:")] + "    schema: own_beside:Client\n"
+    with running(tmp_path, "http://127.0.0.1:9", sources=source) as service:
+        assert service.process is not None
+        before = descendants(service.process.pid)
+        module.write_text(OWN.format(25), encoding="utf-8")
+        reload(service)
+        both = 2  # the master and the worker import it
+        assert eventually(lambda: len(descendants(service.pids()[0]) - before) == both, within_s=10)
+        started = descendants(service.process.pid)
+        service.process.send_signal(number)
+        assert service.process.wait(8) == 0
+        assert eventually(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in started), within_s=2)
+        assert not service.log_has("Traceback")
