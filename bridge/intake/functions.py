@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Context, Decimal, InvalidOperation
 from typing import Any
 
@@ -23,12 +23,17 @@ EXACT = Context(prec=4 * MAX_DIGITS)
 
 #: The longest text that `replace` may make.
 _MAX_TEXT = 1_000_000
+#: The longest text that `unescape_html` reads, in one go of up to 30 ms: no value of a property is longer.
+_MAX_HTML = 65_536
 
 _TEXT: Any = {"types": ["string", "null"]}
 
 
 class Functions(functions.Functions):
-    """JMESPath's functions with Decimal as a number. Stateless, hence thread-safe."""
+    """JMESPath's functions with Decimal as a number. `pause` is called now and then while they do something long."""
+
+    def __init__(self, pause: Callable[[], None] | None = None) -> None:
+        self._pause = pause
 
     def arity(self, name: str) -> tuple[int, bool] | None:
         """How many arguments the function takes and whether more are fine; None: no such function."""
@@ -117,11 +122,15 @@ class Functions(functions.Functions):
 
     @signature(_TEXT)
     def _func_unescape_html(self, text: str | None) -> str | None:
-        return None if text is None else html.unescape(text)
+        if text is None:
+            return None
+        if len(text) > _MAX_HTML:
+            raise ValueError(f"unescape_html() takes at most {_MAX_HTML} characters")
+        return html.unescape(text)
 
     @signature(_TEXT)
     def _func_parse_json(self, text: str | None) -> Any:
-        return None if text is None else parse_json_text(text)
+        return None if text is None else parse_json_text(text, pause=self._pause)
 
     @signature({"types": ["object", "null"]})
     def _func_items(self, entries: dict[str, Any] | None) -> list[list[Any]] | None:

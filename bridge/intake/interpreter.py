@@ -35,6 +35,9 @@ _SLICE = 20_000
 _PART = 1_000
 
 
+_FUNCTIONS = Functions()
+
+
 class ExpressionError(BridgeError):
     """An expression could not be evaluated on this event."""
 
@@ -51,7 +54,19 @@ class Scope:
     events. `pause` is called now and then, so that long work leaves room for other requests; `wait` is how to wait.
     """
 
-    __slots__ = ("_headers", "_index", "_left", "_mark", "_query", "_room", "_root", "pause", "schema_s", "wait")
+    __slots__ = (
+        "_headers",
+        "_index",
+        "_left",
+        "_mark",
+        "_pause",
+        "_query",
+        "_room",
+        "_root",
+        "functions",
+        "schema_s",
+        "wait",
+    )
 
     def __init__(
         self,
@@ -70,7 +85,8 @@ class Scope:
         self._left = STEPS
         self._room = MAX_VALUES
         self._mark = STEPS - _SLICE
-        self.pause = pause
+        self.functions = _FUNCTIONS if pause is None else Functions(pause)
+        self._pause = pause
         self.wait = wait
         self.schema_s = SCHEMA_S  # left for own schemas
 
@@ -108,8 +124,8 @@ class Scope:
             self._mark = 0
             raise StepsError
         self._mark = self._left - _SLICE
-        if self.pause is not None:
-            self.pause()
+        if self._pause is not None:
+            self._pause()
 
 
 Run = Callable[[Any, Scope], Any]
@@ -118,8 +134,6 @@ Run = Callable[[Any, Scope], Any]
 _OBJECT, _KEY, _LIST = 25, 5, 10
 #: What takes the longer to compare the longer it is.
 _LONG = frozenset({str, list, dict})
-
-_FUNCTIONS = Functions()
 
 
 def build(node: Node, *, head: bool = True) -> Run:
@@ -287,7 +301,7 @@ def _function(node: Node, _head: bool) -> Run:
     def run(value: Any, scope: Scope) -> Any:
         given = [argument(value, scope) for argument in arguments]
         pay_call(name, given, scope.spend)
-        return _FUNCTIONS.call_function(name, given)
+        return scope.functions.call_function(name, given)
 
     return run
 

@@ -16,6 +16,8 @@ Spend = Callable[[int], None]
 _CALL = 30
 #: Bits of the characters that one step reads.
 _READ = 4
+#: What begins with an "&" in HTML: it is looked up, if need be by each of its beginnings.
+_REFERENCE = 50
 _CONTAINERS = frozenset({list, dict})
 
 
@@ -70,6 +72,11 @@ def _replace(arguments: Sequence[Any], spend: Spend) -> None:
         spend(len(text) + text.count(old) * len(new))
 
 
+def _unescape(arguments: Sequence[Any], spend: Spend) -> None:
+    if type(text := arguments[0]) is str:
+        spend(len(text) + _REFERENCE * text.count("&"))
+
+
 def _contains(arguments: Sequence[Any], spend: Spend) -> None:
     whole, part = arguments
     if type(whole) is str:
@@ -117,7 +124,8 @@ _PRICES: Mapping[str, Callable[[Sequence[Any], Spend], None]] = {
     "trim": _text,
     "reverse": lambda arguments, spend: spend(len(arguments[0]) if type(arguments[0]) in {str, list} else 0),
     "split": lambda arguments, spend: _text(arguments, spend, each=2),
-    "parse_json": lambda arguments, spend: _text(arguments, spend, each=2),
+    "unescape_html": _unescape,
+    "parse_json": lambda arguments, spend: _text(arguments, spend, each=4),
     "replace": _replace,
     "to_string": lambda arguments, spend: pay_made(arguments[0], spend),
     "contains": _contains,

@@ -34,13 +34,14 @@ COSTLY = {
     "JSON made": (MANY, "n[].to_string(_root.n)"),
     "lists copied": (MANY, "map(&_root.n, n)[]"),
     "objects made": (MANY, "n[].[map(&{a: @}, _root.n)]"),
+    "HTML": ({**MANY, "h": "&x" * 32_000}, "n[].unescape_html(_root.h)"),
     "sorted": (MANY, "n[].sort(_root.t)"),
     "sorted by": (MANY, "n[].sort_by([{a: _root.long}, {a: _root.long}], &a)"),
     "entries": ({**MANY, "o": {str(n): n for n in range(9_000)}}, "n[].items(_root.o)"),
 }
 
 
-QUICK = {"a join", "texts made", "texts joined", "lists copied", "objects made"}
+QUICK = {"a join", "texts made", "texts joined", "lists copied", "objects made", "HTML"}
 
 
 def compiled(*blocks: MappingBlock, **changes: Any) -> CompiledSource:
@@ -79,6 +80,15 @@ def test_loops_go_on_meanwhile() -> None:
     waits = sorted(after - before for before, after in pairwise(moments))
     assert len(waits) > 100
     assert waits[int(len(waits) * 0.95)] < 0.1
+
+
+def test_loops_go_on_while_json_within_a_text_is_parsed() -> None:
+    breaths: list[int] = []
+    acme = compiled(block(properties={"x": Property("to_string(length(parse_json(j)))"), "name": Property("name")}))
+    body = {"id": "7", "name": "A", "j": json.dumps([{}] * 40_000)}
+    found = only(acme.map_body(body, pause=lambda: breaths.append(1)))
+    assert found.updates[0].properties == {"x": "40000", "name": "A"}
+    assert len(breaths) >= 200
 
 
 def test_a_replay_judges_as_the_webhook_did() -> None:
