@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_to_bytes
 
 from bridge.errors import PayloadError
 from bridge.intake.payload import MAX_KEYS, parse_json, parse_json_text
@@ -32,8 +32,10 @@ _MEDIA_TYPES: Mapping[Form, tuple[str, ...]] = {
     ),
     "form": ("application/x-www-form-urlencoded",),
 }
-#: Lines between two breaths.
-_SLICE = 50
+#: Bytes between two breaths, of lines and of forms: some milliseconds at most.
+_SLICE = 8_000
+#: What a line or field counts as at least.
+_PART = 160
 
 
 def media_type(form: Form) -> str:
@@ -64,25 +66,40 @@ def decode(form: Form, body: bytes, *, payload_field: str | None = None, pause: 
         case "ndjson":
             return _lines(body, pause)
         case "form":
-            fields = _fields(body)
+            fields = _fields(body, pause)
             return fields if payload_field is None else _payload(fields, payload_field, pause)
 
 
+class _Breath:
+    """Calls `pause` when so much of a body has been gone through."""
+
+    def __init__(self, pause: Pause | None) -> None:
+        self._pause = pause
+        self._left = _SLICE
+
+    def take(self, length: int) -> None:
+        """Another part of so many bytes comes next."""
+        self._left -= max(length, _PART)
+        if self._left <= 0:
+            self._left = _SLICE
+            if self._pause is not None:
+                self._pause()
+
+
 def _lines(body: bytes, pause: Pause | None) -> list[Any]:
-    values = []
+    values, breath = [], _Breath(pause)
     for number, line in enumerate(body.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if pause is not None and number % _SLICE == 0:
-            pause()
+        breath.take(len(line))
         if not line.strip():
             continue
         try:
-            values.append(parse_json(line, line=number))
+            values.append(parse_json(line, line=number, pause=pause))
         except PayloadError as error:
             raise PayloadError(f"line {number}: {error}") from error
     return values
 
 
-def _fields(body: bytes) -> dict[str, str | list[str]]:
+def _fields(body: bytes, pause: Pause | None) -> dict[str, str | list[str]]:
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
@@ -91,12 +108,11 @@ def _fields(body: bytes) -> dict[str, str | list[str]]:
         raise PayloadError("the body is empty")
     if text.count("&") >= MAX_KEYS:
         raise PayloadError(f"the form has more than {MAX_KEYS} fields")
-    try:
-        pairs = parse_qsl(text, keep_blank_values=True, errors="strict")
-    except UnicodeDecodeError as error:
-        raise PayloadError("a field of the form is not UTF-8") from error
     fields: dict[str, str | list[str]] = {}
-    for name, value in pairs:
+    breath = _Breath(pause)
+    for pair in filter(None, body.replace(b"+", b" ").split(b"&")):
+        written_name, _, written_value = pair.partition(b"=")
+        name, value = _unquoted(written_name, breath), _unquoted(written_value, breath)
         held = fields.get(name)
         if held is None:
             fields[name] = value
@@ -105,6 +121,21 @@ def _fields(body: bytes) -> dict[str, str | list[str]]:
         else:
             fields[name] = [held, value]
     return fields
+
+
+def _unquoted(written: bytes, breath: _Breath) -> str:
+    """A name or value, its escapes read."""
+    parts, at = [], 0
+    while at < len(written):
+        end = written.find(b"%", at + _SLICE)  # not within an escape
+        part = written[at : end if end >= 0 else len(written)]
+        breath.take(len(part))
+        parts.append(unquote_to_bytes(part))
+        at += len(part)
+    try:
+        return b"".join(parts).decode()
+    except UnicodeDecodeError as error:
+        raise PayloadError("a field of the form is not UTF-8") from error
 
 
 def _payload(fields: Mapping[str, str | list[str]], name: str, pause: Pause | None) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 from decimal import Decimal
-from urllib.parse import urlencode
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 from hypothesis import given
@@ -137,6 +138,43 @@ def test_a_long_body_leaves_room_for_others(form: Form, joined: bytes) -> None:
     assert len(values) == 5000
     assert values[4999] == {"id": 4999, "name": "somebody"}
     assert len(breaths) == 100
+
+
+@pytest.mark.parametrize(
+    "form, body, least",
+    [
+        ("ndjson", b"[" + b"1.5," * 20_000 + b"1]", 90),
+        ("ndjson", b"\n".join([b"[" + b"1.5," * 2_000 + b"1]"] * 20), 20),
+        ("form", b"a=" + b"%41" * 100_000, 30),
+        ("form", b"%41" * 100_000, 30),
+        ("form", b"&".join([b"a=" + b"%41" * 1_000] * 100), 30),
+        ("form", b"&".join([b"a"] * 9_000), 100),
+    ],
+    ids=["a long line", "lines", "a long value", "a long name", "values", "fields"],
+)
+def test_long_lines_and_fields_leave_room_for_others(form: Form, body: bytes, least: int) -> None:
+    breaths: list[int] = []
+    assert decode(form, body, pause=lambda: breaths.append(1)) == decode(form, body)
+    assert least <= len(breaths) <= 2 * least
+
+
+PIECES = ["%41", "%", "%%", "%4", "%C3%A9", "%c3", "+", "%2B", "=", "&", "a", "\u00e9", "%F0%9F%98%80", ";"]
+
+
+@given(written=st.lists(st.sampled_from(PIECES), max_size=30), filling=st.integers(7_980, 8_020))
+def test_a_form_is_read_as_the_library_reads_it(written: list[str], filling: int) -> None:
+    """Wherever it is cut to breathe."""
+    text = "x" * filling + "".join(written)
+    expected: dict[str, Any] = {}
+    try:
+        for name, value in parse_qsl(text, keep_blank_values=True, errors="strict"):
+            expected.setdefault(name, []).append(value)
+    except UnicodeDecodeError:
+        with pytest.raises(PayloadError, match="is not UTF-8"):
+            decode("form", text.encode())
+        return
+    found = decode("form", text.encode())
+    assert {name: value if isinstance(value, list) else [value] for name, value in found.items()} == expected
 
 
 @given(form=st.sampled_from(["json", "ndjson", "form"]), body=st.binary(max_size=200), field=st.none() | st.just("p"))
