@@ -47,7 +47,8 @@ UNKNOWN_SOURCE = "unknown"
 #: Seconds until a sender should try again, from and to: jittered, so that they do not come all at once.
 _FULL_RETRY_S = (15, 45)
 _SOON_RETRY_S = (2, 10)
-#: Seconds that a request waits for its turn: a sender gives up after 5 s (Shopify) or later, and some never try again.
+#: Seconds that a request waits for its source's schemas and then for its turn, both together: a sender gives up after
+#: 5 s (Shopify) or later, and some never try again.
 TURN_PATIENCE_S = 4.0
 #: Bytes that a request weighs which was so long that verifying and weighing it took some milliseconds.
 WEIGHED = 4 << 20
@@ -253,30 +254,34 @@ class Webhooks:
         )
         if weight > WEIGHED:
             self._pause()  # many may have come at once
+        until = self._clock.monotonic() + TURN_PATIENCE_S
         with ExitStack() as lane:
-            self._enter(lane, endpoint.source.lane)
-            with self._turn(endpoint.source.name, weight):
+            self._enter(lane, endpoint.source.lane, until)
+            with self._turn(endpoint.source.name, weight, until):
                 body = inflate(raw, endpoint.max_body) if coding else raw
                 return self._work(webhook, body, verdict, mapped=lane.close)
 
-    def _enter(self, stack: ExitStack, lane: Lane | None) -> None:
+    def _enter(self, stack: ExitStack, lane: Lane | None, until: float) -> None:
         """Wait for those of the same source, where it has schemas of its own: they must hold no turn meanwhile."""
         if lane is not None:
-            if not lane.enter(self._wait, TURN_PATIENCE_S):
+            if not lane.enter(self._wait, self._left(until)):
                 raise _busy("busy", "Too many requests of this source are being worked on.", _SOON_RETRY_S)
             stack.callback(lane.leave)
 
     @contextmanager
-    def _turn(self, source: str, weight: int) -> Iterator[None]:
+    def _turn(self, source: str, weight: int, until: float) -> Iterator[None]:
         if self._turns is None:
             yield
             return
-        if not self._turns.acquire(source, weight, timeout=TURN_PATIENCE_S):
+        if not self._turns.acquire(source, weight, timeout=self._left(until)):
             raise _busy("busy", "Too many requests are being worked on.", _SOON_RETRY_S)
         try:
             yield
         finally:
             self._turns.release(source, weight)
+
+    def _left(self, until: float) -> float:
+        return max(0.0, until - self._clock.monotonic())
 
     def _work(
         self, webhook: _Webhook, body: bytes, verdict: Accepted, *, mapped: Callable[[], None]

@@ -23,7 +23,8 @@ from bridge.intake import webhooks
 from bridge.intake.identity import KnownIds
 from bridge.intake.mapping import compile_source
 from bridge.intake.signatures import Verifier, sign
-from bridge.intake.webhooks import Counts, Endpoint, Webhooks, register_problem_handlers
+from bridge.intake.waiting import Wait, wait_in_thread
+from bridge.intake.webhooks import TURN_PATIENCE_S, Counts, Endpoint, Webhooks, register_problem_handlers
 from bridge.model import Event, Intake, Receipt
 from bridge.settings import MappingBlock, Property, Record, Reply, Secret, Source, Verify
 from tests.fakes import FakeClock
@@ -95,8 +96,10 @@ class OneTurn:
 
     def __init__(self) -> None:
         self._semaphore = threading.BoundedSemaphore(1)
+        self.timeouts: list[float] = []
 
     def acquire(self, source: str = "", weight: int = 0, *, timeout: float) -> bool:
+        self.timeouts.append(timeout)
         return self._semaphore.acquire(timeout=timeout)
 
     def release(self, source: str = "", weight: int = 0) -> None:
@@ -110,6 +113,7 @@ class House:
         self.journal, self.seen, self.clock = FakeJournal(), Watching(), FakeClock()
         self.drains = False
         self.turns = OneTurn()
+        self.wait: Wait = wait_in_thread
         self.endpoints = {
             source.name: Endpoint(compile_source(source), Verifier(source.verify), MAX_BODY) for source in SOURCES
         }
@@ -122,9 +126,13 @@ class House:
             draining=lambda: self.drains,
             clock=self.clock,
             turns=self.turns,
+            wait=self._await,
         )
         self.app.register_blueprint(receiver.blueprint())
         self.client = Client(self.app)
+
+    def _await(self, descriptor: int, writing: bool, timeout_s: float) -> bool:
+        return self.wait(descriptor, writing, timeout_s)
 
     def post(
         self, source: str, body: Any, *, raw: bool = False, headers: Mapping[str, str] | None = None, **more: Any
@@ -490,6 +498,27 @@ def test_one_request_more_than_may_be_worked_on_waits_and_is_then_asked_to_come_
     assert ("acme", "late") not in house.journal.events
     house.turns.release()
     assert house.post("acme", {"eid": "late", "id": "7", "name": "A"}).status_code == 202
+
+
+def test_what_a_request_waited_for_its_sources_schemas_it_does_not_wait_again(house: House) -> None:
+    """Its sender gives up after five seconds, whatever it waited for."""
+    own = MappingBlock(Record("id", "acme_id"), schema="tests.own_schemas:Own")
+    source = compile_source(Source("own", verify=Verify("none"), mappings=(own,)))
+    house.endpoints["own"] = Endpoint(source, Verifier(source.source.verify), MAX_BODY)
+    lane = source.lane
+    assert lane is not None
+    assert lane.enter(wait_in_thread, 0)
+
+    def wait(descriptor: int, writing: bool, timeout_s: float) -> bool:
+        if house.wait is wait:  # the first time, while it waits for the one before
+            house.wait = wait_in_thread
+            house.clock.advance(3)
+            lane.leave()
+        return wait_in_thread(descriptor, writing, timeout_s)
+
+    house.wait = wait
+    assert house.post("own", {"id": "7", "name": "A"}).status_code == 202
+    assert house.turns.timeouts == [TURN_PATIENCE_S - 3]
 
 
 def test_the_server_is_told_of_a_request_that_is_the_partners(house: House) -> None:
