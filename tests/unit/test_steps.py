@@ -13,7 +13,7 @@ from bridge.errors import PayloadError
 from bridge.intake.interpreter import MAX_VALUES, STEPS
 from bridge.intake.mapping import CompiledSource, Mapped, compile_source
 from bridge.model import Intake
-from bridge.settings import Challenge, MappingBlock, Pairs, Property, Record, Source, Verify
+from bridge.settings import Challenge, MappingBlock, OccurredAt, Pairs, Property, Record, Source, Verify
 
 USED_UP = f"took more than {STEPS:,} steps, those of the whole request counted"
 #: Two lists in 600 kB, joined: 900,000,000 comparisons.
