@@ -76,6 +76,9 @@ class Turns:
     def acquire(self, source: str = "", weight: int = 0, *, timeout: float) -> bool:
         """Whether it was granted within the time; by then the greenlet works on a request of this source."""
         _SOURCE.set(source)
+        if weight <= LIGHT and self._free and self._held[source] < self._share:  # then nobody is there who goes first
+            self._begin(source, weight)
+            return True
         line = self._heavy_line if weight > LIGHT else self._light_line
         waiting = _Waiting(weight)
         line.join(source, waiting)
@@ -97,15 +100,18 @@ class Turns:
 
     def _grant(self) -> None:
         for line in (self._light_line, self._heavy_line):
-            while (source := self._first(line)) is not None:
+            while line.sources and (source := self._first(line)) is not None:
                 weight = line.sources[source][0].weight
                 if not self._free or (weight > LIGHT and not self._has_room(weight)):
                     return
-                self._free -= 1
-                self._held[source] += 1
-                if weight > LIGHT:
-                    self._heavy.append(weight)
+                self._begin(source, weight)
                 line.take(source).granted.set()
+
+    def _begin(self, source: str, weight: int) -> None:
+        self._free -= 1
+        self._held[source] += 1
+        if weight > LIGHT:
+            self._heavy.append(weight)
 
     def _first(self, line: _Line[_Waiting]) -> str | None:
         """The source that goes first: of those that hold less than their share, the one that holds the fewest."""
