@@ -24,7 +24,7 @@ EXACT = Context(prec=4 * MAX_DIGITS)
 #: The longest text that `replace` may make.
 _MAX_TEXT = 1_000_000
 #: The longest text that `unescape_html` reads, in one go of up to 30 ms: no value of a property is longer.
-_MAX_HTML = 65_536
+MAX_HTML = 65_536
 
 _TEXT: Any = {"types": ["string", "null"]}
 
@@ -124,8 +124,8 @@ class Functions(functions.Functions):
     def _func_unescape_html(self, text: str | None) -> str | None:
         if text is None:
             return None
-        if len(text) > _MAX_HTML:
-            raise ValueError(f"unescape_html() takes at most {_MAX_HTML} characters")
+        if len(text) > MAX_HTML:
+            raise ValueError(f"unescape_html() takes at most {MAX_HTML} characters")
         return html.unescape(text)
 
     @signature(_TEXT)

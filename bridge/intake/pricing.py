@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from bridge.intake.functions import MAX_HTML
+
 Spend = Callable[[int], None]
 
 #: Any call: the library checks its arguments, which takes microseconds.
@@ -74,7 +76,7 @@ def _replace(arguments: Sequence[Any], spend: Spend) -> None:
 
 def _unescape(arguments: Sequence[Any], spend: Spend) -> None:
     if type(text := arguments[0]) is str:
-        spend(len(text) + _REFERENCE * text.count("&"))
+        spend(min(len(text), MAX_HTML) + _REFERENCE * text.count("&", 0, MAX_HTML))  # a longer one is refused
 
 
 def _contains(arguments: Sequence[Any], spend: Spend) -> None:
