@@ -137,7 +137,7 @@ def test_a_long_body_leaves_room_for_others(form: Form, joined: bytes) -> None:
     values = decode(form, b"[" + body + b"]" if form == "json" else body, pause=lambda: breaths.append(1))
     assert len(values) == 5000
     assert values[4999] == {"id": 4999, "name": "somebody"}
-    assert len(breaths) == 100
+    assert 50 <= len(breaths) <= 200  # at least every hundredth event: a fraction of a millisecond
 
 
 @pytest.mark.parametrize(
