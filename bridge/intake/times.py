@@ -74,19 +74,6 @@ def calendar_day(value: object, zone: tzinfo | None, formats: Sequence[str] = ()
     return moment.date()
 
 
-def another_day(value: object, zone: tzinfo | None, formats: Sequence[str] = ()) -> date | None:
-    """The day as it is written, where that is midnight and `zone` makes another day of it: a day that was sent as an
-    instant is then taken for the one before or after.
-    """
-    try:
-        moment = _moment(value, formats)
-        taken = calendar_day(value, zone, formats)
-    except ValueError:
-        return None
-    is_midnight = (moment.hour, moment.minute, moment.second, moment.microsecond) == (0, 0, 0, 0)
-    return moment.date() if is_midnight and moment.date() != taken else None
-
-
 def microseconds(value: object, zone: tzinfo | None, formats: Sequence[str] = ()) -> int:
     """The same instant as microseconds since the epoch, fractions of them cut off."""
     return (instant(value, zone, formats) - EPOCH) // _MICROSECOND
