@@ -22,9 +22,11 @@ from tests.postgres import PASSWORD, fresh_database, shared
 from tests.proxies import TcpProxy
 from tests.running import Running, eventually, free_port
 
+STARTED = time.time() - 60
+
 
 def event(number: int, *, name: str = "name") -> dict[str, Any]:
-    return {"id": f"e{number}", "client": f"c{number}", "at": time.time() - 60, "name": f"{name} {number}"}
+    return {"id": f"e{number}", "client": f"c{number}", "at": STARTED, "name": f"{name} {number}"}
 
 
 def copied(url: str) -> int:
