@@ -105,7 +105,7 @@ def test_a_record_that_is_too_large_goes_in_parts_those_that_waited_longest_firs
         journal.append([event(f"e{at}", "c1", {f"p{4 - at}": "x" * 400})])
     [due] = journal.due(limit=10, exclude=())
     [first] = cut(journal, clock, [due.ref], 1_000).records
-    assert list(first.values) == ["p3", "p4"]
+    assert sorted(first.values) == ["p3", "p4"]
     journal.append([event("e9", "c1", {"p3": "newer"})])
     settle(journal, clock, [first], Delivered(first))
     seen = []
