@@ -7,6 +7,7 @@ Times are integers in microseconds since the Unix epoch (UTC) where they are sto
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -64,10 +65,32 @@ class Lane:
 
 @dataclass(frozen=True, slots=True, order=True)
 class RecordKey:
-    """The address of one CRM record as a source gives it."""
+    """The address of one CRM record: `id` as it is compared (`comparable`), `spelling` as a source writes it where that
+    is another text. Keys that differ in spelling alone are equal.
+    """
 
     lane: Lane
     id: str
+    spelling: str | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, lane: Lane, record_id: str, *, caseless: bool) -> RecordKey:
+        """The key of the record that a source calls so."""
+        sent, compared = (comparable(record_id, caseless=how) for how in (False, caseless))
+        return cls(lane, compared, sent if sent != compared else None)
+
+    @property
+    def sent(self) -> str:
+        """The id as the CRM is told it."""
+        return self.spelling or self.id
+
+
+def comparable(record_id: str, *, caseless: bool) -> str:
+    """The text by which record ids are compared: in NFC, as accents may come as characters of their own, and in lower
+    case where letter case does not tell records apart (`record.match`).
+    """
+    text = unicodedata.normalize("NFC", record_id)
+    return unicodedata.normalize("NFC", text.lower()) if caseless else text
 
 
 class Category(StrEnum):
@@ -188,10 +211,11 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One desired value and the change (`n`) that set it."""
+    """One desired value, the change (`n`) that set it, and the time of that."""
 
     value: str
     n: int
+    time_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +236,11 @@ class PendingRecord:
     failing_since_us: int | None = None
     doubt_at_us: int | None = None
     doubt_n: int = 0
+
+    @property
+    def changed_us(self) -> int:
+        """The newest time of its values."""
+        return max((value.time_us for value in self.values.values()), default=0)
 
 
 #: Bytes of the values and names in a call's body: four values of the longest text that a property takes (65,536

@@ -31,7 +31,9 @@ from bridge.allocator import give_back_freed
 from bridge.config.watching import Watch
 from bridge.errors import BridgeError
 from bridge.journal import versions
+from bridge.journal.store import Journal
 from bridge.loop import ROOM, LoopSignals, Turns, breathe, wait_for
+from bridge.model import SystemClock
 from bridge.operations import logs
 from bridge.port import IDLE_S
 from bridge.settings import Settings
@@ -276,6 +278,16 @@ def remove_left_counters(scratch: str) -> None:
                 os.close(lock)
 
 
+def match_ids(settings: Settings) -> None:
+    """Let the journal compare record ids as the configuration says, before anything else reads it."""
+    journal = Journal(settings=settings.journal, clock=SystemClock())
+    try:
+        if united := journal.match_ids(settings.caseless()):
+            structlog.get_logger("bridge").warning("records that differ in spelling alone are one now", records=united)
+    finally:
+        journal.close()
+
+
 def run(
     settings: Settings,
     *,
@@ -295,6 +307,7 @@ def run(
     lock.acquire()
     try:
         versions.prepare(settings.journal.url)
+        match_ids(settings)
         for weakness in versions.weaknesses(settings.journal.url):
             structlog.get_logger("bridge").warning(weakness)
         with counters_folder():

@@ -140,6 +140,10 @@ class Service:
             return
         if fixed:
             self._log.warning("this takes effect at a restart", settings=fixed)
+        try:
+            self.journal.match_ids(settings.caseless())
+        except JournalError as error:  # a restart does it too
+            self._log.warning("record ids in the journal are compared as before", error=str(error))
         self._settings = settings
         self._endpoints = new_endpoints
         self.journal.reconfigure(settings.journal, retry_max_s=settings.retry.max_s)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bridge.errors import BridgeError
+from bridge.model import Lane
 
 DAY_S = 86_400.0
 MIB = 1024**2
@@ -251,13 +252,25 @@ class Verify:
     prefix: str = "Bearer "
 
 
+#: Properties whose values mean the same in any letter case.
+CASELESS = frozenset({"email", "domain"})
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`id` is an expression; `id_property` "" means that ids are HubSpot's record ids (digits)."""
+    """`id` is an expression; `id_property` "" means that ids are HubSpot's record ids (digits). `match` None: as is
+    usual for the property.
+    """
 
     id: str
     id_property: str = ""
     on_unknown: Literal["park", "wait", "ignore"] = "park"
+    match: Literal["exact", "caseless"] | None = None
+
+    @property
+    def caseless(self) -> bool:
+        """Whether ids that differ in letter case are one record."""
+        return self.id_property in CASELESS if self.match is None else self.match == "caseless"
 
 
 PropertyType = Literal["string", "number", "bool", "date", "datetime", "enumeration", "phone_number"]
@@ -394,6 +407,11 @@ class Settings:
     retry: Retry = field(default_factory=Retry)
     server: Server = field(default_factory=Server)
     file: Path | None = None
+
+    def caseless(self) -> dict[Lane, bool]:
+        """How the record ids of each lane are compared."""
+        blocks = (block for source in self.sources.values() for block in source.mappings)
+        return {Lane(block.object_type, block.record.id_property): block.record.caseless for block in blocks}
 
     def beside(self, running: Settings) -> tuple[Settings, list[str]]:
         """These settings for a service that runs with others, and the names of those that only a restart changes."""

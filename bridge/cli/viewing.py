@@ -44,7 +44,7 @@ def events_of(compiled: CompiledSource, mapped: Mapped) -> list[dict[str, Any]]:
                 {
                     "object_type": update.record.lane.object_type,
                     "id_property": update.record.lane.id_property or None,
-                    "id": update.record.id,
+                    "id": update.record.sent,
                 }
                 for update in event.updates
             ],

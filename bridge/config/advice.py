@@ -30,6 +30,7 @@ def advice(settings: Settings, document: Document, faulty: Collection[str] = ())
             if negates_first_step(text):
                 message = f"{text!r}: to JMESPath !a.b is (!a).b, which is always null; write !(a.b)"
                 yield document.problem((*keys, *at), message)
+        yield from _untrimmed(document, keys, source)
         if (challenge := source.challenge) is not None and challenge.method == "POST" and challenge.when is None:
             message = (
                 "a POST in which `reply` finds something counts as a handshake, even if it is an event; set `when`"
@@ -70,6 +71,17 @@ def _verification(document: Document, keys: Keys, source: Source, retention_s: f
             "is still within `tolerance`; make `tolerance` less than half of `retention`"
         )
         yield document.problem((*keys, "verify", "tolerance"), message)
+
+
+def _untrimmed(document: Document, keys: Keys, source: Source) -> Iterator[Problem]:
+    """An id is trimmed, but the same e-mail address as a value is not: HubSpot refuses it with blanks around."""
+    for block in source.mappings:
+        how = block.properties.get("email")
+        if block.record.id_property != "email" or how is None or how.type != "string" or how.source is None:
+            continue
+        if not how.format and not how.source.lstrip().startswith("trim("):
+            message = "is written as it comes, blanks included, while the record's id is trimmed; add `format: email`"
+            yield document.problem((*keys, *block.path, "properties", "email"), message)
 
 
 def _not_unique(source: Source) -> str | None:

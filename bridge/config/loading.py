@@ -24,6 +24,7 @@ from bridge.config.surroundings import Surroundings, surroundings
 from bridge.config.yaml_file import read_yaml
 from bridge.errors import ConfigError, Problem
 from bridge.intake.own_schema import Schemas
+from bridge.model import Lane
 from bridge.settings import Crm, Journal, Retry, Server, Settings, Source
 
 Made = TypeVar("Made")
@@ -103,6 +104,7 @@ def _examine(path: Path, document: Document, around: Surroundings, findings: Fin
     document.data["sources"] = gathered
     sources = _sources(document, gathered, around, findings)
     findings.problems += _url_faults(document, data, sources)
+    findings.problems += _match_faults(document, sources)
     crm, retry = _made(top.get("crm"), Crm), _made(top.get("retry"), Retry)
     journal, server = _made(top.get("journal"), Journal), _made(top.get("server"), Server)
     journal, server, wrong = _overridden(journal, server, around.environ)
@@ -146,6 +148,19 @@ def _url_faults(document: Document, data: Mapping[str, Any], sources: Mapping[st
                 ("sources", name, "verify", "scheme"),
                 f"{source.verify.scheme} signs the URL; write `public_url: https://…` under `server`",
             )
+
+
+def _match_faults(document: Document, sources: Mapping[str, Source]) -> Iterator[Problem]:
+    """What is one record to one mapping must be one to all."""
+    first: dict[Lane, tuple[str, bool]] = {}
+    for name, source in sources.items():
+        for block in source.mappings:
+            lane = Lane(block.object_type, block.record.id_property)
+            other, caseless = first.setdefault(lane, (name, block.record.caseless))
+            if caseless != block.record.caseless:
+                said = "caseless" if caseless else "exact"
+                message = f"the ids of {lane} are {said} in source {other}; write the same in both"
+                yield document.problem(("sources", name, *block.path, "record", "match"), message)
 
 
 def _overridden(journal: Journal, server: Server, environ: Mapping[str, str]) -> tuple[Journal, Server, list[Problem]]:

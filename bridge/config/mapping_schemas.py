@@ -61,7 +61,20 @@ class RecordSchema(Block):
     id_property = property_name(
         metadata=about("The unique property that holds the id; left out: id is HubSpot's record id.")
     )
+    match = Choice(
+        "exact",
+        "caseless",
+        metadata=about(
+            "caseless: ids that differ in letter case are one record, sent as the newest event spells it. "
+            "Default: caseless for email and domain, else exact."
+        ),
+    )
     on_unknown = Choice("park", "wait", "ignore", metadata=about("What to do when the CRM knows no such record."))
+
+    def relations(self, data: Mapping[str, Any], given: Mapping[str, Any]) -> Complaints:
+        del data
+        if "match" in given and "id_property" not in given:
+            yield ("match",), "stands beside `id_property`: HubSpot's record ids are digits; leave it out"
 
 
 class HowSchema(Block):

@@ -389,16 +389,17 @@ def _layers(inputs: Sequence[Input], ids: Collection[str]) -> list[list[int]]:
     """Groups such that no two inputs which are one record to the CRM share one; what is in none of them
     may stay together.
 
-    An id that is named may have its twin beside it under another spelling, or one that we cannot see.
+    An id that is named may have its twin beside it under another spelling, or one that we cannot see. The groups go
+    before what is in none of them: of twins the one that was changed last is left there, the others go in their order.
     """
     twins: dict[str, list[int]] = {told.strip().casefold(): [] for told in ids}
-    for one in inputs:
+    for one in sorted(inputs, key=lambda one: one.record.changed_us):
         found = twins.get(one.record.key.id.strip().casefold())
         if found is not None:
             found.append(one.record.ref)
     layers: list[list[int]] = []
     for refs in twins.values():
-        for layer, ref in enumerate(refs[1:] or refs):
+        for layer, ref in enumerate(refs[:-1] or refs):
             if layer == len(layers):
                 layers.append([])
             layers[layer].append(ref)

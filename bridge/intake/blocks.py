@@ -20,7 +20,7 @@ from bridge.intake.values import (
     Values,
     value_getter,
 )
-from bridge.model import Lane, PropertyUpdate, RecordKey
+from bridge.model import Lane, PropertyUpdate, RecordKey, comparable
 from bridge.settings import MappingBlock, Pairs, Property
 
 #: The longest record id that is taken for one.
@@ -85,6 +85,7 @@ class CompiledBlock:
         self._get_id = self._id.get
         self._lane = Lane(block.object_type, block.record.id_property)
         self._digits = not block.record.id_property
+        self._caseless = block.record.caseless
         self._skip_unchanged = block.unchanged == "skip"
         self._expressions = [self._id] if self.when is None else [self._id, self.when]
         self._values = self._compile_values(block, path, problems, schemas)
@@ -105,7 +106,7 @@ class CompiledBlock:
         except (ExpressionError, ValueError) as error:
             reason = f"the record id {error}"
             return BlockReading(None, {**invalid, "record": reason}, reason, unlisted)
-        key = RecordKey(self._lane, record_id)
+        key = RecordKey.of(self._lane, record_id, caseless=self._caseless)
         return BlockReading(PropertyUpdate(key, valid, invalid, self._skip_unchanged), invalid, None, unlisted)
 
     def _compile_values(self, block: MappingBlock, path: Path, problems: Problems, schemas: Schemas) -> Values:
@@ -169,9 +170,9 @@ class CompiledBlock:
 
 
 def read_id(value: object, *, digits: bool) -> str:
-    """A record id's text. Raises ValueError whose message completes "the record id …"."""
+    """A record id's text, trimmed and in NFC. Raises ValueError whose message completes "the record id …"."""
     if isinstance(value, str):
-        text = value.strip()
+        text = comparable(value.strip(), caseless=False)
     elif value is ABSENT or value is None:
         raise ValueError("is missing")
     elif isinstance(value, Decimal) and value == value.to_integral_value():

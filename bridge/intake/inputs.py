@@ -19,7 +19,7 @@ class Input:
     def as_json(self) -> dict[str, Any]:
         """The input as HubSpot takes it."""
         lane = self.record.lane
-        address = {"id": self.record.id, **({"idProperty": lane.id_property} if lane.id_property else {})}
+        address = {"id": self.record.sent, **({"idProperty": lane.id_property} if lane.id_property else {})}
         return {**address, "properties": self.properties}
 
 
@@ -39,6 +39,7 @@ def inputs_of(events: Iterable[Event]) -> list[Input]:
     for _, event in sorted(changes, key=lambda change: change[0]):
         for update in event.updates:
             one = inputs.setdefault(update.record, Input(update.record))
+            one.record = update.record  # the newest spelling
             one.properties.update(update.properties)
             for name in update.invalid:
                 one.properties.pop(name, None)

@@ -76,7 +76,7 @@ def take(
         "doubt_over": began_us - DOUBT_US,
         "began": began_us,  # a doubt that begins later than now was noted by a clock that was wrong
     }
-    columns = "id, lane, record, n, attempts, failing_since_us, doubt_us, doubt_n, parked_us"
+    columns = "id, lane, record, spelling, n, attempts, failing_since_us, doubt_us, doubt_n, parked_us"
     found = {row[0]: row for row in select_locked(connection, columns, refs, size=_SIZE, **when)}
     sizes: dict[int, int] = {
         ref: found[ref][-1] for ref in refs if ref in found and found[ref][-1] and found[ref][-2] is None
@@ -97,7 +97,7 @@ def take(
     taken = [
         PendingRecord(
             ref=ref,
-            key=RecordKey(lanes(lane), record),
+            key=RecordKey(lanes(lane), spelling or record),
             n=n,
             values=values[ref],
             sources=tuple(sources.get(ref, ())),
@@ -106,7 +106,9 @@ def take(
             doubt_at_us=doubt_us,
             doubt_n=doubt_n or 0,
         )
-        for ref, lane, record, n, attempts, failing_since_us, doubt_us, doubt_n, *_ in map(found.__getitem__, fitting)
+        for ref, lane, record, spelling, n, attempts, failing_since_us, doubt_us, doubt_n, *_ in map(
+            found.__getitem__, fitting
+        )
         if ref in values
     ]
     run(
@@ -171,19 +173,20 @@ def _values(
     rows = [[name] for name in only or ()]
     these = "" if only is None else " AND d.property IN (SELECT name FROM {rows:name text} AS given)"
     values: dict[int, dict[str, Value]] = {}
-    for ref, name, value, revision in select(
+    for ref, name, value, revision, time_us in select(
         connection,
-        "record, property, value, revision",
-        f"""SELECT d.record, d.property, d.value, d.revision FROM desired d
+        "record, property, value, revision, time_us",
+        f"""SELECT d.record, d.property, d.value, d.revision, d.time_us FROM desired d
              WHERE d.record IN (SELECT id FROM {{ids}}) AND d.state = 0{these}
             UNION ALL
-            SELECT d.record, d.property, d.value, d.revision FROM records JOIN desired d ON d.record = records.id
+            SELECT d.record, d.property, d.value, d.revision, d.time_us
+              FROM records JOIN desired d ON d.record = records.id
              WHERE records.id IN (SELECT id FROM {{ids}}) AND d.state = 1 AND {_TO_SEND}{these}""",
         ids=refs,
         **({} if only is None else {"rows": rows}),
         **when,
     ):
-        values.setdefault(ref, {})[name] = Value(value, revision)
+        values.setdefault(ref, {})[name] = Value(value, revision, time_us)
     return values
 
 

@@ -19,7 +19,9 @@ from typing import Literal
 
 from sqlalchemy.engine import Connection
 
+from bridge.journal import matching
 from bridge.journal.database import fetch
+from bridge.journal.matching import RECORDS_MEANT
 from bridge.journal.schema import State
 
 #: The parts of the retry log.
@@ -100,13 +102,14 @@ class Filter:
 _RECORDS = """
 SELECT 'record' AS kind, r.id AS ref, CASE WHEN r.parked_us IS NULL THEN 'retrying' ELSE 'parked' END AS state,
        (SELECT min(source) FROM due WHERE due.record = r.id) AS source,
-       l.object_type, l.id_property, r.record, r.category, r.message, r.attempts,
+       l.object_type, l.id_property, coalesce(r.spelling, r.record) AS record, r.category, r.message, r.attempts,
        coalesce(r.failing_since_us, r.parked_us) AS failed_us,
        CASE WHEN r.parked_us IS NULL THEN r.retry_us END AS next_us
   FROM records r LEFT JOIN lanes l ON l.id = r.lane WHERE r.category IS NOT NULL <r.id>"""
 
 _REFUSED = """
-SELECT 'refused' AS kind, f.record AS ref, 'parked' AS state, f.source, l.object_type, l.id_property, r.record,
+SELECT 'refused' AS kind, f.record AS ref, 'parked' AS state, f.source, l.object_type, l.id_property,
+       coalesce(r.spelling, r.record) AS record,
        f.category, f.message, 1 AS attempts, f.failed_us, cast(NULL AS bigint) AS next_us
   FROM (SELECT d.record, {source} AS source, {category} AS category, {message} AS message,
                min(d.settled_us) AS failed_us
@@ -119,8 +122,6 @@ SELECT 'event' AS kind, seq AS ref, 'parked' AS state, source, cast(NULL AS text
        unmappable AS message, 1 AS attempts, received_us AS failed_us, cast(NULL AS bigint) AS next_us
   FROM events WHERE waits = 1 <seq>"""
 _PLACE = re.compile(r"<([\w.]+)>")
-#: By the index of lane and id.
-_OF_RECORD = "SELECT o.id FROM records o WHERE o.lane IN (SELECT id FROM lanes) AND o.record = :record"
 
 _LIKE = "lower({}) LIKE :search ESCAPE '!'"
 _BEHIND = """SELECT d.record FROM events e JOIN asks a ON a.event = e.seq
@@ -189,7 +190,7 @@ def _parts(asked: str, *, of_ids: bool = False, of_record: bool = False) -> dict
     parts = dict(zip(KINDS, (_RECORDS, _refused(asked), _EVENTS), strict=True))
     for code, kind in enumerate(KINDS):
         narrowing = rf" AND \1 IN (SELECT id / {len(KINDS)} FROM {{ids}} WHERE id % {len(KINDS)} = {code})"
-        of_this = rf" AND \1 IN ({_OF_RECORD})" if kind != "event" else " AND 1 = 0"
+        of_this = rf" AND \1 IN ({RECORDS_MEANT})" if kind != "event" else " AND 1 = 0"
         parts[kind] = _PLACE.sub((narrowing if of_ids else "") + (of_this if of_record else ""), parts[kind])
     return parts
 
@@ -223,7 +224,7 @@ def _conditions(chosen: Filter) -> tuple[str, dict[str, object]]:
     if chosen.ids:
         parameters["ids"] = _coded(chosen.ids)
     if chosen.record is not None:
-        parameters["record"] = chosen.record
+        parameters |= matching.parameters(chosen.record)
     for bound, sign in (("since_us", ">="), ("before_us", "<"), ("seen_us", "<=")):
         wanted = getattr(chosen, bound)
         if wanted is not None:

@@ -16,7 +16,9 @@ from typing import Literal, get_args
 import orjson
 from sqlalchemy.engine import Connection
 
+from bridge.journal import matching
 from bridge.journal.database import fetch, select
+from bridge.journal.matching import RECORDS_MEANT
 from bridge.journal.schema import State
 
 Outcome = Literal[
@@ -126,10 +128,9 @@ def _conditions(chosen: EventFilter) -> tuple[str, dict[str, object]]:
         parameters["source"] = chosen.source
     if chosen.record is not None:
         conditions.append(
-            """e.seq IN (SELECT a.event FROM lanes l JOIN records r ON r.lane = l.id AND r.record = :record
-                           JOIN asks a ON a.record = r.id)"""
+            f"e.seq IN (SELECT a.event FROM ({RECORDS_MEANT}) AS meant JOIN asks a ON a.record = meant.id)"
         )
-        parameters["record"] = chosen.record
+        parameters |= matching.parameters(chosen.record)
     for sign, bound in ((">=", "since_us"), ("<=", "until_us")):
         wanted = getattr(chosen, bound)
         if wanted is not None:
@@ -155,7 +156,8 @@ def _logged(connection: Connection, rows: Sequence[Sequence[object]]) -> list[Lo
     for seq, ref, record, names in select(
         connection,
         "event, id, record, properties",
-        """SELECT a.event, r.id, r.record, a.properties FROM asks a JOIN records r ON r.id = a.record
+        """SELECT a.event, r.id, coalesce(r.spelling, r.record) AS record, a.properties
+             FROM asks a JOIN records r ON r.id = a.record
             WHERE a.event IN (SELECT id FROM {ids}) AND a.properties <> '[]' ORDER BY a.event, r.id""",
         ids=seqs,
     ):

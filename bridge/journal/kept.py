@@ -116,14 +116,14 @@ def kept_events(connection: Connection, seqs: Sequence[int]) -> list[KeptEvent]:
 def asked_by(connection: Connection, seqs: Sequence[int]) -> dict[int, dict[RecordKey, Asked]]:
     """What these events asked, by event and record."""
     asked: dict[int, dict[RecordKey, Asked]] = {}
-    for seq, object_type, id_property, record, ref, n, time_us, names in select(
+    for seq, object_type, id_property, record, spelling, ref, n, time_us, names in select(
         connection,
-        "event, object_type, id_property, record, id, n, time_us, properties",
-        """SELECT a.event, l.object_type, l.id_property, r.record, r.id, a.n, a.time_us, a.properties FROM asks a
-             JOIN records r ON r.id = a.record JOIN lanes l ON l.id = r.lane
+        "event, object_type, id_property, record, spelling, id, n, time_us, properties",
+        """SELECT a.event, l.object_type, l.id_property, r.record, r.spelling, r.id, a.n, a.time_us, a.properties
+             FROM asks a JOIN records r ON r.id = a.record JOIN lanes l ON l.id = r.lane
             WHERE a.event IN (SELECT id FROM {ids})""",
         ids=list(seqs),
     ):
-        key = RecordKey(Lane(object_type, id_property), record)
+        key = RecordKey(Lane(object_type, id_property), record, spelling)
         asked.setdefault(seq, {})[key] = Asked(ref, n, time_us, tuple(orjson.loads(names)))
     return asked

@@ -153,6 +153,7 @@ def _raise_n(
     """Raise every touched record's `n`, then give each ask its `n` and its time."""
     lanes = lane_ids(connection, {ask.record.lane for ask in asks})
     newest: dict[tuple[int, str], list[int]] = {}  # key → [asks, newest time claimed]
+    spelt: dict[tuple[int, str], str | None] = {}  # by the newest of them
     dated: list[tuple[tuple[int, str], Ask, int | None]] = []
     for ask in asks:
         key = (lanes[ask.record.lane], ask.record.id)
@@ -162,17 +163,21 @@ def _raise_n(
             time_us = None
         seen = newest.setdefault(key, [0, 0])
         seen[0] += 1
-        seen[1] = max(seen[1], now_us if time_us is None else time_us)
+        claimed_us = now_us if time_us is None else time_us
+        if claimed_us >= seen[1]:
+            seen[1], spelt[key] = claimed_us, ask.record.spelling
         dated.append((key, ask, time_us))
     # Sorted: two groups that touch the same records take their locks in one order.
-    rows = [(lane, record, count, time_us) for (lane, record), (count, time_us) in sorted(newest.items())]
+    rows = [(*key, count, time_us, spelt[key]) for key, (count, time_us) in sorted(newest.items())]
     run(
         connection,
-        """INSERT INTO records (lane, record, n, newest_us)
-           SELECT lane, record, count, newest_us
-             FROM {rows:lane int, record text, count int, newest_us int} AS given WHERE true
+        """INSERT INTO records (lane, record, n, newest_us, spelling)
+           SELECT lane, record, count, newest_us, spelling
+             FROM {rows:lane int, record text, count int, newest_us int, spelling text} AS given WHERE true
            ON CONFLICT (lane, record) DO UPDATE
              SET n = records.n + excluded.n,
+                 spelling = CASE WHEN records.newest_us > excluded.newest_us AND records.newest_us <= :believed
+                                 THEN records.spelling ELSE excluded.spelling END,
                  newest_us = CASE WHEN records.newest_us > :believed THEN excluded.newest_us
                                   ELSE {greatest}(records.newest_us, excluded.newest_us) END""",
         rows=rows,

@@ -25,7 +25,7 @@ from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text
 metadata = MetaData()
 
 #: The migration that this code needs; `migrations/versions` holds it.
-HEAD = "0002"
+HEAD = "0003"
 #: Stands for the version of a journal that is being carried over (`moving`): no program serves or migrates it.
 MOVING = "moving"
 
@@ -49,6 +49,7 @@ lanes = Table(
     Column("id", Key, primary_key=True, autoincrement=True),
     Column("object_type", Text, nullable=False),
     Column("id_property", Text, nullable=False),
+    Column("caseless", Integer),  # 1: letter case does not tell its records apart; NULL: nobody has said yet
     UniqueConstraint("object_type", "id_property"),
 )
 
@@ -89,7 +90,8 @@ records = Table(
     metadata,
     Column("id", Key, primary_key=True, autoincrement=True),
     Column("lane", BigInteger, nullable=False),
-    Column("record", Text, nullable=False),
+    Column("record", Text, nullable=False),  # the id as it is compared, see `bridge.model.comparable`
+    Column("spelling", Text),  # the id as the newest event spells it, where that is another text
     Column("n", BigInteger, nullable=False),
     Column("newest_us", BigInteger, nullable=False),
     Column("attempts", Integer, nullable=False, server_default="0"),

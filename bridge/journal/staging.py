@@ -162,4 +162,4 @@ def _event(fields: dict[str, Any]) -> Event:
 
 def _update(fields: dict[str, Any]) -> PropertyUpdate:
     record = fields["record"]
-    return PropertyUpdate(**{**fields, "record": RecordKey(Lane(**record["lane"]), record["id"])})
+    return PropertyUpdate(**{**fields, "record": RecordKey(**{**record, "lane": Lane(**record["lane"])})})

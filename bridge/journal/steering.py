@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass, replace
 import orjson
 from sqlalchemy.engine import Connection
 
+from bridge.journal import matching
 from bridge.journal.database import fetch, is_postgresql, run
 from bridge.journal.locking import lock_dispatcher, lock_records, take_turns
+from bridge.journal.matching import RECORDS_MEANT
 from bridge.journal.upkeep import OPERATOR, load_pauses
 from bridge.model import Pause, Scope
 
@@ -43,15 +45,14 @@ class Resynced:
 
 def _conditions(chosen: Known) -> tuple[str, dict[str, object]]:
     conditions, parameters = ["d.state = 1"], dict[str, object]()
-    for column, wanted in (
-        ("d.source", chosen.source),
-        ("l.object_type", chosen.object_type),
-        ("r.record", chosen.record),
-    ):
+    for column, wanted in (("d.source", chosen.source), ("l.object_type", chosen.object_type)):
         if wanted is not None:
             name = column.partition(".")[2]
             conditions.append(f"{column} = :{name}")
             parameters[name] = wanted
+    if chosen.record is not None:
+        conditions.append(f"r.id IN ({RECORDS_MEANT})")
+        parameters |= matching.parameters(chosen.record)
     return " AND ".join(conditions), parameters
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -20,7 +20,18 @@ from typing import Any, Protocol
 from sqlalchemy.engine import Connection
 
 from bridge.errors import JournalError, JournalFullError
-from bridge.journal import acts, appending, delivering, event_log, overview, retry_log, steering, stories, upkeep
+from bridge.journal import (
+    acts,
+    appending,
+    delivering,
+    event_log,
+    matching,
+    overview,
+    retry_log,
+    steering,
+    stories,
+    upkeep,
+)
 from bridge.journal.acts import Act
 from bridge.journal.appending import Appended
 from bridge.journal.database import fetch, open_database
@@ -150,6 +161,12 @@ class Journal:
         """Go on with other limits and times; the URL stays."""
         self._settings = settings
         self._horizon_us = to_us(max(retry_max_s, DUE_HORIZON_S))
+
+    def match_ids(self, caseless: Mapping[Lane, bool]) -> int:
+        """Compare the record ids of these lanes as is said from now on (see `bridge.journal.matching`). Returns how
+        many records turned out to be others.
+        """
+        return matching.unite(self._database, caseless, now_us=self._now_us())
 
     def refuse_if_full(self) -> None:
         """Raise JournalFullError while the journal is at one of its limits (with a second's lag)."""

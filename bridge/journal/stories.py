@@ -9,8 +9,10 @@ from typing import Any
 import orjson
 from sqlalchemy.engine import Connection
 
+from bridge.journal import matching
 from bridge.journal.database import fetch
 from bridge.journal.event_log import settled_by_call
+from bridge.journal.matching import RECORDS_MEANT
 from bridge.journal.schema import State
 from bridge.journal.showing import beginning
 
@@ -46,7 +48,8 @@ def _asked(connection: Connection, seq: int, received_us: int) -> list[dict[str,
     asked = []
     for ref, n, time_us, names, object_type, id_property, record in fetch(
         connection,
-        """SELECT a.record, a.n, a.time_us, a.properties, l.object_type, l.id_property, r.record FROM asks a
+        """SELECT a.record, a.n, a.time_us, a.properties, l.object_type, l.id_property,
+                  coalesce(r.spelling, r.record) FROM asks a
              JOIN records r ON r.id = a.record JOIN lanes l ON l.id = r.lane WHERE a.event = :seq""",
         seq=seq,
     ):
@@ -160,12 +163,13 @@ def _delivering_call(
 def of_record(connection: Connection, record: str) -> list[dict[str, Any]]:
     """Everything the journal knows about the record(s) with this id, newest event first."""
     stories = []
-    for ref, object_type, id_property, attempts, category, message, parked_us, retry_us in fetch(
+    for ref, told, object_type, id_property, attempts, category, message, parked_us, retry_us in fetch(
         connection,
-        """SELECT r.id, l.object_type, l.id_property, r.attempts, r.category, r.message, r.parked_us, r.retry_us
-             FROM records r JOIN lanes l ON l.id = r.lane
-            WHERE r.lane IN (SELECT id FROM lanes) AND r.record = :record ORDER BY r.id""",  # by the index of both
-        record=record,
+        f"""SELECT r.id, coalesce(r.spelling, r.record), l.object_type, l.id_property, r.attempts, r.category,
+                  r.message, r.parked_us, r.retry_us
+             FROM ({RECORDS_MEANT}) AS meant JOIN records r ON r.id = meant.id JOIN lanes l ON l.id = r.lane
+            ORDER BY r.id""",
+        **matching.parameters(record),
     ):
         values = fetch(
             connection,
@@ -182,7 +186,7 @@ def of_record(connection: Connection, record: str) -> list[dict[str, Any]]:
         )
         stories.append(
             {
-                "record": record,
+                "record": told,
                 "object_type": object_type,
                 "id_property": id_property or None,
                 "state": "parked" if parked_us else "retrying" if category else "ok",

@@ -303,7 +303,7 @@ def difference_document(difference: Difference) -> Document:
         "what": difference.what,
         "object_type": record.lane.object_type if record else None,
         "id_property": (record.lane.id_property or None) if record else None,
-        "record": record.id if record else None,
+        "record": record.sent if record else None,
         "property": difference.property,
         "old": difference.old,
         "new": difference.new,

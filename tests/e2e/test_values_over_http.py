@@ -26,6 +26,13 @@ SOURCES = """\
       last_seen_at: {from: seen, type: datetime}
       annual_revenue: {from: revenue, type: number, decimal: ",", thousands: "."}
       company_name: "unescape_html(name)"
+  sales:
+    verify: {scheme: standard-webhooks, secrets: [{file: acme.secret}]}
+    object_type: contacts
+    event_id: id
+    occurred_at: at
+    record: {id: client, id_property: email}
+    properties: {firstname: name}
 """
 NUMBERS = itertools.count()
 
@@ -106,3 +113,23 @@ def test_three_changes_that_share_an_id_are_three_changes(at: House) -> None:
     assert at.counted("bridge_events_total", source="acme", outcome="conflict") == 2
     wanted = {"company_name": "A", "renewal_date": "2027-01-05", "annual_revenue": "1.5"}
     assert eventually(lambda: wanted.items() <= at.held().get(record, {}).items())
+
+
+@pytest.mark.parametrize("newer_first", [True, False])
+def test_two_spellings_of_one_address_end_with_the_newer_change(at: House, *, newer_first: bool) -> None:
+    """In whatever order they come, and whether the first is in the CRM by then or not."""
+    number, now = next(NUMBERS), time.time() - 60
+    changes = [
+        {"id": f"s{number}", "client": f"Sales{number}@Example.com", "at": now, "name": "older"},
+        {"id": f"t{number}", "client": f" sales{number}@example.com ", "at": now + 5, "name": "newer"},
+    ]
+
+    def held() -> dict[str, str]:
+        found = at.crm.state(id_property="email").get("contacts", {})
+        return {told: values["firstname"] for told, values in found.items() if str(number) in told}
+
+    for change in reversed(changes) if newer_first else changes:
+        assert at.post(change, source="sales", delivery_id=str(change["id"])).status_code == 202
+        assert eventually(lambda: "newer" in held().values() or not newer_first)
+    assert eventually(lambda: held().get(f"sales{number}@example.com") == "newer")
+    assert "older" not in held().values() or not newer_first

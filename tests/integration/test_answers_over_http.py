@@ -478,6 +478,22 @@ def test_a_whole_call_that_names_an_input_is_narrowed_to_it(tmp_path: Path) -> N
         assert len(rig.calls()) <= 3
 
 
+@pytest.mark.parametrize("first", ["c5", "C5"])
+def test_of_two_ids_of_one_record_the_older_change_goes_first(tmp_path: Path, first: str) -> None:
+    """However the two stand in the call that is refused: the newer value is what stays."""
+    crm = Crm(open_properties=False, fold_case=True)
+    with rigged(tmp_path, crm) as rig:
+        crm.behaviour.duplicates = "sent"
+        crm.records.add("partner_clients", "c5", id_property="acme_client_id")
+        warm(rig)
+        rig.ask_all(
+            {first: {"company_name": "older"}, first.swapcase(): {"company_name": "newer"}, "c6": {"notes": "x"}}
+        )
+        rig.until(rig.idle)
+        assert rig.entries() == {}
+        assert rig.held()["c5"] == {"company_name": "newer"}
+
+
 @pytest.mark.parametrize("told", ["sent", "record"])
 @pytest.mark.parametrize("how", ["letter case", "merged records"])
 def test_two_ids_of_one_record_go_in_separate_calls(tmp_path: Path, told: Any, how: str) -> None:

@@ -530,6 +530,48 @@ def test_ids_that_are_known_not_to_be_unique_are_warned_of(
     assert [told in warning for warning in found] == [True] if told else not found
 
 
+MATCHES = """\
+  other:
+    verify: {scheme: standard-webhooks, secrets: [{env: ACME_SECRET}]}
+    event_id: id
+    record: {id: id, id_property: acme_client_id, match: caseless}
+    properties: {tier: plan}
+"""
+
+
+def test_two_sources_that_compare_the_same_ids_in_two_ways_are_refused(tmp_path: Path) -> None:
+    """What is one record to one of them must be one to the other."""
+    [problem] = examine(write(tmp_path, SOUND + MATCHES), environ=ENVIRON).problems
+    assert problem.path == "sources.other.record.match"
+    assert problem.message == (
+        "the ids of partner_clients/acme_client_id are exact in source acme; write the same in both"
+    )
+    assert not examine(write(tmp_path, SOUND + MATCHES.replace("caseless", "exact")), environ=ENVIRON).problems
+
+
+def test_record_ids_of_hubspot_have_no_letter_case(tmp_path: Path) -> None:
+    text = SOUND.replace("id_property: acme_client_id", "match: caseless")
+    [problem] = examine(write(tmp_path, text), environ=ENVIRON).problems
+    assert (problem.path, "leave it out" in problem.message) == ("sources.acme.record.match", True)
+
+
+@pytest.mark.parametrize(
+    "email, told",
+    [
+        ("data.email", True),
+        ("{from: data.email, format: email}", False),
+        ('"trim(data.email)"', False),
+        ("{constant: a@x.example}", False),
+    ],
+)
+def test_an_address_with_blanks_beside_an_id_without_is_warned_of(tmp_path: Path, email: str, *, told: bool) -> None:
+    text = SOUND.replace("id_property: acme_client_id", "id_property: email").replace(
+        "properties: {company_name: data.name}", f"properties:\n      email: {email}"
+    )
+    found = [warning for warning in warnings(tmp_path, text) if "format: email" in warning]
+    assert [warning.split(":")[0] for warning in found] == (["9 sources.acme.properties.email"] if told else [])
+
+
 def test_a_retention_that_forgets_before_a_signature_is_stale_is_warned_of(tmp_path: Path) -> None:
     """A time is good from as far ahead as behind."""
     (warning,) = warnings(tmp_path, SOUND + "journal: {retention: 9m}\n")

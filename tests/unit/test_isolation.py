@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bridge.delivery.complaints import Complaint, read_complaint
 from bridge.delivery.isolation import MAX_CALLS, MAX_UNDECIDED_CALLS, Isolation
 from bridge.delivery.ports import Input
-from bridge.model import Lane, Outcome, Parked, PendingRecord, Reason, Refused, RetryLater
+from bridge.model import Lane, Outcome, Parked, PendingRecord, Reason, Refused, RetryLater, Value
 from tests.fakes_delivery import CLIENTS, inputs, record
 
 Bad = Callable[[PendingRecord], bool]
@@ -391,6 +391,25 @@ def test_two_ids_of_one_record_go_in_separate_calls(twins: tuple[str, ...]) -> N
 
     calls = run_duplicates(many, says)
     assert calls <= 1 + len(twins)
+
+
+def test_of_several_ids_of_one_record_the_one_that_changed_last_goes_last() -> None:
+    """Whichever way they stand in the call: what is written last is what stays."""
+    told, changed = ("a", "A", " a", "c3"), (30, 10, 20, 5)
+    many = {
+        ref: replace(one, key=replace(one.key, id=told[ref]), values={"p": Value("v", 1, changed[ref])})
+        for ref, one in records(4, 1).items()
+    }
+    isolation, taken = Isolation(lane=CLIENTS, refs=list(many), proven=True), list[str]()
+    while (group := isolation.next_group()) is not None:
+        sent = inputs(*(many[ref] for ref in group.refs))
+        if sum(one.record.key.id.strip().lower() == "a" for one in sent) > 1:
+            message = {"message": "Duplicate IDs found in batch input: [a].", "context": {"ids": ["a"]}}
+            isolation.rejected(sent, read_complaint(message), flows=False)
+        else:
+            taken += [one.record.key.id for one in sent if one.record.key.id != "c3"]
+            isolation.accepted()
+    assert taken == ["A", " a", "a"]
 
 
 def test_a_twin_that_cannot_be_seen_goes_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from bridge.intake.examples import run_example
 from bridge.intake.inputs import inputs_of
 from bridge.intake.mapping import CompiledSource, Mapped, compile_source
 from bridge.intake.payload import parse_json
-from bridge.model import Event, Intake, Lane, PropertyUpdate, RecordKey, same_content
+from bridge.model import Event, Intake, Lane, PropertyUpdate, RecordKey, comparable, same_content
 from bridge.settings import (
     Challenge,
     Example,
@@ -141,6 +142,45 @@ def test_a_record_id_is_text_or_the_event_is_parked(record: object, id_property:
         assert event.unmappable.startswith("the record id ")
     else:
         assert event.updates[0].record == RecordKey(Lane("partner_clients", id_property), taken)
+
+
+@pytest.mark.parametrize(
+    "record, id_, sent",
+    [
+        (Record("id", "email"), "jose\u0301@x.example", " Jose\u0301@X.example "),
+        (Record("id", "domain"), "x.example", "X.example"),
+        (Record("id", "acme_id", match="caseless"), "a-7", "A-7"),
+        (Record("id", "acme_id"), "A-7", "A-7"),
+        (Record("id", "email", match="exact"), "Jos\u00e9@x.example", "Jose\u0301@x.example"),
+    ],
+)
+def test_ids_are_compared_as_match_says_and_sent_as_they_are_spelt(record: Record, id_: str, sent: str) -> None:
+    """In lower case where letter case tells no records apart, and in NFC: an accent may be a character of its own."""
+    event = only(compiled(block(record=record)).map_body({"id": sent, "name": "A"}))
+    key = event.updates[0].record
+    assert key.id == unicodedata.normalize("NFC", id_)
+    assert inputs_of([event])[0].as_json()["id"] == key.sent == unicodedata.normalize("NFC", sent.strip())
+
+
+def test_spellings_of_one_record_are_one_input_in_the_newest_of_them() -> None:
+    acme = compiled(block(record=Record("id", "email")), occurred_at=OccurredAt("at"))
+    mapped = acme.map_body(
+        [
+            {"id": "Sales@x.example", "at": "2026-01-05T00:00:05Z", "name": "newer"},
+            {"id": "sales@x.example", "at": "2026-01-05T00:00:00Z", "name": "older", "plan": "Gold"},
+        ]
+    )
+    assert [one.as_json() for one in inputs_of(mapped.events)] == [
+        {"id": "Sales@x.example", "idProperty": "email", "properties": {"name": "newer", "tier": "gold"}}
+    ]
+
+
+@given(st.text())
+def test_what_is_compared_is_compared_the_same_once_more(text: str) -> None:
+    for caseless in (True, False):
+        once = comparable(text, caseless=caseless)
+        assert comparable(once, caseless=caseless) == once
+    assert comparable(text.upper(), caseless=True).islower() or not comparable(text, caseless=True).isupper()
 
 
 def test_reject_covers_properties_and_record_of_its_own_mapping() -> None:

@@ -1,0 +1,297 @@
+"""Which ids are one record (G4): how those of each lane are compared, and what that makes one.
+
+Mapping gives ids as they are compared (`RecordKey`). What stands in the journal was compared as an older program or
+configuration did, so `unite` goes through it at each start and reload. Of records that became one the newest value of
+each property stays, and goes to the CRM once more where an older one may have been written after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from sqlalchemy.engine import Connection
+
+from bridge.journal.database import Database, fetch, is_postgresql, run, select
+from bridge.journal.merging import lane_ids
+from bridge.journal.schema import State
+from bridge.journal.staging import decode, encode
+from bridge.model import Event, Lane, RecordKey, comparable
+
+#: The records that a person means by a text, whose `parameters` these are: in whatever letter case, where that tells
+#: none apart. By the index of lane and id.
+RECORDS_MEANT = """SELECT o.id FROM lanes l CROSS JOIN records o
+                    WHERE o.lane = l.id AND o.record = CASE WHEN l.caseless = 1 THEN :caseless ELSE :record END"""
+#: Records looked at in one go, and those that are changed in one transaction.
+PAGE, STEP = 20_000, 100
+
+
+def parameters(text: str) -> dict[str, str]:
+    """See `RECORDS_MEANT`."""
+    text = text.strip()
+    return {"record": comparable(text, caseless=False), "caseless": comparable(text, caseless=True)}
+
+
+def unite(database: Database, caseless: Mapping[Lane, bool], *, now_us: int) -> int:
+    """Compare the ids of these lanes as is said from now on. Returns how many records were others' twins. Raises
+    JournalError.
+    """
+    changed = database.transact(lambda connection: _compare(connection, caseless))
+    database.transact(lambda connection: _respell_staged(connection, caseless))
+    gone, after = 0, 0 if changed else None
+    while after is not None:
+        with database.read() as connection:
+            misplaced, after = _misplaced(connection, changed, after)
+        for at in range(0, len(misplaced), STEP):
+            step = partial(_step, refs=misplaced[at : at + STEP], caseless=changed, now_us=now_us)
+            gone += database.transact(step)
+    return gone
+
+
+def _compare(connection: Connection, caseless: Mapping[Lane, bool]) -> dict[int, bool]:
+    """Note how these lanes compare ids; returns those whose records may have been compared in another way. Where letter
+    case does not count that is always so: a program that does not know of it may have run beside this one.
+    """
+    numbers = lane_ids(connection, set(caseless))
+    wanted = {number: caseless[lane] for lane, number in numbers.items()}
+    noted = {number: known for number, known in fetch(connection, "SELECT id, caseless FROM lanes") if number in wanted}
+    run(
+        connection,
+        """UPDATE lanes SET caseless = r.caseless FROM {rows:lane int, caseless int} r
+            WHERE lanes.id = r.lane AND (lanes.caseless IS NULL OR lanes.caseless <> r.caseless)""",
+        rows=[(number, int(is_caseless)) for number, is_caseless in sorted(wanted.items())],
+    )
+    return {number: is_caseless for number, is_caseless in wanted.items() if is_caseless or noted[number] != 0}
+
+
+def _respell_staged(connection: Connection, caseless: Mapping[Lane, bool]) -> None:
+    """The same for the rest of large requests that is to be merged yet."""
+    for (number,) in fetch(connection, "SELECT id FROM staged ORDER BY id"):
+        for (text,) in fetch(connection, "SELECT events FROM staged WHERE id = :id", id=number):
+            events = decode(text)
+            respelt = [_respelt(event, caseless) for event in events]
+            if [event.updates for event in respelt] != [event.updates for event in events]:
+                run(connection, "UPDATE staged SET events = :events WHERE id = :id", events=encode(respelt), id=number)
+
+
+def _respelt(event: Event, caseless: Mapping[Lane, bool]) -> Event:
+    def key(old: RecordKey) -> RecordKey:
+        return RecordKey.of(old.lane, old.sent, caseless=caseless[old.lane]) if old.lane in caseless else old
+
+    return replace(event, updates=tuple(replace(update, record=key(update.record)) for update in event.updates))
+
+
+def _misplaced(connection: Connection, caseless: Mapping[int, bool], after: int) -> tuple[list[int], int | None]:
+    """Of the next `PAGE` records those that stand under another text than their ids are compared by, and where to go
+    on (None at the end).
+    """
+    rows = select(
+        connection,
+        "id, lane, record, spelling",
+        """SELECT id, lane, record, spelling FROM records
+            WHERE id > :after AND lane IN (SELECT id FROM {ids}) ORDER BY id LIMIT :page""",
+        ids=sorted(caseless),
+        after=after,
+        page=PAGE,
+    )
+    found = [ref for ref, lane, record, told in rows if comparable(told or record, caseless=caseless[lane]) != record]
+    return found, rows[-1][0] if len(rows) == PAGE else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A row of `records`. `sent`: its id as the CRM is told it."""
+
+    ref: int
+    lane: int
+    record: str
+    sent: str
+    n: int
+    newest_us: int
+    doubt_us: int | None
+
+
+@dataclass(slots=True)
+class _One:
+    """What was several records. `twins` go into the one that is kept, their changes counted on from its own."""
+
+    kept: _Record
+    record: str
+    twins: dict[int, int] = field(default_factory=dict)  # by record: what its `n` and revisions are raised by
+    n: int = 0
+    newest: tuple[int, int, str] = (0, 0, "")  # (time, record, spelling)
+    doubt_us: int | None = None
+
+    @property
+    def refs(self) -> tuple[int, ...]:
+        return (self.kept.ref, *self.twins)
+
+    def add(self, one: _Record) -> None:
+        if one is not self.kept:
+            self.twins[one.ref] = self.n
+        self.n += one.n
+        self.newest = max(self.newest, (one.newest_us, one.ref, one.sent))
+        self.doubt_us = max(filter(None, (self.doubt_us, one.doubt_us)), default=None)
+
+
+def _step(connection: Connection, refs: Sequence[int], caseless: Mapping[int, bool], now_us: int) -> int:
+    """Put these records where they belong; returns how many went into others."""
+    if is_postgresql(connection):  # no other process may make a record there meanwhile
+        run(connection, "LOCK TABLE records IN EXCLUSIVE MODE")
+    groups = _groups(connection, refs, caseless)
+    several = [one for one in groups if one.twins]
+    _unite_values(connection, several, now_us)
+    run(
+        connection,
+        """UPDATE asks SET record = r.kept, n = asks.n + r.raised FROM {rows:twin int, kept int, raised int} r
+            WHERE asks.record = r.twin""",
+        rows=_moves(several),
+    )
+    _unite_due(connection, several, now_us)
+    run(
+        connection,
+        "DELETE FROM records WHERE id IN (SELECT id FROM {ids})",
+        ids=[twin for one in several for twin in one.twins],
+    )
+    run(
+        connection,
+        """UPDATE records SET record = r.record, spelling = r.spelling, n = r.n, newest_us = r.newest_us
+             FROM {rows:ref int, record text, spelling text, n int, newest_us int} r WHERE records.id = r.ref""",
+        rows=[
+            (one.kept.ref, one.record, sent if sent != one.record else None, one.n, newest_us)
+            for one in groups
+            for newest_us, _, sent in [one.newest]
+        ],
+    )
+    run(
+        connection,  # what an open call of one of them may undo is anything
+        """UPDATE records SET attempts = 0, failing_since_us = NULL, retry_us = NULL, parked_us = NULL, category = NULL,
+                  message = NULL, doubt_us = r.doubt_us, doubt_n = CASE WHEN r.doubt_us IS NOT NULL THEN 0 END
+             FROM {rows:ref int, doubt_us int} r WHERE records.id = r.ref""",
+        rows=[(one.kept.ref, one.doubt_us) for one in several],
+    )
+    return sum(len(one.twins) for one in several)
+
+
+def _groups(connection: Connection, refs: Sequence[int], caseless: Mapping[int, bool]) -> list[_One]:
+    """These records, with those that stand where they belong, as what they are to be."""
+
+    def read(found: str, **given: object) -> Iterator[_Record]:
+        for ref, lane, record, spelling, n, newest_us, doubt_us in select(
+            connection,
+            "id, lane, record, spelling, n, newest_us, doubt_us",
+            f"SELECT o.id, o.lane, o.record, o.spelling, o.n, o.newest_us, o.doubt_us FROM {found}",
+            **given,
+        ):
+            sent = comparable(spelling or record, caseless=False)
+            yield _Record(ref, lane, record, sent, n, newest_us, doubt_us)
+
+    there = {one.ref: one for one in read("records o WHERE o.id IN (SELECT id FROM {ids})", ids=list(refs))}
+    belongs = {
+        one.ref: (one.lane, compared)
+        for one in there.values()
+        if (compared := comparable(one.sent, caseless=caseless[one.lane])) != one.record  # else another process did it
+    }
+    holders = {
+        (one.lane, one.record): one
+        for one in read(
+            "{rows:lane int, record text} r JOIN records o ON o.lane = r.lane AND o.record = r.record",
+            rows=sorted(set(belongs.values())),
+        )
+    }
+    members: dict[tuple[int, str], list[_Record]] = {}
+    for ref, place in belongs.items():
+        members.setdefault(place, []).append(there[ref])
+    groups = []
+    for place, found in members.items():
+        found.sort(key=lambda one: (one.newest_us, one.ref), reverse=True)
+        if place in holders:
+            found.insert(0, holders[place])
+        one = _One(found[0], place[1])
+        for member in found:
+            one.add(member)
+        groups.append(one)
+    return groups
+
+
+def _moves(several: Sequence[_One]) -> list[tuple[int, int, int]]:
+    return sorted((twin, one.kept.ref, raised) for one in several for twin, raised in one.twins.items())
+
+
+def _unite_values(connection: Connection, several: Sequence[_One], now_us: int) -> None:
+    """Keep the newest value of each property; at equal times the later arrival's."""
+    group_of = {ref: one for one in several for ref in one.refs}
+    standing: dict[tuple[int, str], list[tuple[int, int, int, State, str | None]]] = {}
+    for ref, name, value, time_us, event, state in select(
+        connection,
+        "record, property, value, time_us, event, state",
+        """SELECT record, property, value, time_us, event, state FROM desired
+            WHERE record IN (SELECT id FROM {ids})""",
+        ids=sorted(group_of),
+    ):
+        place = group_of[ref].kept.ref, name
+        standing.setdefault(place, []).append((time_us, event, ref, State(state), value))
+    gone, again = [], []
+    for (kept, name), values in standing.items():
+        *others, (_, _, ref, state, value) = sorted(values, key=lambda row: row[:3])
+        gone += [(other, name) for _, _, other, *_ in others]
+        if state in {State.DELIVERED, State.UNKNOWN} and any(older != value for *_, older in others):
+            again.append((kept, name))
+    run(
+        connection,
+        """DELETE FROM desired WHERE (record, property) IN
+             (SELECT record, property FROM {rows:record int, property text} AS given)""",
+        rows=gone,
+    )
+    run(
+        connection,
+        """UPDATE desired SET record = r.kept, n = desired.n + r.raised, revision = desired.revision + r.raised
+             FROM {rows:twin int, kept int, raised int} r WHERE desired.record = r.twin""",
+        rows=_moves(several),
+    )
+    run(
+        connection,
+        """UPDATE desired SET state = 0, settled_us = :now, call = NULL FROM {rows:record int, property text} r
+            WHERE desired.record = r.record AND desired.property = r.property""",
+        rows=again,
+        now=now_us,
+    )
+
+
+def _unite_due(connection: Connection, several: Sequence[_One], now_us: int) -> None:
+    """What waits is due now, and has waited as long as the first of it."""
+    kept = {ref: one for one in several for ref in one.refs}
+    due: dict[tuple[int, str], tuple[int, int | None, int]] = {}
+    for ref, source, lane, due_us, since_us in fetch(
+        connection,
+        "SELECT record, source, lane, due_us, since_us FROM due WHERE record IN (SELECT id FROM {ids})",
+        ids=sorted(kept),
+    ):
+        _, before_us, first_us = due.get((kept[ref].kept.ref, source), (lane, due_us, since_us))
+        due[kept[ref].kept.ref, source] = (
+            lane,
+            min(filter(None, (before_us, due_us)), default=None),
+            min(first_us, since_us),
+        )
+    run(connection, "DELETE FROM due WHERE record IN (SELECT id FROM {ids})", ids=sorted(kept))
+    waiting = fetch(
+        connection,
+        """SELECT DISTINCT d.record, coalesce(d.source, ''), r.lane FROM desired d JOIN records r ON r.id = d.record
+            WHERE d.record IN (SELECT id FROM {ids}) AND d.state = 0""",
+        ids=[one.kept.ref for one in several],
+    )
+    for ref, source, lane in waiting:
+        *_, since_us = due.get((ref, source), (lane, None, now_us))
+        due[ref, source] = lane, now_us, since_us
+    run(
+        connection,
+        """INSERT INTO due (record, source, lane, due_us, since_us)
+           SELECT record, source, lane, due_us, since_us
+             FROM {rows:record int, source text, lane int, due_us int, since_us int} AS given WHERE true""",
+        rows=[
+            (ref, source, lane, due_us, since_us)
+            for (ref, source), (lane, due_us, since_us) in sorted(due.items())
+            if due_us is not None
+        ],
+    )
