@@ -8,7 +8,7 @@ from bridge.__main__ import main
 from bridge.journal import postgresql_versions, versions
 from bridge.journal.database import run
 
-NEXT = "0003"
+NEXT = f"{int(versions.HEAD) + 1:04}"
 
 GROWTH = (
     "ALTER TABLE events ADD COLUMN region text",

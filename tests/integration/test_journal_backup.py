@@ -299,7 +299,7 @@ def test_the_commands_tell_what_they_did(folder: Path) -> None:
     info = json.loads(command(folder, "info", "--json").stdout)
     assert info["path"] == f"{folder}/journal.db"
     assert (info["events"], info["records"], info["values"], info["pending"], info["parked"]) == (10, 3, 5, 3, 0)
-    assert (info["unmapped"], info["calls"], info["version"]) == (1, 0, "0002")
+    assert (info["unmapped"], info["calls"], info["version"]) == (1, 0, HEAD)
     assert info["serving"] is not None
     assert info["delivering"] is None
     assert info["oldest_pending_at"].endswith("Z")
