@@ -83,8 +83,8 @@ def _respelt(event: Event, caseless: Mapping[Lane, bool]) -> Event:
 
 
 def _misplaced(connection: Connection, caseless: Mapping[int, bool], after: int) -> tuple[list[int], int | None]:
-    """Of the next records, `PAGE` at most, those that stand under another text than their ids are compared by, and where
-    to go on (None at the end). The database leaves out those of which it is plain that they do not.
+    """Of the next records, `PAGE` at most, those that stand under another text than their ids are compared by, and
+    where to go on (None at the end). The database leaves out those of which it is plain that they do not.
     """
     other = "record COLLATE \"C\" ~ '[^ -~]'" if is_postgresql(connection) else "record GLOB '*[^ -~]*'"
     rows = select(
