@@ -118,6 +118,7 @@ class FakeJournal:
         self.stored_pauses: list[Pause] = []
         self.fails = 0  # so many of the next transactions fail
         self.ignored: list[int] = []
+        self.looks = 0  # how often it was asked what is due
 
     def put(self, ref: int, values: Mapping[str, str], *, source: str = "acme", lane: Lane = CLIENTS) -> None:
         """An event asks for these values."""
@@ -151,6 +152,7 @@ class FakeJournal:
 
     def due(self, *, limit: int, exclude: Collection[int]) -> Sequence[Due]:
         self._maybe_fail()
+        self.looks += 1
         now_us = self._now_us()
         queues: dict[tuple[Lane, str], list[Due]] = {}
         for ref, row in self.rows.items():

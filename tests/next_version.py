@@ -7,8 +7,9 @@ from sqlalchemy.engine import Connection
 from bridge.__main__ import main
 from bridge.journal import postgresql_versions, versions
 from bridge.journal.database import run
+from bridge.journal.schema import HEAD
 
-NEXT = f"{int(versions.HEAD) + 1:04}"
+NEXT = f"{int(HEAD) + 1:04}"
 
 GROWTH = (
     "ALTER TABLE events ADD COLUMN region text",

@@ -118,6 +118,11 @@ class Board:
         lanes.update(narrowing.isolation.lane for narrowing in self.narrowings)
         return lanes.union(self.buffer.lanes())
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to be sent, and nothing that stops it."""
+        return self.pauses.none and not self.waiting()
+
     def note_success(self, lane: Lane, sources: Iterable[str], now: float) -> None:
         """The CRM took a call of this lane, and in it records of these sources."""
         self.successes[lane] = self.successes.get(lane, 0) + 1

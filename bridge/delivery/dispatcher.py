@@ -41,6 +41,10 @@ POLL_S = 0.05
 #: The same while full batches wait: whoever arrives then waits for `flush_interval` anyway.
 _BACKLOG_POLL_S = 0.1
 
+#: At most so long while nothing is due, retried or paused: for what other processes take in, or people do. What this
+#: process takes in is told at once.
+_IDLE_POLL_S = 0.25
+
 #: Seconds between two looks at least, however often `notify` is called.
 _SHORTEST_POLL_S = 0.01
 
@@ -97,6 +101,8 @@ class Dispatcher:
         self._clock = clock
         self._observer = observer
         self._max_in_flight = settings.max_in_flight
+        # What comes meanwhile has waited since its arrival, so that its flush is no later for it.
+        self._idle_poll_s = max(POLL_S, min(settings.flush_interval_s, _IDLE_POLL_S))
         self._pool = pool if pool is not None else CallThreads(count=settings.max_in_flight)
         rate = settings.rate_limit
         self.limiter = limiter if limiter is not None else Limiter(calls=rate.calls, per_s=rate.per_s)
@@ -308,8 +314,8 @@ class Dispatcher:
         if self._state.draining and just_filled and not self._board.open:
             self._idle.set()
         flush_in = self._chooser.flush_in(now=at.now, now_us=at.now_us)
-        soonest = POLL_S if flush_in is None else min(flush_in, POLL_S)
-        return max(soonest, 0.001)
+        poll_s = self._idle_poll_s if self._board.is_idle else POLL_S
+        return max(poll_s if flush_in is None else min(flush_in, poll_s), 0.001)
 
     def _fill(self, now: float) -> bool:
         """Ask the journal what is due, unless that was just done."""
@@ -334,6 +340,8 @@ class Dispatcher:
             return _SHORTEST_POLL_S
         if board.pauses.stops_all(now):
             return _HOUSEKEEPING_S
+        if board.is_idle:
+            return self._idle_poll_s
         return _BACKLOG_POLL_S if board.buffer.full else POLL_S
 
     def _keep_house(self, now: float) -> None:

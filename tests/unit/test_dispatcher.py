@@ -56,6 +56,7 @@ class House:
         journal: type[FakeJournal] = FakeJournal,
         open_bytes: OpenBytes | None = None,
         portal: Portal | None = None,
+        flush_interval_s: float = 0.5,
     ) -> None:
         self.clock = FakeClock()
         self.journal = journal(self.clock)
@@ -67,7 +68,7 @@ class House:
             settings=Crm(
                 batch_size=batch_size,
                 max_in_flight=max_in_flight,
-                flush_interval_s=0.5,
+                flush_interval_s=flush_interval_s,
                 rate_limit=rate,
             ),
             retry=Retry(base_s=2.0, max_s=60.0, give_up_after_s=give_up_after_s),
@@ -116,6 +117,42 @@ def test_due_records_are_delivered_in_one_call_after_the_flush_interval() -> Non
     house.run(0.2)
     assert house.crm.sizes == [30]
     assert house.journal.states() == {"delivered": 30}
+
+
+@pytest.mark.parametrize("flush_interval_s, poll_s", [(1.0, 0.25), (0.1, 0.1), (0.0, 0.05)])
+def test_while_there_is_nothing_to_do_it_looks_now_and_then(flush_interval_s: float, poll_s: float) -> None:
+    """No change is sent later for it: it has waited since its arrival when it is seen."""
+    house = House(flush_interval_s=flush_interval_s)
+    looks = house.journal.looks
+    for _ in range(8):
+        assert house.dispatcher.run_once() == pytest.approx(poll_s)
+        house.clock.pass_(poll_s + 0.001)
+    assert house.journal.looks == looks + 8
+    house.put(1)
+    house.clock.pass_(poll_s * 0.9)
+    wait_s = house.dispatcher.run_once()
+    house.clock.pass_(wait_s)
+    house.run(max(0.0, flush_interval_s - poll_s * 0.9 - wait_s) + 0.05)
+    assert house.crm.sizes == [1]
+
+
+def test_what_this_process_takes_in_is_seen_at_once() -> None:
+    house = House(flush_interval_s=1.0)
+    house.dispatcher.run_once()
+    looks = house.journal.looks
+    house.clock.pass_(0.02)
+    house.put(*range(100))
+    house.dispatcher.notify()
+    house.dispatcher.run_once()
+    assert (house.journal.looks, house.crm.sizes) == (looks + 1, [100])
+
+
+def test_while_it_is_paused_it_looks_as_often_as_ever() -> None:
+    house = House(down, flush_interval_s=1.0)
+    house.put(1)
+    house.run(1.1)
+    assert [pause.reason for pause in house.dispatcher.pauses] == ["outage"]
+    assert house.dispatcher.run_once() <= 0.05
 
 
 def test_a_full_batch_does_not_wait() -> None:
