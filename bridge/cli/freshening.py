@@ -50,7 +50,8 @@ def wire(source: Source, content: bytes) -> bytes:
         name: field if isinstance(field, (str, list)) else "" if field is None else to_json(field)
         for name, field in value.items()
     }
-    return urlencode(fields, doseq=True).encode()
+    # of half a surrogate pair, which no form can carry, the bytes go out and the service answers 400
+    return urlencode(fields, doseq=True, errors="surrogatepass").encode()
 
 
 def _fresh(compiled: CompiledSource, payload: bytes, paths: dict[str, tuple[str | int, ...]]) -> bytes | None:

@@ -10,7 +10,7 @@ from bridge.errors import MappingError
 from bridge.intake.expressions import ABSENT, Expression, ExpressionError, Scope, compile_expression
 from bridge.intake.fields import PropertyField, build_field, zone_of
 from bridge.intake.own_schema import OwnSchema, Schemas
-from bridge.intake.texts import PROPERTY_NAME, show
+from bridge.intake.texts import PROPERTY_NAME, show, unstorable
 from bridge.intake.values import (
     CompiledValues,
     PairReader,
@@ -185,8 +185,8 @@ def read_id(value: object, *, digits: bool) -> str:
         raise ValueError("is blank")
     if len(text) > MAX_ID:
         raise ValueError(f"has {len(text)} characters; {MAX_ID} are taken")
-    if "\0" in text:
-        raise ValueError("holds a NUL character")
+    if (what := unstorable(text)) is not None:
+        raise ValueError(f"is {show(text)}, which holds {what}")
     if digits and not (text.isascii() and text.isdigit()):
         raise ValueError(f"is {show(text)}; without id_property it must be digits")
     return text

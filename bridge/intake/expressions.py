@@ -18,7 +18,7 @@ from marshmallow import missing as ABSENT  # noqa: N812 (a constant)
 from bridge.errors import MappingError, PayloadError
 from bridge.intake import syntax
 from bridge.intake.interpreter import ExpressionError, Run, Scope, StepsError, arity, build, is_false
-from bridge.intake.payload import parse_json_text, printable
+from bridge.intake.payload import SURROGATE, parse_json_text, printable
 from bridge.intake.syntax import VARIABLES, Node, calls, has_loose_reference, literals, makes, plain_path, uses
 
 __all__ = [
@@ -109,6 +109,8 @@ def _refuse_misuse(tree: Node, text: str, path: Path) -> None:
             parse_json_text(json.dumps(value))
         except PayloadError as error:
             raise MappingError(path, f"{text!r}: a literal in it is no JSON: {error}") from error
+        if SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+            raise MappingError(path, f"{text!r}: a literal in it holds half a surrogate pair, which is no character")
 
 
 class Needs:

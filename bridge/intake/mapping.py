@@ -31,7 +31,7 @@ from bridge.intake.own_schema import Schemas
 from bridge.intake.payload import Breath, parse_json_text, to_canonical_json, to_json
 from bridge.intake.pricing import pay_made
 from bridge.intake.schemes import verify_problems
-from bridge.intake.texts import show
+from bridge.intake.texts import show, unstorable
 from bridge.intake.times import check_format, microseconds
 from bridge.intake.waiting import Wait, wait_in_thread
 from bridge.intake.weighing import weigh
@@ -203,10 +203,15 @@ class CompiledSource:
         if len(kept) > 2:
             count_made(len(events) * len(kept), "the headers and the query that are kept with each")
         latest_us = FUTURE_TOLERANCE_US + (to_us(time.time()) if now_us is None else now_us)
-        for index, event in enumerate(events):
+        for index, found in enumerate(events):
             if pause is not None and index % _SLICE == _SLICE - 1:
                 pause()
             scope.move_to(index)
+            if self._events.makes:
+                pay_made(found, count_made)  # before its text is there
+                payload, event = _kept(found, index, breath)
+            else:
+                payload, event = to_json(found, breath=breath), found
             fallback = f"{prefix}#{index}" if prefix is not None and several else prefix
             reading = self._read(event, scope)
             errors = reading.errors
@@ -228,11 +233,6 @@ class CompiledSource:
                 mapped.invalid.append((index, errors))
                 reject = reject or reading.reject
             unlisted += reading.unlisted
-            if self._events.makes:
-                pay_made(event, count_made)  # before its text is there
-                payload = _kept_text(event, index, breath)
-            else:
-                payload = to_json(event, breath=breath)
             mapped.events.append(
                 Event(
                     self.name,
@@ -327,8 +327,8 @@ class CompiledSource:
                 text = format(value, "f") if isinstance(value, Decimal) else str(value)
         if text is None:
             text = uuid.uuid4().hex
-        elif len(text) > MAX_EVENT_ID or "\0" in text:
-            text = "sha256-" + hashlib.sha256(text.encode()).hexdigest()
+        elif len(text) > MAX_EVENT_ID or unstorable(text):
+            text = "sha256-" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         return text, unread
 
 
@@ -420,14 +420,15 @@ def _made_counter() -> Callable[..., None]:
     return count
 
 
-def _kept_text(event: dict[str, Any], index: int, breath: Breath | None) -> str:
-    """The JSON text of an event that `events` put together. Raises PayloadError where no replay could read it."""
+def _kept(event: dict[str, Any], index: int, breath: Breath | None) -> tuple[str, dict[str, Any]]:
+    """The JSON text of an event that `events` put together, and the event as a replay will read it: of two halves of a
+    surrogate pair that were joined it reads a character. Raises PayloadError where it could read none.
+    """
     try:
         text = to_json(event, breath=breath)
-        parse_json_text(text, pause=breath.pause if breath is not None else None)
+        return text, parse_json_text(text, pause=breath.pause if breath is not None else None)
     except (TypeError, PayloadError) as error:
         raise PayloadError(f"events: element {index} cannot be kept: {error}") from error
-    return text
 
 
 def _with_index(context: str, index: int) -> str:

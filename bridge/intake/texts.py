@@ -59,13 +59,20 @@ def safe_text(text: str) -> str:
     """A text that HubSpot can take as a value. Raises ValidationError for one that it cannot."""
     if len(text) > MAX_TEXT:
         raise ValidationError(f"has {len(text)} characters; HubSpot takes {MAX_TEXT}")
-    if "\0" in text:
-        raise ValidationError("holds a NUL character")
-    if not text.isascii() and SURROGATE.search(text):
-        raise ValidationError("holds a lone surrogate, which is no character")
+    if (what := unstorable(text)) is not None:
+        raise ValidationError(f"is {show(text)}, which holds {what}")
     if appends(text):
         raise ValidationError("begins with ';', which would append")
     return text
+
+
+def unstorable(text: str) -> str | None:
+    """What a text holds that neither HubSpot nor a database takes, for messages; None where it holds nothing such."""
+    if "\0" in text:
+        return "a NUL character"
+    if not text.isascii() and SURROGATE.search(text):
+        return "half a surrogate pair"
+    return None
 
 
 def appends(text: str) -> bool:

@@ -748,8 +748,8 @@ def test_f47_an_event_that_makes_the_mapping_raise_costs_only_itself(bridge: Bri
     events += [{"id": f"f47-good{at}", "client": f"f47-good{at}", "name": at} for at in range(1, 9)]
     body = b"[" + b",".join(poisonous(event) for event in events) + b"]"
     answer = bridge.service.post(body, source="own")
-    if answer.status_code == 400:  # a lone surrogate is no JSON at all: the sender is told
-        events = [event for event in events if event["name"] not in ("\ud83d", 10**400)]
+    if answer.status_code == 400:  # a number of so many digits is not taken: the sender is told
+        events = [event for event in events if event["name"] != 10**400]
         body = b"[" + b",".join(poisonous(event) for event in events) + b"]"
         answer = bridge.service.post(body, source="own")
     assert answer.status_code == 202, answer.text

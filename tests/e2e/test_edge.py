@@ -214,8 +214,6 @@ VALUES: dict[bytes, str | None] = {
     b"-Infinity": "/v",
     b"9" * 5_000: "/v",
     b'{"k": [' + b"9" * 401 + b"]}": "/v/k/0",
-    b'"\\ud800"': "/v",
-    b'{"\\udfff": 1}': "/v",
     b'{"k": 1, "k": 2}': "/v",
     b"{" + b",".join(b'"%d":0' % number for number in range(100_000)) + b"}": "/v",
     b"[" * 70 + b"]" * 70: "64 levels",
@@ -232,6 +230,8 @@ VALUES: dict[bytes, str | None] = {
     b"1" * 400: None,
     b"12345678901234567890": None,
     b'"\\u0000"': None,
+    b'"\\ud800"': None,
+    b'{"\\udfff": 1}': None,
     b'"\\ud83d\\ude00 \\u202e\\u0007\\u001b[31m"': None,
     '{"\u05d0😀": "\u202e"}'.encode(): None,
     b'{"__proto__": {"__class__": "x"}, "constructor": null}': None,
@@ -336,7 +336,7 @@ STRANGE = st.recursive(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(event=st.fixed_dictionaries({}, optional=dict.fromkeys(("id", "client", "at", "v"), STRANGE)))
 def test_f41_no_event_whatever_makes_the_service_stumble(service: Running, event: dict[str, object]) -> None:
-    """Python's own idea of JSON, NaN and lone surrogates too."""
+    """Python's own idea of JSON, NaN and halves of surrogate pairs too."""
     for source, statuses in (("typed", {202, 400}), ("strict", {202, 400, 422})):
         assert post(service, source, json.dumps(event).encode("utf-8", "surrogatepass")).status in statuses
 

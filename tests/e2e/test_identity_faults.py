@@ -89,10 +89,10 @@ class House:
 
 
 @contextlib.contextmanager
-def house(folder: Path, sources: str = ACME) -> Iterator[House]:
+def house(folder: Path, sources: str = ACME, journal_url: str = "") -> Iterator[House]:
     crm = Crm(open_properties=True)
     with SandboxServer(crm) as server:
-        configured = Running(folder, server.url, sources=sources)
+        configured = Running(folder, server.url, sources=sources, journal_url=journal_url)
         settings = load_settings(configured.config)
         versions.prepare(settings.journal.url)
         clock = SkewedClock()

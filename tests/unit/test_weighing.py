@@ -52,7 +52,8 @@ class Shape:
         return start + self.between.join(parts) + end
 
 
-CHARACTERS = ["", "a", "#", "a#", "é", "€", "😀", "\\n", "\\u20ac", "\\ud83d\\ude00", "%", "&", "e.", "," * 9]
+CHARACTERS = ["", "a", "#", "a#", "é", "€", "😀", "\\n", "\\u20ac", "\\ud83d\\ude00", "\\ud83d", "%", "&", "e."]
+CHARACTERS += ["," * 9]
 TEXTS = st.lists(st.sampled_from(CHARACTERS), max_size=3).map(lambda parts: f'"{"".join(parts)}"')
 NUMBERS = st.sampled_from(["0", "257", "1.5", "1e9", "1e400", "-0.0", "1234567890123456", "9" * 30, "1.#", "1#"])
 LEAVES = st.sampled_from(["{}", "[]", "{ }", "null", "true"]) | NUMBERS | TEXTS
@@ -115,6 +116,8 @@ WORST = {
     "wide keys": (ONE, json.dumps({"x": {chr(0x4E00 + n): 0 for n in range(9_000)}}, ensure_ascii=False).encode()),
     "a wide text": (ONE, ('{"x": "' + "x" * SIZE + '😀"}').encode()),
     "an escaped wide text": (ONE, b'{"x": "' + b"x" * SIZE + b'\\ud83d\\ude00"}'),
+    "texts with half a surrogate pair": (ONE, Shape(b'"\\ud800"').body(b'{"x":[', b"]}")),
+    "whole numbers beside half a surrogate pair": (ONE, Shape(b"257").body(b'{"\\ud800":[', b"]}")),
     "events": (MANY, Shape(b"{}").body(b'{"items":[', b"]}")),
     "lines": (LINES, Shape(b'{"a":1.5}', between=b"\n").body(b"", b"")),
 }
