@@ -32,7 +32,7 @@ OUT_OF_REACH = 3
 def check(ctx: click.Context, config: Path, *, sandbox: bool, portal: bool, as_json: bool) -> None:
     """Tell everything that is wrong with the configuration, and try its examples."""
     from bridge.config import examine
-    from bridge.config.examples import failing_examples
+    from bridge.config.examples import try_examples
     from bridge.config.watching import wanted
     from bridge.operations.logs import faults
 
@@ -46,7 +46,9 @@ def check(ctx: click.Context, config: Path, *, sandbox: bool, portal: bool, as_j
         problems += error.problems
     comparison: Comparison | None = None
     if findings.settings is not None and findings.document is not None:
-        problems += failing_examples(findings.settings, findings.document)
+        tried = try_examples(findings.settings, findings.document)
+        problems += tried.problems
+        warnings += tried.warnings
         if portal:
             from bridge.cli.portal import compared
 

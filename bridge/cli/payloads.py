@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def map_(config: Path, source: str, file: str, headers: tuple[str, ...]) -> int:
     """Show what a payload would become, and touch nothing.
 
-    Prints the batch-update inputs, and what would be ignored, parked or refused, and why. FILE is a payload,
+    Prints the batch-update inputs, what would be ignored, parked or refused, and why, and hints. FILE is a payload,
     or a request that `listen --save` kept; "-" is standard input. Exit status 1 if anything is invalid.
     """
     from bridge.intake.capture import SavedRequest, read_saved
@@ -50,7 +50,7 @@ def map_(config: Path, source: str, file: str, headers: tuple[str, ...]) -> int:
         print_json({"inputs": [], "refused": {"status": 400, "detail": str(error)}})
         return 1
     ignored = {event.id: compiled.why_ignored(event) for event in mapped.events if event.intake is Intake.IGNORED}
-    print_json(report(mapped) | ({"ignored_because": ignored} if ignored else {}))
+    print_json(report(mapped, compiled.hints(mapped)) | ({"ignored_because": ignored} if ignored else {}))
     return 1 if mapped.refused or any(event.unmappable for event in mapped.events) else 0
 
 

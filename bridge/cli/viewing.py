@@ -56,7 +56,7 @@ def events_of(compiled: CompiledSource, mapped: Mapped) -> list[dict[str, Any]]:
 
 def mapping_of(compiled: CompiledSource, mapped: Mapped) -> dict[str, Any]:
     """What `map` prints of a payload, and the story of each event."""
-    return {"events": events_of(compiled, mapped), **report(mapped)}
+    return {"events": events_of(compiled, mapped), **report(mapped, compiled.hints(mapped))}
 
 
 def _why(compiled: CompiledSource, event: Any) -> str | None:
@@ -150,6 +150,8 @@ def _mapping_rows(document: Mapping[str, Any], *, cut: bool) -> Iterator[Row]:
         yield "", f"… and {len(events) - MAX_EVENTS} more", "dim"
     if document.get("unlisted_names"):
         yield "", f"{document['unlisted_names']} names of `pairs:` are not listed", "yellow"
+    for hint in document.get("hints", ()):
+        yield "look at", hint, "yellow"
     lines = [line for one in document["inputs"] for line in json.dumps(one, ensure_ascii=False, indent=2).splitlines()]
     label = "inputs" if document["taken"] else "would be"
     if not lines:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from bridge.errors import MappingError
 from bridge.intake.expressions import ABSENT, Expression, ExpressionError, Scope, compile_expression
-from bridge.intake.fields import PropertyField, build_field, zone_of
+from bridge.intake.fields import DateField, PropertyField, build_field, zone_of
 from bridge.intake.own_schema import OwnSchema, Schemas
 from bridge.intake.texts import PROPERTY_NAME, show, unstorable
 from bridge.intake.values import (
@@ -109,6 +110,12 @@ class CompiledBlock:
         key = RecordKey.of(self._lane, record_id, caseless=self._caseless)
         return BlockReading(PropertyUpdate(key, valid, invalid, self._skip_unchanged), invalid, None, unlisted)
 
+    def hints(self, event: dict[str, Any], scope: Scope) -> Iterator[tuple[str, str]]:
+        """See `CompiledValues.hints`; nothing for an event that the block does not apply to."""
+        applies = self.when is None or self.when.matches(event, scope)
+        if applies and isinstance(self._values, CompiledValues):
+            yield from self._values.hints(event, scope)
+
     def _compile_values(self, block: MappingBlock, path: Path, problems: Problems, schemas: Schemas) -> Values:
         if block.schema is not None:
             if block.properties or block.pairs:
@@ -133,7 +140,8 @@ class CompiledBlock:
         schema = PropertySchema.from_dict(dict(fields))()
         assert isinstance(schema, PropertySchema)  # noqa: S101 (from_dict of this very class)
         multiple = frozenset(name for name, field in fields.items() if field.joins)
-        return CompiledValues(schema, multiple, tuple(getters), pairs)
+        hinters = {name: field.hint for name, field in fields.items() if isinstance(field, DateField)}
+        return CompiledValues(schema, multiple, tuple(getters), pairs, hinters)
 
     def _compile_pairs(
         self, pairs: Pairs, taken: set[str], fields: dict[str, PropertyField], path: Path, problems: Problems

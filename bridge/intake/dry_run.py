@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bridge.intake.identity import KnownIds
@@ -10,8 +11,10 @@ from bridge.intake.mapping import Mapped
 from bridge.model import Intake
 
 
-def report(mapped: Mapped) -> dict[str, Any]:
-    """What `map` prints and the console shows: the inputs as HubSpot takes them, and everything that becomes none."""
+def report(mapped: Mapped, hints: Sequence[str] = ()) -> dict[str, Any]:
+    """What `map` prints and the console shows: the inputs as HubSpot takes them, everything that becomes none, and the
+    `hints` of its source, see `CompiledSource.hints`.
+    """
     known = KnownIds()
     receipts = [known.receipt(event) for event in mapped.events]
     again = {at for at, receipt in enumerate(receipts) if receipt.intake is Intake.DUPLICATE}
@@ -36,6 +39,8 @@ def report(mapped: Mapped) -> dict[str, Any]:
         result["conflicts"] = [receipt.event_id for receipt in receipts if receipt.conflict]
     if mapped.unlisted:
         result["unlisted_names"] = mapped.unlisted
+    if hints:
+        result["hints"] = list(hints)
     if mapped.reject:
         result["refused"] = {"status": 422, "detail": "on_invalid: reject: nothing of the request is taken"}
     return result

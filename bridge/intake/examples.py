@@ -15,8 +15,7 @@ from bridge.settings import Example
 def run_example(compiled: CompiledSource, example: Example) -> list[str]:
     """The differences between what an example expects and what the mapping gives; none is success."""
     try:
-        body = compiled.decode(example.body)
-        mapped = compiled.map_body(body, headers=example.headers, query=example.query, delivery_id="example")
+        mapped = _mapped(compiled, example)
     except (PayloadError, UnicodeEncodeError) as error:
         return [f"the payload is refused: {error}"]
     if example.ignored:
@@ -31,6 +30,19 @@ def run_example(compiled: CompiledSource, example: Example) -> list[str]:
         f"event {index}: {name} {message}" for index, errors in mapped.invalid for name, message in errors.items()
     ]
     return differences + _input_differences(example.expect or (), mapped)
+
+
+def hints_of_example(compiled: CompiledSource, example: Example) -> list[str]:
+    """What to look at in an example's values, see `CompiledSource.hints`."""
+    try:
+        return compiled.hints(_mapped(compiled, example))
+    except (PayloadError, UnicodeEncodeError):
+        return []
+
+
+def _mapped(compiled: CompiledSource, example: Example) -> Mapped:
+    body = compiled.decode(example.body)
+    return compiled.map_body(body, headers=example.headers, query=example.query, delivery_id="example")
 
 
 def _invalid_differences(expected: Mapping[str, str], mapped: Mapped) -> list[str]:

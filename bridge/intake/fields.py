@@ -20,7 +20,7 @@ from marshmallow.validate import Email
 from bridge.errors import MappingError
 from bridge.intake.functions import EXACT
 from bridge.intake.texts import Marks, join_texts, plain_number, read_number, safe_text, show, text_of
-from bridge.intake.times import calendar_day, check_format, instant, iso_utc
+from bridge.intake.times import calendar_day, check_format, instant, iso_utc, midnight_in_utc
 from bridge.settings import Property
 
 _BOOLS = {"true": "true", "yes": "true", "1": "true", "false": "false", "no": "false", "0": "false"}
@@ -172,6 +172,23 @@ class DateField(PropertyField):
             return calendar_day(value, self._zone, self._format).isoformat()
         except ValueError as error:
             raise ValidationError(f"is {show(value)}, which {error}") from error
+
+    def hint(self, value: Any) -> str | None:
+        """What to look at in a value that is read as documented, but hardly as its sender meant it: a day that was
+        written as its midnight in UTC.
+        """
+        if self._zone is None or self._values is not None:
+            return None
+        try:
+            meant, read = midnight_in_utc(value, self._format), calendar_day(value, self._zone, self._format)
+        except ValueError:
+            return None
+        if meant is None or meant == read:
+            return None
+        return (
+            f"is {show(value)}, midnight in UTC, which is {read} in {self._zone}; where the day {meant} is meant, give "
+            "the property `timezone: UTC`"
+        )
 
 
 class DateTimeField(PropertyField):

@@ -260,6 +260,17 @@ class CompiledSource:
         conditions = [block.when.text for block in self._blocks if block.when is not None]
         return f"no mapping's `when` holds: {'; '.join(conditions)}"
 
+    def hints(self, mapped: Mapped) -> list[str]:
+        """What to look at in values that are read as documented, but hardly as meant: one sentence a property."""
+        found: dict[str, str] = {}
+        for event in mapped.events:
+            if event.updates:
+                kept, scope = _kept_scope(event.payload, event.context, event.root)
+                for block in self._blocks:
+                    for name, hint in block.hints(kept, scope):
+                        found.setdefault(name, f"{name} {hint}")
+        return list(found.values())
+
     def _find_events(self, body: Any, scope: Scope) -> tuple[list[dict[str, Any]], bool]:
         """The events, and whether they stand in a list."""
         try:

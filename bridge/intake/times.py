@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta, tzinfo
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import ROUND_FLOOR, Context, Decimal
 from email.utils import parsedate_to_datetime
 
@@ -72,6 +72,13 @@ def calendar_day(value: object, zone: tzinfo | None, formats: Sequence[str] = ()
         except OverflowError as error:
             raise ValueError("is out of range") from error
     return moment.date()
+
+
+def midnight_in_utc(value: object, formats: Sequence[str] = ()) -> date | None:
+    """The day whose midnight in UTC a value names; None where it names another time, or no zone."""
+    moment = _moment(value, formats)
+    in_utc = moment.utcoffset() == timedelta(0) and moment.time() == time.min
+    return moment.date() if in_utc else None
 
 
 def microseconds(value: object, zone: tzinfo | None, formats: Sequence[str] = ()) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain
@@ -127,6 +128,7 @@ class CompiledValues:
     multiple: frozenset[str]
     getters: tuple[tuple[str, Read], ...]
     pairs: PairReader | None
+    hinters: Mapping[str, Callable[[Any], str | None]]
 
     def read(self, event: dict[str, Any], scope: Scope) -> Reading:
         """See Values."""
@@ -160,6 +162,20 @@ class CompiledValues:
         for name, message in failed.items():
             invalid[name] = message
         return Reading(valid, invalid, unlisted)
+
+    def hints(self, event: dict[str, Any], scope: Scope) -> Iterator[tuple[str, str]]:
+        """Properties, and what to look at in a value of theirs that is read as documented."""
+        raw: dict[str, Any] = {}
+        for name, get in self.getters:
+            if name in self.hinters:
+                with suppress(ExpressionError):
+                    raw[name] = get(event, scope)
+        if self.pairs is not None:
+            with suppress(ExpressionError, UnmappableError):
+                self.pairs.read_into(raw, {}, event, scope)
+        for name, hint in self.hinters.items():
+            if (told := hint(raw.get(name, ABSENT))) is not None:
+                yield name, told
 
 
 def value_getter(expression: Expression) -> Read:

@@ -127,6 +127,30 @@ def test_map_tells_what_would_be_ignored_or_refused(
     assert json.loads(capsys.readouterr().out)["refused"]["status"] == 400
 
 
+def test_map_and_check_point_at_a_day_that_was_written_as_its_midnight_in_utc(
+    config: Path, payload: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it becomes is as documented, hence neither is an error."""
+    zone = CONFIG.replace(
+        "    verify: {scheme: standard", "    timezone: America/New_York\n    verify: {scheme: standard"
+    )
+    dated = zone.replace("      name: client.name\n", "      renews: {from: client.renews, type: date}\n")
+    example = "plan: Gold, renews: 2026-01-05T00:00:00Z}}", "{renews: 2026-01-04, tier: gold}"
+    config.write_text(dated.replace("plan: Gold}}", example[0]).replace("{tier: gold}", example[1]))
+    payload.write_text('{"id": "e7", "client": {"id": 7, "renews": 1767571200}}')
+    assert run(["map", "--config", str(config), "acme", str(payload), "--header", "X-Topic: clients"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["inputs"][0]["properties"] == {"renews": "2026-01-04"}
+    hint = (
+        "midnight in UTC, which is 2026-01-04 in America/New_York; where the day 2026-01-05 is meant, give the "
+        "property `timezone: UTC`"
+    )
+    assert told["hints"] == [f"renews is '1767571200', {hint}"]
+    assert run(["check", "--config", str(config)]) == 0
+    found = " ".join(capsys.readouterr().err.split())
+    assert f"sources.acme.examples[0]: renews is '2026-01-05T00:00:00Z', {hint}" in found
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

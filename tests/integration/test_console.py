@@ -225,6 +225,18 @@ def test_a_payload_is_tried_without_being_taken(service: Service) -> None:
     assert service.journal.trace_event("t1") == []
 
 
+def test_trying_a_payload_points_at_a_day_that_was_written_as_its_midnight_in_utc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `map` does."""
+    dated = CONFIG.replace("{company_name: name, ", "{company_name: name, renewal_date: {from: day, type: date}, ")
+    zoned = dated.replace("FOLDER", str(tmp_path)) + "    timezone: America/New_York\n"
+    with filled(tmp_path, monkeypatch, zoned) as service:
+        payload = '{"id": "t1", "client": "1", "day": "2026-01-05T00:00:00Z"}'
+        answer = post(client(service), "/sources/acme/try", page="/sources/acme", payload=payload)
+    assert "midnight in UTC, which is 2026-01-04 in America/New_York" in answer.text
+
+
 def test_the_box_to_try_payloads_holds_the_first_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Indented, with its headers, and as text."""
     example = """\

@@ -444,6 +444,63 @@ def test_half_a_surrogate_pair_of_a_schemas_is_invalid() -> None:
     assert event.updates[0].invalid == {"broken": r"is '\ud83d', which holds half a surrogate pair"}
 
 
+def hints(value: object, *, zone: str | None = "America/New_York", **how: Any) -> list[str]:
+    source = compiled(block(properties={"day": Property("day", **{"type": "date", **how})}), timezone=zone)
+    return source.hints(source.map_body({"id": 7, "day": value}))
+
+
+@pytest.mark.parametrize(
+    "value, how",
+    [
+        ("2026-01-05T00:00:00Z", {}),
+        ("2026-01-05T00:00:00.000+00:00", {}),
+        (1767571200, {}),
+        ("1767571200000", {}),
+        ("1767571200", {"format": ("%d/%m/%Y", "epoch")}),
+        ("Mon, 05 Jan 2026 00:00:00 GMT", {"format": ("rfc2822",)}),
+        ("2026-01-05T00:00:00Z", {"zone": None, "timezone": "America/New_York"}),
+    ],
+)
+def test_a_day_that_was_written_as_its_midnight_in_utc_is_pointed_at(value: object, how: dict[str, Any]) -> None:
+    """Wherever the zone is the day before, with what to write instead."""
+    [hint] = hints(value, **how)
+    assert hint.startswith(f"day is '{value}', midnight in UTC, which is 2026-01-04 in America/New_York; ")
+    assert hint.endswith("where the day 2026-01-05 is meant, give the property `timezone: UTC`")
+
+
+@pytest.mark.parametrize(
+    "value, how",
+    [
+        ("2026-01-05", {}),
+        ("2026-01-05T00:00:00", {}),
+        ("2026-01-05T00:00:01Z", {}),
+        ("2026-01-05T00:00:00-05:00", {}),
+        ("2026-01-05T00:00:00Z", {"zone": "Europe/Madrid"}),
+        ("2026-01-05T00:00:00Z", {"zone": None}),
+        ("2026-01-05T00:00:00Z", {"timezone": "UTC"}),
+        ("2026-01-05T00:00:00Z", {"type": "datetime"}),
+        ("2026-01-05T00:00:00Z", {"values": {"2026-01-05T00:00:00Z": "2026-01-05"}}),
+        ("0001-01-01T00:00:00Z", {}),
+        ("", {}),
+        (None, {}),
+        ({}, {}),
+    ],
+)
+def test_nothing_is_said_of_other_days_and_times(value: object, how: dict[str, Any]) -> None:
+    """Not where the day is the same, where a time is meant, or where there is none."""
+    assert hints(value, **how) == []
+
+
+def test_a_hint_is_given_once_a_property_and_of_pairs_too() -> None:
+    """For what is mapped only: not for an event that is ignored."""
+    pairs = Pairs("f", "n", "v", {"d": ("day", Property(type="date")), "other": ("other", Property(type="date"))})
+    midnight = "2026-01-05T00:00:00Z"
+    event = {"id": 7, "f": [{"n": "d", "v": midnight}, {"n": "other", "v": "2026-01-05"}]}
+    source = compiled(block(properties={}, pairs=pairs), timezone="America/New_York", events="@", when="!skip")
+    assert [hint[:8] for hint in source.hints(source.map_body([event, event]))] == ["day is '"]
+    assert source.hints(source.map_body([{**event, "skip": True}])) == []
+
+
 @pytest.mark.parametrize("name", ["nosuch:Thing", "json:dumps", "json:Nothing", "tests.own_schemas:MANY"])
 def test_a_schema_that_cannot_be_used_is_found_beforehand(name: str) -> None:
     """Module, attribute and kind."""

@@ -81,7 +81,7 @@ def tried(compiled: CompiledSource, payload: str, headers: str) -> dict[str, Any
     except PayloadError as error:
         return {"unreadable": str(error)}
     ignored = [(event.id, compiled.why_ignored(event)) for event in mapped.events if event.intake is Intake.IGNORED]
-    return report(mapped) | {"events": len(mapped.events), "ignored_because": ignored}
+    return report(mapped, compiled.hints(mapped)) | {"events": len(mapped.events), "ignored_because": ignored}
 
 
 def _example(source: Source) -> dict[str, str]:
