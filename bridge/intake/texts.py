@@ -99,12 +99,13 @@ class Marks:
     def __init__(self, decimal: str, thousands: str) -> None:
         self._decimal, self._thousands = decimal, thousands
         mark = re.escape(thousands)
-        groups = rf"[1-9][0-9]{{0,2}}(?:{mark}[0-9]{{2,3}})*{mark}[0-9]{{3}}|" if thousands else ""
+        threes, twos = rf"[0-9]{{0,2}}(?:{mark}[0-9]{{3}})+", rf"[0-9]?(?:{mark}[0-9]{{2}})+{mark}[0-9]{{3}}"
+        groups = f"[1-9](?:{threes}|{twos})|" if thousands else ""
         self._written = re.compile(rf"[+-]?(?:{groups}[0-9]*)(?:{re.escape(decimal)}[0-9]*)?")
 
     def plain(self, text: str) -> str:
         """The text without these marks, or nothing where it is not written so: a mark between other than three digits
-        (two in India) stands for something else.
+        (in India two, but for the last three) stands for something else.
         """
         text = text.translate(_SPACES) if self._thousands == " " else text
         if not self._written.fullmatch(text):
