@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 import requests
 from werkzeug.test import Client, TestResponse
@@ -59,7 +58,7 @@ class House:
         self, payload: Any, *, source: str = "acme", sent: float | None = None, delivery_id: str = "msg_1"
     ) -> tuple[str, bytes, dict[str, str]]:
         """A request as the partner makes it at `sent`, by the partner's own right clock."""
-        body = payload if isinstance(payload, bytes) else orjson.dumps(payload)
+        body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         path = f"/webhooks/{source}"
         headers = sign(
             self.settings.sources[source].verify,

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from werkzeug.test import Client
 
+from bridge.cli import run
 from tests.e2e.test_identity_faults import House, house
 from tests.running import eventually
 
@@ -33,6 +35,15 @@ SOURCES = """\
     occurred_at: at
     record: {id: client, id_property: email}
     properties: {firstname: name}
+  eastern:
+    verify: {scheme: standard-webhooks, secrets: [{file: acme.secret}]}
+    timezone: America/New_York
+    event_id: id
+    record: {id: client, id_property: acme_client_id}
+    properties:
+      company_name: name
+      renewal_date: {from: day, type: date}
+      closing_date: {from: closing, type: date, timezone: UTC}
 """
 NUMBERS = itertools.count()
 
@@ -97,6 +108,61 @@ def test_a_time_that_is_not_believed_makes_an_event_the_newest_and_is_told(at: H
     assert list(answer["invalid"][0]["errors"]) == ["occurred_at"]
     assert at.counted("bridge_events_total", source="acme", outcome="undated") == undated + 1
     assert eventually(lambda: at.held().get(record, {}).get("company_name") == "new")
+
+
+@pytest.mark.parametrize("half", ["Caf\ud800", "\udfff\ud83d", "a\0"])
+def test_half_a_surrogate_pair_spoils_its_own_value_and_nothing_else(at: House, half: str) -> None:
+    """One of an array: its other property arrives, as do the other events; the value waits in the retry log."""
+    names = [f"c{next(NUMBERS)}" for _ in range(3)]
+    events = [{"id": f"half-{name}", "client": name, "name": "A", "day": 20270105} for name in names]
+    events[1] |= {"name": half, half: 1}
+    answer = at.post(events, source="eastern", delivery_id=f"half_{names[0]}")
+    assert answer.status_code == 202, answer.text
+    told = json.loads(answer.data)
+    assert (told["accepted"], told["parked"]) == (3, 0)
+    [invalid] = told["invalid"]
+    reason = "a NUL character" if "\0" in half else "half a surrogate pair"
+    message = f"is {half!r}, which holds {reason}"
+    assert invalid == {"index": 1, "errors": {"company_name": message}}
+    assert eventually(lambda: set(names) <= set(at.held()))
+    assert [at.held()[name].get("company_name") for name in names] == ["A", None, "A"]
+    assert {at.held()[name]["renewal_date"] for name in names} == {"2027-01-05"}
+    entries = json.loads(Client(at.service.admin).get("/api/retries", query_string={"record": names[1]}).data)
+    assert [(entry["properties"], entry["message"]) for entry in entries] == [(["company_name"], message)]
+    again = json.loads(at.post(events, source="eastern", delivery_id=f"again_{names[0]}").data)
+    assert again["duplicates"] == 3
+
+
+def test_half_a_surrogate_pair_that_nobody_maps_does_no_harm(at: House) -> None:
+    """Neither as a value nor as a key, however deep."""
+    record = f"c{next(NUMBERS)}"
+    more = {"\ud800": "\udfff", "extra": [{"deep": "\ud83d", "number": 1.50}]}
+    event = {"id": f"no-harm-{record}", "client": record, "name": "A", **more}
+    answer = at.post(event, source="eastern", delivery_id=record)
+    assert (answer.status_code, json.loads(answer.data)["invalid"]) == (202, [])
+    assert eventually(lambda: at.held().get(record, {}).get("company_name") == "A")
+
+
+def test_a_day_sent_as_its_midnight_in_utc_is_that_of_the_zone_and_map_points_at_it(
+    at: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As documented; and with what the hint says, the day that was meant."""
+    record, midnight = f"c{next(NUMBERS)}", "2026-01-05T00:00:00Z"
+    event = {"id": record, "client": record, "day": midnight, "closing": midnight}
+    assert at.post(event, source="eastern", delivery_id=record).status_code == 202
+    wanted = {"renewal_date": "2026-01-04", "closing_date": "2026-01-05"}
+    assert eventually(lambda: wanted.items() <= at.held().get(record, {}).items())
+    payload = tmp_path / "payload.json"
+    payload.write_text(json.dumps(event), encoding="utf-8")
+    assert run(["map", "--config", str(at.settings.file), "eastern", str(payload)]) == 0
+    out = capsys.readouterr().out  # the service logs there too
+    told, _ = json.JSONDecoder().raw_decode(out, out.index("{\n"))
+    assert told["inputs"][0]["properties"] == wanted
+    [hint] = told["hints"]
+    assert hint == (
+        f"renewal_date is '{midnight}', midnight in UTC, which is 2026-01-04 in America/New_York; where the day "
+        "2026-01-05 is meant, give the property `timezone: UTC`"
+    )
 
 
 def test_three_changes_that_share_an_id_are_three_changes(at: House) -> None:
