@@ -6,7 +6,9 @@ import contextlib
 import json
 import re
 import time
+from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 
 import gevent
 import pytest
@@ -158,7 +160,12 @@ def test_half_a_surrogate_pair_changes_nothing_of_how_the_rest_is_written(value:
         parsed = parse_json(re.sub(r"\\ud[89a-f]..", "x", json.dumps(value)).encode())
     except PayloadError:
         return  # a float with a wide exponent, or two keys that have become one
-    for write in (to_json, lambda it: to_json(it, indented=True), lambda it: to_canonical_json(it).decode()):
+    writers: list[Callable[[object], str]] = [
+        to_json,
+        partial(to_json, indented=True),
+        lambda it: to_canonical_json(it).decode(),
+    ]
+    for write in writers:
         assert write({"b": [parsed, "\ud800"], "a": 1}) == write({"b": [parsed, "<half>"], "a": 1}).replace(
             "<half>", r"\ud800"
         )
