@@ -54,6 +54,16 @@ def test_numbers_of_a_body_are_shown_as_they_came() -> None:
     ]
 
 
+def test_half_a_surrogate_pair_in_a_body_is_shown_as_it_came() -> None:
+    """Escaped, with all else indented."""
+    assert lines(document(body=r'{"a":"é\ud800"}'), "body") == ["{", r'  "a": "é\ud800"', "}"]
+
+
+def test_hints_are_shown_with_the_events() -> None:
+    """See `CompiledSource.hints`."""
+    assert lines(document(events=[], inputs=[], taken=True, hints=["day is odd"]), "look at") == ["day is odd"]
+
+
 def test_a_body_with_lines_of_its_own_is_shown_as_it_is() -> None:
     assert lines(document(body='{"a":\n1}'), "body") == ['{"a":', "1}"]
 
