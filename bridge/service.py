@@ -94,7 +94,6 @@ class Service:
         self._log = structlog.get_logger("bridge")
         self._drain_by: float | None = None
         self._reloading = threading.Lock()
-        self.metrics.expect(settings.sources)
         self.journal = Journal(
             settings=settings.journal,
             clock=self._clock,
@@ -109,6 +108,7 @@ class Service:
         self._turns = turns
         self._quotas = Quotas(counters_folder())
         self._endpoints = endpoints(settings, self._quotas)
+        self._expect()
         self._desk = JournalDesk(journal=self.journal, make_remap=lambda: make_remap(self._settings))
         self._acts = Acts(desk=self._desk, journal=self.journal)
         self._guesses = Guesses(counters_folder())
@@ -149,9 +149,12 @@ class Service:
         self.journal.reconfigure(settings.journal, retry_max_s=settings.retry.max_s)
         self._duty.reconfigure(settings)
         self.admin = self._admin_app()
-        self.metrics.expect(settings.sources)
+        self._expect()
         self.metrics.reloaded(succeeded=True)
         self._log.info("the configuration was reloaded", sources=sorted(settings.sources))
+
+    def _expect(self) -> None:
+        self.metrics.expect({name: endpoint.source.looked_for() for name, endpoint in self._endpoints.items()})
 
     def begin_drain(self) -> None:
         """Not ready any more; called from a signal handler, hence only a note of the time."""

@@ -161,3 +161,20 @@ ACTS: dict[str, Any] = {
     "rest": rest,
     "environment": lambda: {"x": ",".join(sorted(os.environ))},
 }
+
+
+class Declared(Schema):
+    """Makes what its fields say, and nothing else."""
+
+    name = fields.Str(data_key="clientName", allow_none=True)
+    arr = fields.Decimal(allow_none=True)
+    first = fields.Str(attribute="contact_first", required=True)
+
+
+class Loose(Schema):
+    """Declares one property and takes the payload's others."""
+
+    class Meta:
+        unknown = INCLUDE
+
+    name = fields.Str()

@@ -90,7 +90,7 @@ class _Source(CompiledSource):
     """Tells what it maps."""
 
     def map_body(self, body: Any, **context: Any) -> Mapped:
-        mapped = super().map_body(body, **context)
+        mapped = super().map_body(body, **context | {"explain": True})
         _seen.get().mapped = mapped
         return mapped
 
@@ -160,7 +160,7 @@ def would_map(endpoint: CompiledSource, seen: Seen) -> Mapped | str:
     try:
         body = endpoint.decode(seen.content)
         headers = {name.lower(): value for name, value in seen.headers}
-        return endpoint.map_body(body, headers=headers, delivery_id="refused")
+        return endpoint.map_body(body, headers=headers, delivery_id="refused", explain=True)
     except PayloadError as error:
         return str(error)
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def map_(config: Path, source: str, file: str, headers: tuple[str, ...]) -> int:
     """Show what a payload would become, and touch nothing.
 
-    Prints the batch-update inputs, what would be ignored, parked or refused, and why, and hints. FILE is a payload,
-    or a request that `listen --save` kept; "-" is standard input. Exit status 1 if anything is invalid.
+    Prints the batch-update inputs, what would be ignored, parked or refused, and why, what is left out, and hints. FILE
+    is a payload, or a request that `listen --save` kept; "-" is standard input. Exit status 1 if anything is invalid.
     """
     from bridge.intake.capture import SavedRequest, read_saved
     from bridge.intake.dry_run import report
@@ -45,6 +45,7 @@ def map_(config: Path, source: str, file: str, headers: tuple[str, ...]) -> int:
             headers=_lower(request.headers) | _lower(given),
             query=request.parameters,
             delivery_id="dry-run",
+            explain=True,
         )
     except PayloadError as error:
         print_json({"inputs": [], "refused": {"status": 400, "detail": str(error)}})

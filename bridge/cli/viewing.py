@@ -14,7 +14,7 @@ from rich.text import Text
 
 from bridge.cli.printing import printable
 from bridge.errors import PayloadError
-from bridge.intake.dry_run import report
+from bridge.intake.dry_run import report, told
 from bridge.intake.mapping import CompiledSource, Mapped
 from bridge.intake.payload import parse_json, to_json
 from bridge.model import Intake
@@ -141,11 +141,14 @@ def _mapping_rows(document: Mapping[str, Any], *, cut: bool) -> Iterator[Row]:
     events = document["events"]
     if not events:
         yield "events", "none", ""
-    for event in events[: MAX_EVENTS if cut else None]:
+    left_out = {one["index"]: one for one in document["left_out"]}
+    for index, event in enumerate(events[: MAX_EVENTS if cut else None]):
         style = _STYLES.get(event["taken_as"], "yellow") if document["taken"] else ""
         yield "events", _event_line(event, taken=document["taken"]), style
         for name, message in event["invalid"].items():
             yield "", f"  invalid: {name} {message}", "red"
+        for name, why in told(left_out.get(index, {})):
+            yield "", f"  left out: {name} ({why})", "yellow"
     if cut and len(events) > MAX_EVENTS:
         yield "", f"… and {len(events) - MAX_EVENTS} more", "dim"
     if document.get("unlisted_names"):

@@ -11,9 +11,11 @@ from bridge.errors import MappingError
 from bridge.intake.expressions import ABSENT, Expression, ExpressionError, Scope, compile_expression
 from bridge.intake.fields import DateField, PropertyField, build_field, zone_of
 from bridge.intake.own_schema import OwnSchema, Schemas
+from bridge.intake.tally import Tally
 from bridge.intake.texts import PROPERTY_NAME, show, unstorable
 from bridge.intake.values import (
     CompiledValues,
+    Gap,
     PairReader,
     PropertySchema,
     Read,
@@ -90,18 +92,23 @@ class CompiledBlock:
         self._skip_unchanged = block.unchanged == "skip"
         self._expressions = [self._id] if self.when is None else [self._id, self.when]
         self._values = self._compile_values(block, path, problems, schemas)
+        #: The properties whose presence an event decides.
+        self.looked_for = self._values.looked_for
 
     @property
     def expressions(self) -> tuple[Expression, ...]:
         """Every expression that a replay evaluates again."""
         return tuple(self._expressions)
 
-    def read(self, event: dict[str, Any], scope: Scope) -> BlockReading:
-        """What the event asks of its record."""
+    def read(self, event: dict[str, Any], scope: Scope, tally: Tally | None = None) -> BlockReading:
+        """What the event asks of its record. `tally` counts what it brings."""
         try:
-            valid, invalid, unlisted = self._values.read(event, scope)
+            reading = self._values.read(event, scope)
         except UnmappableError as error:
             return BlockReading(None, {"record": str(error)}, str(error))
+        if tally is not None:
+            tally.add(self.looked_for, reading)
+        valid, invalid, unlisted, _ = reading
         try:
             record_id = read_id(self._get_id(event, scope), digits=self._digits)
         except (ExpressionError, ValueError) as error:
@@ -122,7 +129,7 @@ class CompiledBlock:
                 problems.add((*path, "schema"), "stands instead of properties: and pairs:")
             return OwnSchema(block.schema, (*path, "schema"), self._zone, schemas, problems.found)
         fields: dict[str, PropertyField] = {}
-        getters: list[tuple[str, Read]] = []
+        getters: list[tuple[str, Read, Gap]] = []
         for name, how in block.properties.items():
             place = (*path, "properties", name)
             if (how.source is None) == (how.constant is None):
@@ -131,7 +138,7 @@ class CompiledBlock:
             if how.source is not None:
                 expression = problems.expression(how.source, (*place, "from"))
                 self._expressions.append(expression)
-                getters.append((name, value_getter(expression)))
+                getters.append((name, value_getter(expression), Gap(name, "absent", expression.text)))
         pairs = None
         if block.pairs is not None:
             pairs = self._compile_pairs(block.pairs, set(block.properties), fields, (*path, "pairs"), problems)
@@ -141,7 +148,14 @@ class CompiledBlock:
         assert isinstance(schema, PropertySchema)  # noqa: S101 (from_dict of this very class)
         multiple = frozenset(name for name, field in fields.items() if field.joins)
         hinters = {name: field.hint for name, field in fields.items() if isinstance(field, DateField)}
-        return CompiledValues(schema, multiple, tuple(getters), pairs, hinters)
+        nulls = {name: Gap(name, "null", gap.expression) for name, _, gap in getters}
+        if pairs is not None:
+            nulls |= {name: Gap(name, "null", pairs.value.text) for name in pairs.unsent}
+        cleared = {name: Gap(name, "null") for name in nulls if name in fields and fields[name].clears}
+        constants = len(fields.keys() - nulls.keys())
+        return CompiledValues(
+            schema, multiple, tuple(getters), pairs, hinters, nulls, cleared, frozenset(nulls), constants=constants
+        )
 
     def _compile_pairs(
         self, pairs: Pairs, taken: set[str], fields: dict[str, PropertyField], path: Path, problems: Problems
@@ -162,6 +176,7 @@ class CompiledBlock:
             problems.expression(pairs.name, (*path, "name")),
             problems.expression(pairs.value, (*path, "value")),
             names,
+            {name: Gap(name, "absent") for name in names.values()},
         )
         self._expressions += [reader.items, reader.name, reader.value]
         return reader

@@ -51,6 +51,11 @@ class PropertyField(fields.Field[str]):
         """Whether it is joined from several elements."""
         return self._several
 
+    @property
+    def clears(self) -> bool:
+        """Whether it may become "", which clears the property."""
+        return self._clears or "" in (self._values or {}).values()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> PropertyField:
         """A schema that is made of it has this very one: nothing of it changes, and no other schema has it."""
         return self

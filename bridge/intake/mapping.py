@@ -31,8 +31,10 @@ from bridge.intake.own_schema import Schemas
 from bridge.intake.payload import Breath, parse_json_text, to_canonical_json, to_json
 from bridge.intake.pricing import pay_made
 from bridge.intake.schemes import verify_problems
+from bridge.intake.tally import Found, Tally
 from bridge.intake.texts import show, unstorable
 from bridge.intake.times import check_format, microseconds
+from bridge.intake.values import Gap
 from bridge.intake.waiting import Wait, wait_in_thread
 from bridge.intake.weighing import weigh
 from bridge.model import EARLIEST_US, FUTURE_TOLERANCE_US, Event, PropertyUpdate, RecordKey, to_us
@@ -58,7 +60,8 @@ class Mapped:
     """What one body brings. `invalid` lists (index, {property | "record" | "occurred_at": message}).
 
     `reject`: a mapping says that nothing of the request may be taken. `unlisted` counts names of
-    `pairs:` that the configuration does not list, `undated` events whose time was not taken.
+    `pairs:` that the configuration does not list, `undated` events whose time was not taken, `found` how many events
+    brought each property. `left_out` lists (index, properties without a value), where that was asked for.
     """
 
     events: list[Event] = field(default_factory=list)
@@ -66,6 +69,8 @@ class Mapped:
     reject: bool = False
     unlisted: int = 0
     undated: int = 0
+    found: Found = field(default_factory=dict)
+    left_out: list[tuple[int, tuple[Gap, ...]]] = field(default_factory=list)
 
     @property
     def refused(self) -> int:
@@ -157,6 +162,10 @@ class CompiledSource:
         copies = _COPIES * min(events, MAX_MADE // len(kept))  # with more events the request is refused
         return weigh(body, events=events) + copies * getsizeof(kept)
 
+    def looked_for(self) -> frozenset[str]:
+        """The properties whose presence events decide: all but constants."""
+        return frozenset[str]().union(*(block.looked_for for block in self._blocks))
+
     def identity_paths(self) -> dict[str, tuple[str | int, ...]]:
         """Where an event's id and time stand, for those that are plain paths of a body that is the event."""
         if self.source.events.strip() != "@":
@@ -179,12 +188,14 @@ class CompiledSource:
         pause: Callable[[], None] | None = None,
         wait: Wait = wait_in_thread,
         now_us: int | None = None,
+        explain: bool = False,
     ) -> Mapped:
         """The events of a parsed body. Raises PayloadError when `events` finds no objects, or takes too many steps.
         An event for which there are none left is parked, or lacks the property that needed them.
 
-        `now_us` is when it arrived, by default now. `pause` is called now and then, so that one long array leaves room
-        for other requests; `wait` is how to wait. Of a source with a `lane` one request at a time is mapped.
+        `now_us` is when it arrived, by default now. `explain` asks for `left_out`. `pause` is called now and then, so
+        that one long array leaves room for other requests; `wait` is how to wait. Of a source with a `lane` one request
+        at a time is mapped.
         """
         seen = self._seen.headers_of(headers or {}, hidden=self._hidden)
         asked = self._seen.query_of(query or {})
@@ -199,6 +210,7 @@ class CompiledSource:
         around = _hash(kept, root or "") if root is not None or len(kept) > 2 else ""
         mapped = Mapped()
         reject, unlisted, undated = False, 0, 0
+        tally = Tally(explain=explain)
         count_made = _made_counter()
         if len(kept) > 2:
             count_made(len(events) * len(kept), "the headers and the query that are kept with each")
@@ -213,7 +225,8 @@ class CompiledSource:
             else:
                 payload, event = to_json(found, breath=breath), found
             fallback = f"{prefix}#{index}" if prefix is not None and several else prefix
-            reading = self._read(event, scope)
+            tally.index = index
+            reading = self._read(event, scope, tally)
             errors = reading.errors
             event_id, unread = self._read_event_id(event, scope, fallback)
             if unread is not None:
@@ -246,7 +259,7 @@ class CompiledSource:
                     reading.unmappable,
                 )
             )
-        return Mapped(mapped.events, mapped.invalid, reject, unlisted, undated)
+        return Mapped(mapped.events, mapped.invalid, reject, unlisted, undated, tally.found(), tally.left_out)
 
     def remap(self, payload: str, context: str = "{}", root: str | None = None) -> Reading:
         """What a kept event (`Event.payload`, `.context`, `.root`) asks for by today's mapping."""
@@ -301,9 +314,9 @@ class CompiledSource:
                 context[key] = kept
         return orjson.dumps(context).decode() if context else "{}"
 
-    def _read(self, event: dict[str, Any], scope: Scope) -> Reading:
+    def _read(self, event: dict[str, Any], scope: Scope, tally: Tally | None = None) -> Reading:
         try:
-            return self._judge(event, scope)
+            return self._judge(event, scope, tally)
         except StepsError as error:  # whether it is asked for at all is not known: it waits where people see it
             return self._parked(f"`when` {error}")
 
@@ -312,15 +325,15 @@ class CompiledSource:
             unmappable=reason, errors={"record": reason}, reject=any(block.rejects for block in self._blocks)
         )
 
-    def _judge(self, event: dict[str, Any], scope: Scope) -> Reading:
+    def _judge(self, event: dict[str, Any], scope: Scope, tally: Tally | None) -> Reading:
         if self._when is not None and not self._when.matches(event, scope):
             return _IGNORED
         matching = [b for b in self._blocks if b.when is None or b.when.matches(event, scope)]
         if len(matching) == 1:
-            update, errors, unmappable, unlisted = matching[0].read(event, scope)
+            update, errors, unmappable, unlisted = matching[0].read(event, scope, tally)
             updates = (update,) if update is not None else ()
             return Reading(updates, unmappable, errors, matching[0].rejects and bool(errors), unlisted)
-        return _combined([(block, block.read(event, scope)) for block in matching])
+        return _combined([(block, block.read(event, scope, tally)) for block in matching])
 
     def _read_event_id(self, event: dict[str, Any], scope: Scope, fallback: str | None) -> tuple[str, str | None]:
         """The event's id, and why it is another than `event_id` would find."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import tzinfo
 from typing import Any
 
@@ -22,7 +22,7 @@ from bridge.intake.expressions import ExpressionError, Scope
 from bridge.intake.interpreter import SCHEMA_S
 from bridge.intake.payload import to_json
 from bridge.intake.schema_pool import IMPORT_S, LostError, Pool, SchemaError
-from bridge.intake.values import Reading, UnmappableError
+from bridge.intake.values import Gap, Reading, UnmappableError
 from bridge.intake.waiting import Permits, Wait, wait_in_thread
 
 #: Processes that one worker has for all its schemas.
@@ -53,6 +53,12 @@ class Schemas:
         if name not in self._faults:
             self._faults[name] = self._pool.learn(name)
         return self._faults[name]
+
+    def declared(self, name: str) -> Mapping[str, str]:
+        """The properties that a schema's fields make, each with the key that it is read from; none where that is not
+        known.
+        """
+        return self._pool.declared.get(name, {})
 
     def lane(self) -> Lane:
         """For one source."""
@@ -120,6 +126,13 @@ class OwnSchema:
         self._schemas = schemas
         if (fault := schemas.fault(name)) is not None:
             problems.append(MappingError(path, f"{name!r} cannot be used: {fault}"))
+        self._keys = schemas.declared(name)
+        self._looked_for = frozenset(self._keys)
+
+    @property
+    def looked_for(self) -> frozenset[str]:
+        """See bridge.intake.values.Values. What it does not declare cannot be counted: it may come from the payload."""
+        return self._looked_for
 
     def read(self, event: dict[str, Any], scope: Scope) -> Reading:
         """See bridge.intake.values.Values."""
@@ -128,7 +141,16 @@ class OwnSchema:
             scope.keep(sum(map(len, reading.valid.values())))
         except ExpressionError as error:
             raise UnmappableError(f"the values {error}") from error
-        return reading
+        return reading._replace(gaps=tuple(self._gaps(event, reading)))
+
+    def _gaps(self, event: Mapping[str, Any], reading: Reading) -> Iterator[Gap]:
+        for name, key in self._keys.items():
+            if reading.valid.get(name) or name in reading.invalid:
+                continue
+            if name in reading.valid:
+                yield Gap(name, "null")
+            else:
+                yield Gap(name, "null" if key in event else "absent", key)
 
 
 class Lane:

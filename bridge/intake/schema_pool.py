@@ -50,6 +50,8 @@ class Process:
     def __init__(self) -> None:
         #: The schemas that it was to import, and what was wrong.
         self.faults: dict[str, str | None] = {}
+        #: The properties that they declare: see `schema_process.declared`.
+        self.declared: dict[str, dict[str, str]] = {}
         #: Whether it has answered an event.
         self.served = False
         try:
@@ -76,6 +78,7 @@ class Process:
         """Have it import a schema."""
         found, _ = self.ask(f"import\n{name}\n\n".encode() + orjson.dumps(sys.path), wait_in_thread, IMPORT_S)
         self.faults[name] = found.get("error")
+        self.declared[name] = found.get("declared", {})
 
     def load(self, name: str, request: bytes, wait: Wait, timeout_s: float) -> tuple[dict[str, Any], float]:
         """See `ask`, which this does for an event."""
@@ -144,6 +147,8 @@ class Pool:
 
     def __init__(self) -> None:
         self._names: list[str] = []
+        #: The properties that each schema declares: see `schema_process.declared`.
+        self.declared: dict[str, dict[str, str]] = {}
         self._lock = threading.RLock()  # a finalizer may come to `close` within any of its uses
         self._living: set[Process] = set()
         #: Processes, and why there is none for somebody who waits; `_ready` has as many permits.
@@ -167,6 +172,7 @@ class Pool:
             return str(error)
         if process.faults[name] is None:
             self._names.append(name)
+            self.declared[name] = process.declared[name]
         self._put(process)
         return process.faults[name]
 

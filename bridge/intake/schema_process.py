@@ -23,6 +23,7 @@ from zoneinfo import ZoneInfo
 
 import orjson
 from marshmallow import EXCLUDE, Schema, ValidationError, missing
+from marshmallow.decorators import POST_LOAD
 from marshmallow.exceptions import SCHEMA
 
 from bridge.intake.payload import parse_json_text, printable
@@ -100,7 +101,7 @@ def answered(request: bytes, schemas: dict[str, Schema]) -> bytes:
                 sys.path[:] = orjson.loads(rest)
                 schemas[name] = import_schema(name)
                 resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + MEMORY, resource.RLIM_INFINITY))
-                found: Any = {}
+                found: Any = {"declared": declared(schemas[name])}
             case "load":
                 found = loaded(schemas[name], parse_json_text(rest), ZoneInfo(argument) if argument else None)
             case _:
@@ -121,6 +122,16 @@ def import_schema(name: str) -> Schema:
     if not (isinstance(found, type) and issubclass(found, Schema)):
         raise TypeError("it is not a marshmallow Schema class")
     return found() if hasattr(found.Meta, "unknown") else found(unknown=EXCLUDE)
+
+
+def declared(schema: Schema) -> dict[str, str]:
+    """The properties that a schema's fields make, each with the key that it is read from; none where what the fields
+    make may become anything else.
+    """
+    if schema._hooks[POST_LOAD] or type(schema).load is not Schema.load:  # noqa: SLF001 (nothing else tells)
+        return {}
+    names = {field.attribute or key: field.data_key or key for key, field in schema.load_fields.items()}
+    return {name: str(key) for name, key in names.items() if PROPERTY_NAME.fullmatch(name)}
 
 
 def loaded(schema: Schema, event: dict[str, Any], zone: tzinfo | None) -> dict[str, Any]:

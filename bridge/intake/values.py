@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from marshmallow import EXCLUDE, Schema, ValidationError
 
@@ -24,16 +24,35 @@ class UnmappableError(Exception):
     """A block can ask nothing of any record because of this event; says why."""
 
 
+class Gap(NamedTuple):
+    """A property for which an event brings no value: `absent` where nothing was found, `null` where that was null or
+    blank. `expression` is what found it, and None where nothing is left out: the pair was not sent, as senders of
+    changes do, or the property is cleared.
+    """
+
+    property: str
+    outcome: Literal["absent", "null"]
+    expression: str | None = None
+
+
 class Reading(NamedTuple):
-    """What a block reads from one event: HubSpot's strings, messages, and names nobody listed."""
+    """What a block reads from one event: HubSpot's strings, messages, names nobody listed, and what there is not. A
+    property that is required is in `invalid` when it is absent, and in `gaps`, too.
+    """
 
     valid: dict[str, str]
     invalid: dict[str, str]
     unlisted: int = 0
+    gaps: Sequence[Gap] = ()
 
 
 class Values(Protocol):
-    """What a block reads values with: a schema compiled from the file, or the user's own."""
+    """What a block reads values with: a schema compiled from the file, or the user's own. `looked_for` names the
+    properties whose presence an event decides.
+    """
+
+    @property
+    def looked_for(self) -> frozenset[str]: ...
 
     def read(self, event: dict[str, Any], scope: Scope) -> Reading:
         """The event's values. Raises UnmappableError."""
@@ -71,22 +90,32 @@ class PropertySchema(Schema):
 
 @dataclass(frozen=True, slots=True)
 class PairReader:
-    """`pairs:`, for senders in which names are data."""
+    """`pairs:`, for senders in which names are data. `unsent` has for each property what there is without its pair."""
 
     items: Expression
     name: Expression
     value: Expression
     properties: Mapping[str, str]  # sender's name → HubSpot property
+    unsent: Mapping[str, Gap]
 
-    def read_into(self, raw: dict[str, Any], failed: dict[str, str], event: dict[str, Any], scope: Scope) -> int:
+    def read_into(
+        self,
+        raw: dict[str, Any],
+        failed: dict[str, str],
+        gaps: list[Gap],
+        event: dict[str, Any],
+        scope: Scope,
+    ) -> int:
         """Put the listed pairs' values into `raw`, and why one cannot be read into `failed`; a later pair wins. Counts
         the others.
         """
         found = self.items.get(event, scope)
         if found is ABSENT or found is None:
+            gaps += [Gap(name, "absent", self.items.text) for name in self.unsent]
             return 0
         get_name, get_value, wanted = self.name.get, value_getter(self.value), self.properties
         unlisted = 0
+        without: set[str] = set()
         pairs = found if type(found) is list else list(self._of_object(found, scope))
         for pair in chain.from_iterable(scope.parts(pairs, _PAIR)):
             entry = type(pair) is tuple
@@ -103,9 +132,14 @@ class PairReader:
                 raw.pop(target, None)
                 failed[target] = str(error)
                 continue
-            if value is not ABSENT:
+            if value is ABSENT:
+                without.add(target)
+            else:
                 failed.pop(target, None)
                 raw[target] = value
+        for name, gap in self.unsent.items():
+            if name not in raw and name not in failed:
+                gaps.append(Gap(name, "absent", self.value.text) if name in without else gap)
         return unlisted
 
     def _of_object(self, found: Any, scope: Scope) -> Iterator[Any]:
@@ -121,31 +155,39 @@ class PairReader:
 @dataclass(frozen=True, slots=True)
 class CompiledValues:
     """`properties:` and `pairs:` of a block. Immutable, hence thread-safe. `multiple` names the properties that are
-    joined from lists.
+    joined from lists. What an event may lack is made beforehand: with each of the `getters`, what there is when it
+    finds nothing; in `nulls`, when it finds null or a blank; in `cleared`, when that clears the property.
     """
 
     schema: PropertySchema
     multiple: frozenset[str]
-    getters: tuple[tuple[str, Read], ...]
+    getters: tuple[tuple[str, Read, Gap], ...]
     pairs: PairReader | None
     hinters: Mapping[str, Callable[[Any], str | None]]
+    nulls: Mapping[str, Gap]
+    cleared: Mapping[str, Gap]
+    looked_for: frozenset[str]
+    constants: int
 
     def read(self, event: dict[str, Any], scope: Scope) -> Reading:
         """See Values."""
         raw: dict[str, Any] = {}
         failed: dict[str, str] = {}
-        for name, get in self.getters:
+        gaps: list[Gap] = []
+        for name, get, gap in self.getters:
             try:
                 value = get(event, scope)
             except ExpressionError as error:
                 failed[name] = str(error)
             else:
-                if value is not ABSENT:
+                if value is ABSENT:
+                    gaps.append(gap)
+                else:
                     raw[name] = value
         unlisted = 0
         if self.pairs is not None:
             try:
-                unlisted = self.pairs.read_into(raw, failed, event, scope)
+                unlisted = self.pairs.read_into(raw, failed, gaps, event, scope)
             except ExpressionError as error:
                 raise UnmappableError(f"the pairs cannot be read: {error}") from error
         for name in self.multiple & raw.keys() if self.multiple else ():
@@ -161,18 +203,22 @@ class CompiledValues:
             raise UnmappableError(f"the values {error}") from error
         for name, message in failed.items():
             invalid[name] = message
-        return Reading(valid, invalid, unlisted)
+        if len(valid) - self.constants != len(raw):
+            gaps += [self.nulls[name] for name in raw if name not in valid and name not in invalid]
+        if self.cleared:
+            gaps += [gap for name, gap in self.cleared.items() if valid.get(name) == ""]
+        return Reading(valid, invalid, unlisted, gaps)
 
     def hints(self, event: dict[str, Any], scope: Scope) -> Iterator[tuple[str, str]]:
         """Properties, and what to look at in a value of theirs that is read as documented."""
         raw: dict[str, Any] = {}
-        for name, get in self.getters:
+        for name, get, _ in self.getters:
             if name in self.hinters:
                 with suppress(ExpressionError):
                     raw[name] = get(event, scope)
         if self.pairs is not None:
             with suppress(ExpressionError, UnmappableError):
-                self.pairs.read_into(raw, {}, event, scope)
+                self.pairs.read_into(raw, {}, [], event, scope)
         for name, hint in self.hinters.items():
             if (told := hint(raw.get(name, ABSENT))) is not None:
                 yield name, told

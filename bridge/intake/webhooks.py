@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import orjson
@@ -30,6 +30,7 @@ from bridge.intake.own_schema import Lane
 from bridge.intake.problems import Refusal, forget, problem, register_problem_handlers, where
 from bridge.intake.quotas import Quota
 from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verdict, Verifier
+from bridge.intake.tally import Found
 from bridge.intake.waiting import Wait, wait_in_thread
 from bridge.model import Clock, Event, Intake, Receipt, RecordKey, SystemClock, to_us
 
@@ -71,8 +72,8 @@ class Endpoint:
 @dataclass(frozen=True, slots=True)
 class Counts:
     """What one request brought: events by what they were taken as, the records that accepted ones are about, and the
-    first few ids. `unlisted` are names of `pairs:` that nobody listed; `reason` is why nothing was taken, where the
-    status does not say it.
+    first few ids. `unlisted` are names of `pairs:` that nobody listed; `found` counts the events that brought each
+    property, duplicates among them; `reason` is why nothing was taken, where the status does not say it.
     """
 
     accepted: int = 0
@@ -85,6 +86,7 @@ class Counts:
     unlisted: int = 0
     records: int = 0
     event_ids: tuple[str, ...] = ()
+    found: Found = field(default_factory=dict)
     reason: str | None = None
 
 
@@ -423,6 +425,7 @@ def count(receipts: Sequence[Receipt], mapped: Mapped) -> Counts:
         unlisted=mapped.unlisted,
         records=len(records),
         event_ids=loggable([receipt.event_id for receipt in receipts[:MAX_LOGGED]]),
+        found=mapped.found,
     )
 
 

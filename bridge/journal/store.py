@@ -27,6 +27,7 @@ from bridge.journal import (
     event_log,
     matching,
     overview,
+    presence,
     retry_log,
     steering,
     stories,
@@ -435,6 +436,11 @@ class Journal:
             after = max(0, event_log.newest(connection) - number)
             found, *_ = event_log.page(connection, EventFilter(), after=after)
         return found[::-1][:number]
+
+    def presence(self, source: str) -> presence.Presence:
+        """Which properties the source's events asked for of late, and before."""
+        with self._database.read() as connection:
+            return presence.read(connection, source)
 
     def _event_pages(
         self, chosen: EventFilter, after: int = 0, looked_at: Callable[[int], None] = lambda _: None

@@ -7,7 +7,7 @@ ready for JSON; times are ISO 8601.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 from bridge.journal.entries import PORTION, portions
@@ -15,6 +15,7 @@ from bridge.journal.event_log import EventFilter, Logged
 from bridge.journal.history import Minute
 from bridge.journal.history import read as read_history
 from bridge.journal.kept import Remap
+from bridge.journal.presence import Share
 from bridge.journal.remapping import Difference
 from bridge.journal.retry_log import Entry, Filter, Reference
 from bridge.journal.steering import Known
@@ -174,6 +175,11 @@ class JournalDesk:
         """The events that came last, newest first."""
         return list(map(event_document, self._journal.recent_events(number)))
 
+    def presence(self, source: str, properties: Collection[str]) -> dict[str, Document]:
+        """How often each property came with the source's events: see `bridge.journal.presence.Share`."""
+        found = self._journal.presence(source)
+        return {name: share_document(found.of(name)) for name in properties}
+
     def count_events(self, chosen: EventFilter) -> int | None:
         """How many events a replay will look at, for its progress."""
         return self._journal.count_events(chosen)
@@ -309,6 +315,20 @@ def difference_document(difference: Difference) -> Document:
         "new": difference.new,
         "by": difference.by,
         "note": difference.note,
+    }
+
+
+def share_document(share: Share) -> Document:
+    """How often a property came, with times as text."""
+    return {
+        "late": share.late,
+        "late_events": share.late_events,
+        "lacking": share.lacking,
+        "earlier": share.earlier,
+        "earlier_events": share.earlier_events,
+        "last_at": iso(share.last_us),
+        "lacking_since": iso(share.since_us),
+        "stopped": share.stopped,
     }
 
 

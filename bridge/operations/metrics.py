@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from bridge import __version__
 from bridge.errors import JournalError
 from bridge.intake.signatures import Reason
+from bridge.intake.tally import Found
 from bridge.model import Intake, Pause
 
 WEBHOOK_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -44,6 +45,8 @@ USUAL_ENTRIES = (
     ("parked", "VALIDATION_ERROR"),
     ("retrying", "UNCONFIRMED"),
 )
+#: Outcomes of a property that begin at zero, of so many properties in all: a configuration may have a hundred thousand.
+USUAL_FOUND, MAX_BEGUN = ("present", "absent"), 1_000
 #: Categories are the CRM's words: of more than so many the rarer ones are told as `OTHER`.
 MAX_CATEGORIES = 30
 #: The file, among the counters of all processes, that stands for a configuration that was refused.
@@ -170,6 +173,14 @@ class Metrics:
         self.events = Counter(
             "bridge_events_total", "Events by what they were taken as.", ["source", "outcome"], registry=registry
         )
+        self.mapped_properties = Counter(
+            "bridge_mapped_properties_total",
+            "Events that a mapping read, by what they brought for each of its properties.",
+            ["source", "property", "outcome"],
+            registry=registry,
+        )
+        #: Source and outcome → property → counter: to find one by its labels takes as long as to count.
+        self._mapped: dict[tuple[str, str], dict[str, Counter]] = {}
         self.delivery_delay = Histogram(
             "bridge_delivery_delay_seconds",
             "Time from accepted to confirmed.",
@@ -217,8 +228,24 @@ class Metrics:
         if number:
             self.events.labels(source, str(outcome)).inc(number)
 
-    def expect(self, sources: Iterable[str]) -> None:
-        """Begin what these sources will be counted by: a rate does not see the step from nothing to one."""
+    def mapped(self, source: str, found: Found) -> None:
+        """Count what events brought for the properties of one source."""
+        for outcome, properties in found.items():
+            counters = self._mapped.setdefault((source, outcome), {})
+            for name, number in properties.items():
+                counter = counters.get(name)
+                if counter is None:
+                    counter = counters[name] = self.mapped_properties.labels(source, name, outcome)
+                counter.inc(number)
+
+    def expect(self, sources: Mapping[str, Collection[str]]) -> None:
+        """Begin what these sources and their properties will be counted by: a rate does not see the step from nothing
+        to one.
+        """
+        every = [(source, name) for source, properties in sources.items() for name in sorted(properties)]
+        for source, name in every[:MAX_BEGUN]:
+            for outcome in USUAL_FOUND:
+                self.mapped_properties.labels(source, name, outcome)
         for source in sources:
             for code in WATCHED_CODES:
                 self.webhooks.labels(source, code)

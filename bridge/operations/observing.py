@@ -40,6 +40,7 @@ class Observing:
         metrics.event(source, "invalid", counts.invalid)
         metrics.event(source, "undated", counts.undated)
         metrics.event(source, "conflict", counts.conflicts)
+        metrics.mapped(source, counts.found)
         self._log.info(
             "webhook",
             source=source,

@@ -61,6 +61,10 @@ def sent(house_: House, values: dict[str, Any], *, record: str, **more: Any) -> 
     return answer.status_code, json.loads(answer.data)
 
 
+def mapped(at: House, outcome: str, name: str = "company_name") -> float:
+    return at.counted("bridge_mapped_properties_total", source="acme", property=name, outcome=outcome)
+
+
 @pytest.mark.parametrize(
     "values, held",
     [
@@ -199,3 +203,27 @@ def test_two_spellings_of_one_address_end_with_the_newer_change(at: House, *, ne
         assert eventually(lambda: "newer" in held().values() or not newer_first)
     assert eventually(lambda: held().get(f"sales{number}@example.com") == "newer")
     assert "older" not in held().values() or not newer_first
+
+
+def test_what_each_property_brought_is_counted(at: House) -> None:
+    """Second deliveries too, as they tell what the payload looks like; nothing of what is refused as a whole."""
+    outcomes = ("present", "absent", "null", "invalid")
+    before = {outcome: mapped(at, outcome) for outcome in outcomes}
+    values: list[dict[str, Any]] = [{"name": "A"}, {"name": "A"}, {"nmae": "A"}, {"name": " "}]
+    for number, each in enumerate(values):
+        status, _ = sent(at, each, record="counted", id="same" if number < 2 else f"other {number}", at=1767609000)
+        assert status == 202
+    assert {outcome: mapped(at, outcome) - before[outcome] for outcome in outcomes} == {
+        "present": 2, "absent": 1, "null": 1, "invalid": 0,
+    }  # fmt: skip
+    refused = mapped(at, "invalid", "renewal_date")
+    assert sent(at, {"day": "soon"}, record="counted")[0] == 422
+    assert mapped(at, "invalid", "renewal_date") == refused
+
+
+def test_all_properties_begin_at_zero(at: House) -> None:
+    """A rate must see the first step, of a path that finds nothing as well."""
+    text = at.service.metrics.exposition(at.service.gauges).decode()
+    for name in ("renewal_date", "last_seen_at", "annual_revenue", "company_name"):
+        for outcome in ("present", "absent"):
+            assert f'bridge_mapped_properties_total{{outcome="{outcome}",property="{name}",source="acme"}}' in text

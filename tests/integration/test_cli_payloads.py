@@ -108,7 +108,21 @@ def test_map_prints_the_inputs_and_what_is_wrong(
         "ignored": [],
         "parked": [],
         "invalid": [{"index": 0, "errors": {"tier": "is 'Iron', which values: does not list"}}],
+        "left_out": [],
     }
+
+
+def test_map_tells_which_path_found_nothing(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A path that is mistyped would else be a property that is just missing; that is nothing invalid."""
+    config.write_text(CONFIG.replace("name: client.name", "name: client.nmae\n      city: client.city"))
+    payload = tmp_path / "one.json"
+    payload.write_text('{"id": "e7", "client": {"id": 7, "name": "A", "city": " ", "plan": "Gold"}}')
+    assert run(["map", "--config", str(config), "acme", str(payload), "--header", "X-Topic: clients"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["inputs"] == [{"id": "7", "idProperty": "acme_id", "properties": {"tier": "gold"}}]
+    assert told["left_out"] == [{"index": 0, "absent": {"name": "client.nmae"}, "null": {"city": "client.city"}}]
+    assert run(["map", "--config", str(config), "acme", str(payload)]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == []  # it is ignored: nothing was looked for
 
 
 def test_map_tells_what_would_be_ignored_or_refused(

@@ -221,6 +221,12 @@ def test_a_payload_is_tried_without_being_taken(service: Service) -> None:
     assert "would be ignored" in post(
         browser, "/sources/acme/try", page="/sources/acme", payload='{"id": "t2", "type": "ping"}'
     ).text  # fmt: skip
+    mistyped = post(
+        browser, "/sources/acme/try", page="/sources/acme", payload='{"id": "t3", "client": "1", "nmae": "A"}'
+    )
+    assert "left out: <code>company_name</code> (nothing at name)" in mistyped.text
+    assert "left out: <code>tier</code> (nothing at plan)" in mistyped.text
+    assert "left out" not in answer.text
     assert "not JSON" in post(browser, "/sources/acme/try", page="/sources/acme", payload="{").text
     assert service.journal.trace_event("t1") == []
 
@@ -235,6 +241,22 @@ def test_trying_a_payload_points_at_a_day_that_was_written_as_its_midnight_in_ut
         payload = '{"id": "t1", "client": "1", "day": "2026-01-05T00:00:00Z"}'
         answer = post(client(service), "/sources/acme/try", page="/sources/acme", payload=payload)
     assert "midnight in UTC, which is 2026-01-04 in America/New_York" in answer.text
+
+
+def test_a_property_that_has_stopped_is_told_where_its_mapping_stands(service: Service) -> None:
+    """With the share of before and when it came last; what still comes is just counted."""
+    before = client(service).get("/sources/acme").text
+    assert "has stopped" not in before
+    assert "1 of 3" in before  # tier, of the three events that ask for something
+    numbers = range(130)
+    service.journal.append([event(f"both-{n}", f"c{n}", {"company_name": "A", "tier": "gold"}) for n in numbers])
+    service.journal.append([event(f"one-{n}", f"c{n}", {"company_name": "A"}) for n in range(40)])
+    page = client(service).get("/sources/acme").text
+    told = " ".join(re.sub("<[^>]+>", "", page).split())
+    assert "tier has stopped: it came in 98 % of earlier events; in none of the last 40, last at 20" in told
+    assert "company_name has stopped" not in told
+    assert "10 of 50" in told
+    assert "50 of 50" in told
 
 
 def test_the_box_to_try_payloads_holds_the_first_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from bridge.config import load_settings
+from bridge.journal.presence import Presence
 from bridge.journal.retry_log import Filter
 from bridge.operations.queries import as_query
 from bridge.service import Service
@@ -71,6 +72,15 @@ def test_every_page_answers_at_once(service: Service, path: str) -> None:
     browser = Browser(service.admin)
     assert browser.get(path).status_code == 200
     assert min(took(browser, path) for _ in range(3)) < PAGE_S
+
+
+@pytest.mark.parametrize("source", ["acme", "a-source-that-is-quiet"])
+def test_what_came_of_late_is_looked_for_no_further_than_a_page_may_cost(service: Service, source: str) -> None:
+    """Though nothing is found: the newest events are lost ones, which ask for nothing, or other sources'."""
+    began = time.process_time()
+    found = service.journal.presence(source)
+    assert time.process_time() - began < PAGE_S
+    assert found == Presence()
 
 
 def test_a_group_is_counted_at_once(service: Service) -> None:

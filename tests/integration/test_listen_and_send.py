@@ -288,6 +288,18 @@ def test_what_is_shown_reads_well_in_a_pipe(configured: Running, tmp_path: Path)
     assert "4 requests: 2 answered 401, 1 answered 404, 1 answered 415" in listener.notes
 
 
+def test_a_path_that_finds_nothing_is_told(configured: Running, tmp_path: Path) -> None:
+    """Of a request that is taken, and of one that is not."""
+    file = tmp_path / "payload.json"
+    file.write_text('{"id": "e1", "client": "7", "nmae": "A", "revenue": null}')
+    with listening(tmp_path, "github", "--config", str(configured.config), "--json") as listener:
+        for more, status in (((), 0), (("--header", "X-Hub-Signature-256: sha256=00"), 1)):
+            assert send(configured, "github", str(file), "--url", listener.url, *more) == status
+            (left_out,) = listener.next()["left_out"]
+            assert left_out["absent"]["company_name"] == "name"
+            assert left_out["null"] == {"annual_revenue": "revenue"}
+
+
 def test_what_is_kept_is_read_by_map_send_and_examples(
     configured: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

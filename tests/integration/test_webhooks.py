@@ -195,10 +195,11 @@ def test_the_answer_counts_every_event_once(house: House) -> None:
         ],
     }
     assert set(house.journal.events) == {("acme", f"e{n}") for n in range(1, 6)}
+    found = {"present": {"name": 3}, "absent": {"name": 1, "tier": 2}, "invalid": {"tier": 2}}
     assert house.seen.webhooks[-1] == (
         "acme",
         202,
-        Counts(1, 1, 1, 2, invalid=3, records=1, event_ids=("e1", "e2", "e3", "e4", "e5")),
+        Counts(1, 1, 1, 2, invalid=3, records=1, event_ids=("e1", "e2", "e3", "e4", "e5"), found=found),
     )
     assert house.seen.verifications[-1] == ("acme", "accepted", 0)
 

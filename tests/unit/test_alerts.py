@@ -1,6 +1,6 @@
 """Each alert of the chart fires on its trouble, once however many replicas tell of it, and on no other's.
 
-Prometheus' own evaluator runs the rendered rules over made-up series, a sample a minute for an hour and a half.
+Prometheus' own evaluator runs the rendered rules over made-up series, a sample a minute for four hours.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 from tests.charts import objects
 
 PROMTOOL = shutil.which("promtool") or ""
-MINUTES = 90
+MINUTES = 240
 PODS = ("rel-partner-bridge-0", "rel-partner-bridge-1")
 
 needs_promtool = pytest.mark.skipif(not PROMTOOL, reason="promtool (Debian's package prometheus) is not installed")
@@ -40,6 +40,15 @@ def at_the_end(value: float, *, minutes: int = 30, before: float = 0) -> str:
 def step(by: float, *, minutes: int = 30) -> str:
     """Nothing, then so much more each of the last minutes."""
     return f"0x{MINUTES - minutes} 0+{by}x{minutes - 1}"
+
+
+def until(by: float, *, minutes: int = 50) -> str:
+    """So much more each minute at first, then no more."""
+    return f"0+{by}x{minutes - 1} {by * (minutes - 1)}x{MINUTES - minutes}"
+
+
+def mapped(outcome: str, name: str = "tier", source: str = "acme") -> str:
+    return f'bridge_mapped_properties_total{{source="{source}",property="{name}",outcome="{outcome}"}}'
 
 
 #: A sound deployment of two pods: metric and labels → values.
@@ -68,6 +77,8 @@ SOUND = {
     'bridge_events_total{source="acme",outcome="accepted"}': growing(60),
     'bridge_events_total{source="acme",outcome="duplicate"}': growing(1),
     'bridge_events_total{source="acme",outcome="ignored"}': growing(30),
+    mapped("present"): growing(40),
+    mapped("absent"): growing(20),
     'bridge_values_settled_total{outcome="unknown"}': steady(0),
     "bridge_crm_daily_calls_remaining": steady(100_000),
     "bridge_config_last_reload_successful": steady(1),
@@ -120,6 +131,11 @@ TROUBLE: dict[str, Case] = {
         "warning",
         {"source": "shop"},
     ),
+    "PropertyStopped": (
+        {mapped("present"): until(40), mapped("absent"): growing(20), mapped("null"): step(40, minutes=MINUTES - 50)},
+        "warning",
+        ACME | {"property": "tier"},
+    ),
     "DailyCallsLow": ({"bridge_crm_daily_calls_remaining": at_the_end(9_000, before=100_000)}, "warning", {}),
     "AnswersSlowly": ({'bridge_webhook_duration_seconds_bucket{le="0.1"}': growing(50)}, "warning", {}),
     "ConfigurationRefused": ({"bridge_config_last_reload_successful": at_the_end(0, before=1)}, "warning", {}),
@@ -137,6 +153,28 @@ SOUND_ALL_THE_SAME: dict[str, dict[str, str | None]] = {
     "a backlog during an outage": {
         'bridge_events_total{source="shop",outcome="accepted"}': growing(1),
         'bridge_delivery_delay_seconds_count{source="shop"}': steady(0),
+    },
+    "a property that never came": {mapped("absent", "new"): growing(60), mapped("present", "new"): steady(0)},
+    "a property that few events had": {
+        mapped("present", "seldom"): until(20),
+        mapped("absent", "seldom"): growing(60),
+    },
+    "a property that still comes now and then": {
+        mapped("present"): f"0+40x49 1960x{MINUTES - 70} 1961x19",
+        mapped("absent"): growing(60),
+    },
+    "a source of few events": {
+        mapped("present", source="shop"): f"0x20 30x{MINUTES - 20}",
+        mapped("absent", source="shop"): f"0x200 9x{MINUTES - 200}",
+    },
+    "a source of few events before": {
+        mapped("present", source="shop"): f"0x20 4x{MINUTES - 20}",
+        mapped("absent", source="shop"): f"0x{MINUTES - 120} 0+60x119",
+    },
+    "a source that has gone silent": {mapped("present"): until(40), mapped("absent"): until(20)},
+    "counters that begin anew with their pod": {
+        mapped("present"): f"0+40x150 0+40x{MINUTES - 150}",
+        mapped("absent"): f"0+20x150 0+20x{MINUTES - 150}",
     },
     "no budget": {"bridge_crm_daily_calls_remaining": None},
     "a pod was replaced": {"bridge_records_pending": f"10x{MINUTES - 60} _x20 10x40"},

@@ -123,7 +123,7 @@ def test_every_threshold_moves_an_alert() -> None:
     changed = {
         "refusedWebhooks": 7, "journalShare": 0.51, "pendingShare": 0.52, "oldestPendingSeconds": 77, "pausedFor": "9m",
         "parkedEntries": 8, "refusedSignatureShare": 0.53, "dailyCallsLeft": 78, "answerSeconds": 0.54,
-        "deliveryDelaySeconds": 55, "retryLogGrowth": 56, "ignoredEvents": 57, "unknownEvents": 58,
+        "deliveryDelaySeconds": 55, "retryLogGrowth": 56, "ignoredEvents": 57, "unknownEvents": 58, "lackingEvents": 59,
     }  # fmt: skip
     for name, value in changed.items():
         thresholds = values["prometheusRule"]["thresholds"] | {name: value}

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bridge.errors import JournalUnavailableError
-from bridge.operations.metrics import MAX_CATEGORIES, Gauges, Metrics, bounded
+from bridge.operations.metrics import MAX_BEGUN, MAX_CATEGORIES, Gauges, Metrics, bounded
 
 PROMTOOL = shutil.which("promtool") or ""
 
@@ -39,7 +39,7 @@ def gauges(entries: tuple[tuple[str, str, int], ...] = ()) -> Gauges:
 
 def exposition(metrics: Metrics | None = None) -> str:
     metrics = metrics or Metrics()
-    metrics.expect(["acme"])
+    metrics.expect({"acme": ["name"]})
     return metrics.exposition(gauges).decode()
 
 
@@ -78,6 +78,7 @@ def test_what_alerts_count_begins_at_zero() -> None:
     for series in (
         'bridge_webhooks_total{code="503",source="acme"}',
         'bridge_events_total{outcome="ignored",source="acme"}',
+        'bridge_mapped_properties_total{outcome="present",property="name",source="acme"}',
         'bridge_verifications_total{result="mismatch",secret="",source="acme"}',
         'bridge_values_settled_total{outcome="unknown"}',
         'bridge_journal_errors_total{kind="io"}',
@@ -86,8 +87,21 @@ def test_what_alerts_count_begins_at_zero() -> None:
     ):
         assert f"{series} 0.0\n" in text, series
     metrics = Metrics()
-    metrics.expect(["acme"])
+    metrics.expect({"acme": ["name"]})
     assert metrics.counted("bridge_webhooks_total") == []  # the console shows what there was
+
+
+def test_a_configuration_of_a_hundred_thousand_properties_begins_a_bounded_number_of_series() -> None:
+    """All that come are counted all the same."""
+    metrics = Metrics()
+    metrics.expect({"acme": [f"p{number:06}" for number in range(100_000)]})
+    assert exposition(metrics).count("bridge_mapped_properties_total{") <= 2 * MAX_BEGUN + 2
+    metrics.mapped("acme", {"present": {"p099999": 2}, "invalid": {"p000001": 1}})
+    metrics.mapped("acme", {"present": {"p099999": 3}})
+    assert sorted(metrics.counted("bridge_mapped_properties_total"), key=lambda each: each[1]) == [
+        ({"source": "acme", "property": "p000001", "outcome": "invalid"}, 1),
+        ({"source": "acme", "property": "p099999", "outcome": "present"}, 5),
+    ]
 
 
 def test_a_crm_that_invents_categories_adds_a_bounded_number_of_series() -> None:

@@ -61,7 +61,7 @@ def test_half_a_surrogate_pair_in_a_body_is_shown_as_it_came() -> None:
 
 def test_hints_are_shown_with_the_events() -> None:
     """See `CompiledSource.hints`."""
-    assert lines(document(events=[], inputs=[], taken=True, hints=["day is odd"]), "look at") == ["day is odd"]
+    assert lines(document(events=[], inputs=[], taken=True, left_out=[], hints=["day is odd"]), "look at") == ["day is odd"]
 
 
 def test_a_body_with_lines_of_its_own_is_shown_as_it_is() -> None:
@@ -74,6 +74,28 @@ def test_bytes_that_are_no_text_are_shown_as_such() -> None:
     assert lines(shown, "body") == [r"2 bytes that are not UTF-8: b'\xff\x00'"]
 
 
+def test_what_is_left_out_stands_with_its_event() -> None:
+    """With the path that found nothing; what is null or blank is told apart."""
+    event: dict[str, Any] = {
+        "id": "e",
+        "occurred_at": None,
+        "taken_as": "accepted",
+        "why": None,
+        "records": [],
+        "invalid": {},
+    }
+    left_out = [{"index": 1, "absent": {"deal_title": "data.titel"}, "null": {"city": "data.city"}}]
+    shown = document(events=[event] * 3, inputs=[], left_out=left_out)
+    told = [text for name, text, _ in rows_of(shown, cut=True) if name in {"", "events"}]
+    assert told == [
+        "e: accepted",
+        "e: accepted",
+        "  left out: deal_title (nothing at data.titel)",
+        "  left out: city (null or blank at data.city)",
+        "e: accepted",
+    ]
+
+
 def test_what_is_long_is_cut_on_a_terminal_only() -> None:
     event: dict[str, Any] = {
         "id": "e",
@@ -83,7 +105,7 @@ def test_what_is_long_is_cut_on_a_terminal_only() -> None:
         "records": [],
         "invalid": {},
     }
-    shown = document(body="x\n" * 200, events=[event] * 50, inputs=[])
+    shown = document(body="x\n" * 200, events=[event] * 50, inputs=[], left_out=[])
     assert len(lines(shown, "body")) == MAX_LINES + 1
     assert lines(shown, "body")[-1] == "… 140 more lines; --save keeps them"
     assert len(lines(shown, "body", cut=False)) == 200

@@ -68,7 +68,7 @@ def console_blueprint(
     _add_errors(routes)
     add_sign_in(routes, settings, guesses)
     flow.add_pages(routes, desk, vitals)
-    sources.add_pages(routes, vitals, metrics, settings)
+    sources.add_pages(routes, desk, vitals, metrics, settings)
     retries.add_pages(routes, desk, acts, settings)
 
     @routes.get("/trace")

@@ -9,12 +9,13 @@ from typing import Any
 from flask import Blueprint, render_template
 
 from bridge.errors import PayloadError
-from bridge.intake.dry_run import report
+from bridge.intake.dry_run import report, told
 from bridge.intake.mapping import CompiledSource, compile_source
 from bridge.intake.problems import Refusal
 from bridge.model import Intake
 from bridge.operations.console import texts
 from bridge.operations.console.forms import first, own_form
+from bridge.operations.desk import JournalDesk
 from bridge.operations.health import Vitals
 from bridge.operations.metrics import Metrics
 from bridge.settings import Settings, Source
@@ -30,7 +31,9 @@ REFUSALS = {
 }
 
 
-def add_pages(routes: Blueprint, vitals: Vitals, metrics: Metrics, settings: Callable[[], Settings]) -> None:
+def add_pages(
+    routes: Blueprint, desk: JournalDesk, vitals: Vitals, metrics: Metrics, settings: Callable[[], Settings]
+) -> None:
     """`/sources`, and one source with its mapping and the box to try payloads in."""
 
     @routes.get("/sources")
@@ -62,6 +65,7 @@ def add_pages(routes: Blueprint, vitals: Vitals, metrics: Metrics, settings: Cal
             counts=counted(metrics).get(found.name, _NONE),
             figures=vitals.status()["sources"].get(found.name, {}),
             blocks=list(texts.blocks(found)),
+            presence=desk.presence(found.name, texts.looked_for(found)),
             refusals=REFUSALS,
             **more,
         )
@@ -77,11 +81,13 @@ def tried(compiled: CompiledSource, payload: str, headers: str) -> dict[str, Any
         given[name.strip().lower()] = value.strip()
     try:
         body = compiled.decode(payload.encode())
-        mapped = compiled.map_body(body, headers=given, query={}, delivery_id="dry-run")
+        mapped = compiled.map_body(body, headers=given, query={}, delivery_id="dry-run", explain=True)
     except PayloadError as error:
         return {"unreadable": str(error)}
     ignored = [(event.id, compiled.why_ignored(event)) for event in mapped.events if event.intake is Intake.IGNORED]
-    return report(mapped, compiled.hints(mapped)) | {"events": len(mapped.events), "ignored_because": ignored}
+    found = report(mapped, compiled.hints(mapped))
+    left_out = [(one["index"], list(told(one))) for one in found["left_out"]]
+    return found | {"events": len(mapped.events), "ignored_because": ignored, "left_out": left_out}
 
 
 def _example(source: Source) -> dict[str, str]:

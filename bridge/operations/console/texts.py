@@ -114,6 +114,13 @@ def blocks(source: Source) -> Iterator[dict[str, Any]]:
         yield {"facts": facts, "rows": list(_rows(block))}
 
 
+def looked_for(source: Source) -> list[str]:
+    """The mapped properties that an event may lack: all but constants."""
+    found = [name for block in source.mappings for name, how in block.properties.items() if how.constant is None]
+    pairs = [block.pairs for block in source.mappings if block.pairs is not None]
+    return list(dict.fromkeys([*found, *(name for one in pairs for name, _ in one.properties.values())]))
+
+
 def _rows(block: MappingBlock) -> Iterator[tuple[str, str, str, str]]:
     for name, how in block.properties.items():
         yield name, how.type, _from(how), _details(how)
