@@ -643,3 +643,22 @@ def test_a_page_shows_what_cannot_be_seen_and_a_group_of_it_is_acted_on(service:
     for path in ("/retries", "/trace", f"/trace?id={quote(steering)}", "/retries/event-5"):
         text = browser.get(path).text
         assert [char for char in text if not char.isprintable() and char not in "\n\r\t\u202f"] == [], path
+
+
+def test_a_source_is_shown_as_its_configuration_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the words of the file, never in those of the program."""
+    text = CONFIG.replace("FOLDER", str(tmp_path)).replace(
+        "{company_name: name, ",
+        '{company_name: name, paid: {from: paid, type: number, decimal: ",", thousands: "."}, '
+        'renewal_date: {from: day, type: date, format: ["%d/%m/%Y", excel]}, ',
+    )
+    text = text.replace("id_property: acme_client_id", "id_property: email")
+    text = text.replace("    event_id: id\n", "    event_id: id\n    occurred_at: {from: at, format: epoch_ms, timezone: UTC}\n")
+    assert "epoch_ms" in text
+    with filled(tmp_path, monkeypatch, text) as service:
+        page = client(service).get("/sources/acme").text
+    assert "at; format epoch_ms; timezone UTC" in page
+    assert "format %d/%m/%Y, excel" in page
+    assert "decimal ,; thousands ." in page
+    assert "email, in any letter case" in page
+    assert not re.search(r"\w+\(\w+=|\('|&#39;,\)", page)

@@ -61,7 +61,9 @@ def test_half_a_surrogate_pair_in_a_body_is_shown_as_it_came() -> None:
 
 def test_hints_are_shown_with_the_events() -> None:
     """See `CompiledSource.hints`."""
-    assert lines(document(events=[], inputs=[], taken=True, left_out=[], hints=["day is odd"]), "look at") == ["day is odd"]
+    assert lines(document(events=[], inputs=[], taken=True, left_out=[], hints=["day is odd"]), "look at") == [
+        "day is odd"
+    ]
 
 
 def test_a_body_with_lines_of_its_own_is_shown_as_it_is() -> None:

@@ -64,6 +64,7 @@ def add_pages(
             source=found,
             counts=counted(metrics).get(found.name, _NONE),
             figures=vitals.status()["sources"].get(found.name, {}),
+            facts=list(texts.facts(found)),
             blocks=list(texts.blocks(found)),
             presence=desk.presence(found.name, texts.looked_for(found)),
             refusals=REFUSALS,

@@ -97,13 +97,36 @@ FILTERS: dict[str, Callable[..., str | None]] = {
 # --- mappings -----------------------------------------------------------------------------------
 
 
+def facts(source: Source) -> Iterator[tuple[str, str]]:
+    """What holds for all events of a source."""
+    yield "events", source.events
+    if source.when is not None:
+        yield "when", source.when
+    if source.event_id is not None:
+        yield "event id", source.event_id
+    if (time := source.occurred_at) is not None:
+        yield (
+            "occurred at",
+            "; ".join(
+                filter(
+                    None,
+                    (
+                        time.source,
+                        f"format {', '.join(time.format)}" if time.format else "",
+                        f"timezone {time.timezone}" if time.timezone else "",
+                    ),
+                )
+            ),
+        )
+
+
 def blocks(source: Source) -> Iterator[dict[str, Any]]:
     """The mapping of a source, block by block, as tables."""
     for block in source.mappings:
         facts = [
             ("object type", block.object_type),
             ("record id", block.record.id),
-            ("found by", block.record.id_property or "HubSpot's record id"),
+            ("found by", _address(block)),
             ("unknown record", block.record.on_unknown),
             ("invalid values", block.on_invalid),
         ]
@@ -112,6 +135,12 @@ def blocks(source: Source) -> Iterator[dict[str, Any]]:
         if block.schema is not None:
             facts.append(("schema", block.schema))
         yield {"facts": facts, "rows": list(_rows(block))}
+
+
+def _address(block: MappingBlock) -> str:
+    if not block.record.id_property:
+        return "HubSpot's record id"
+    return f"{block.record.id_property}, in any letter case" if block.record.caseless else block.record.id_property
 
 
 def looked_for(source: Source) -> list[str]:
@@ -136,7 +165,9 @@ def _from(how: Property) -> str:
 def _details(how: Property) -> str:
     told = [
         f"scale {how.scale}" if how.scale else "",
-        f"format {how.format}" if how.format else "",
+        f"decimal {how.decimal}" if how.decimal != "." else "",
+        f"thousands {how.thousands}" if how.thousands else "",
+        f"format {', '.join(how.format)}" if how.format else "",
         f"timezone {how.timezone}" if how.timezone else "",
         "several" if how.multiple else "",
         "required" if how.required else "",
