@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from bridge.journal import versions
+from bridge.journal import inspection, postgresql_information, versions
+from bridge.journal.database import on_postgresql
+from bridge.journal.place import sqlite_path
 from tests.postgres import fresh_database, shared
+
+
+def verify(url: str) -> None:
+    """Fail, with what is wrong, unless what must hold in this journal does."""
+    assert (postgresql_information.verify(url) if on_postgresql(url) else inspection.verify(sqlite_path(url))) == []
 
 
 @contextmanager
@@ -31,6 +38,23 @@ BACKENDS: dict[str, Callable[[Path], AbstractContextManager[str]]] = {"sqlite": 
 
 @pytest.fixture(params=list(BACKENDS))
 def journal_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """What `journal.url` says, once for each."""
-    with BACKENDS[request.param](tmp_path) as made:
-        yield made
+    """What `journal.url` says, once for each; verified after the test."""
+    yield from _verified(request, BACKENDS[request.param](tmp_path))
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The same on PostgreSQL only."""
+    yield from _verified(request, postgresql(tmp_path))
+
+
+def _verified(request: pytest.FixtureRequest, journal: AbstractContextManager[str]) -> Iterator[str]:
+    with journal as url:
+        yield url
+        if not damages(request):
+            verify(url)
+
+
+def damages(request: pytest.FixtureRequest) -> bool:
+    """Whether the test damages its journal on purpose."""
+    return request.node.get_closest_marker("damages") is not None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-from tests.backends import journal_url
-from tests.postgres import database_url, end_shared, own_server
+from tests.backends import database_url, journal_url
+from tests.postgres import end_shared, own_server
 
 __all__ = ["database_url", "journal_url", "own_server"]
 

@@ -279,14 +279,6 @@ def serving(settings: Mapping[str, str] | None = None, *, primary: Server | None
 
 
 @pytest.fixture
-def database_url() -> Iterator[str]:
-    """An empty journal on PostgreSQL, dropped after the test."""
-    url = fresh_database()
-    yield url
-    shared().drop(url)
-
-
-@pytest.fixture
 def own_server() -> Iterator[Server]:
     with serving() as server:
         yield server

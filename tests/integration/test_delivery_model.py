@@ -38,6 +38,7 @@ from bridge.model import Event, Intake, Pause, PendingRecord, PropertyUpdate, Re
 from bridge.settings import Crm as CrmSettings
 from bridge.settings import Journal as JournalSettings
 from bridge.settings import RateLimit, Retry
+from tests.backends import verify
 from tests.builders import event, key
 from tests.fakes import FakeClock
 from tests.model_crm import BAD, IGNORE, MOODS, PARK, SERVICES, WAIT, Died, ModelCrm, lane_of
@@ -329,12 +330,14 @@ class DeliveryMachine(RuleBasedStateMachine):
         if not hasattr(self, "crm"):
             return
         try:
+            verify(self.url)
             self.journal.resume()
             self.crm.paused, self.crm.moods = set(), []
             self.settle_down()
             self.check_the_end()
             self.crm.before_answer.clear()  # what waits for a call that never came must not disturb the last ones
             self.check_that_nothing_is_frozen()
+            verify(self.url)
         finally:
             self.journal.close()
             self.remove_journal()

@@ -118,6 +118,7 @@ def test_a_backup_overwrites_nothing_and_leaves_nothing_behind(folder: Path) -> 
     assert not [file for file in folder.iterdir() if "part" in file.name]
 
 
+@pytest.mark.damages
 def test_a_backup_of_a_damaged_journal_is_not_kept(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "journal.db")) as journal:
         journal.execute("DELETE FROM due")
@@ -143,6 +144,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.damages
 @pytest.mark.parametrize("statement", BROKEN)
 def test_verify_tells_what_does_not_fit_together(folder: Path, statement: str) -> None:
     assert inspection.verify(folder / "journal.db") == []
@@ -152,6 +154,7 @@ def test_verify_tells_what_does_not_fit_together(folder: Path, statement: str) -
     assert BROKEN[statement] in inspection.verify(folder / "journal.db")
 
 
+@pytest.mark.damages
 def test_verify_finds_an_index_that_lacks_rows(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "journal.db")) as journal:
         [(root,)] = journal.execute("SELECT rootpage FROM sqlite_master WHERE name = 'asks_event'")
@@ -322,6 +325,7 @@ def test_the_commands_tell_what_they_did(folder: Path) -> None:
     assert information(url_of(folder)).serving is None
 
 
+@pytest.mark.damages
 def test_a_damaged_journal_is_told_in_one_line(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "journal.db")) as journal:
         journal.execute("DELETE FROM due")
@@ -344,6 +348,7 @@ def test_a_journal_in_postgresql_has_its_own_tools(folder: Path) -> None:
         assert "hunter2" not in line
 
 
+@pytest.mark.damages
 def test_a_journal_in_postgresql_is_looked_at_and_checked(folder: Path, database_url: str) -> None:
     told = json.loads(command(folder, "info", "--json", url=database_url).stdout)
     assert (told["version"], told["events"], told["pending"], told["delivering"]) == (HEAD, 0, 0, None)

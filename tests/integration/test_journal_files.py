@@ -99,12 +99,14 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         versions.prepare(url_of(tmp_path / "nowhere"))
 
 
+@pytest.mark.damages
 def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "journal.db").mkdir()
     with pytest.raises(JournalUnavailableError, match=r"is a folder; journal\.url must name a file"):
         versions.prepare(url_of(tmp_path))
 
 
+@pytest.mark.damages
 def test_a_file_that_is_no_journal_is_refused_and_left_untouched(tmp_path: Path) -> None:
     content = b"precious notes " * 1000
     (tmp_path / "journal.db").write_bytes(content)
@@ -113,6 +115,7 @@ def test_a_file_that_is_no_journal_is_refused_and_left_untouched(tmp_path: Path)
     assert (tmp_path / "journal.db").read_bytes() == content
 
 
+@pytest.mark.damages
 def test_the_database_of_another_program_is_refused_and_left_untouched(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "journal.db")) as other:
         other.execute("CREATE TABLE customers (name TEXT)")

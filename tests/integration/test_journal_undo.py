@@ -18,6 +18,7 @@ from bridge.journal.steering import Known, Resynced
 from bridge.journal.store import Journal
 from bridge.model import Delivered, Ignored, Parked, Pause, PropertyUpdate, Reason, RetryLater, Scope, to_us
 from bridge.settings import Journal as JournalSettings
+from tests.backends import verify
 from tests.builders import LANE, event, key
 from tests.fakes import FakeClock
 from tests.integration.test_journal_contract import clock, journal, refuse, settle, take, url, values
@@ -315,6 +316,7 @@ def test_replaying_everything_equals_having_mapped_it_so_from_the_beginning(
     if step == 200:  # else what changes to and fro between steps is told from the journal's values
         assert foreseen == differences
     journal.close()
+    verify(f"sqlite:///{folder}/journal.db")
 
 
 # --- the event log ------------------------------------------------------------------------------

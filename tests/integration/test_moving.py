@@ -307,6 +307,7 @@ def test_a_file_that_is_changed_during_the_move_is_noticed(source: str, target: 
     assert rows(target) == rows(source)
 
 
+@pytest.mark.damages
 def test_a_damaged_file_is_not_moved(source: str, target: str) -> None:
     path = Path(source.removeprefix("sqlite:///"))
     with path.open("r+b") as file:

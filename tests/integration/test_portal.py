@@ -403,6 +403,7 @@ def test_by_oauth_a_refresh_token_that_is_good_once_is_never_burnt(monkeypatch: 
     assert [call.status for call in crm.ledger.calls("token")] == [200] * 6
 
 
+@pytest.mark.damages
 @pytest.mark.parametrize("there", [True, False])
 def test_by_oauth_nothing_is_asked_where_another_refresh_token_could_not_be_kept(
     monkeypatch: pytest.MonkeyPatch, there: bool
