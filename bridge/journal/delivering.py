@@ -23,6 +23,7 @@ from sqlalchemy.engine import Connection
 from bridge.journal.database import fetch, is_postgresql, run, select
 from bridge.journal.locking import lock_records, select_locked
 from bridge.journal.merging import forget_idle, lane_ids
+from bridge.journal.reconciling import DOUBT_US, forget_failures, reconcile
 from bridge.journal.schema import State
 from bridge.model import (
     Call,
@@ -39,10 +40,6 @@ from bridge.model import (
     Value,
     to_us,
 )
-
-#: HubSpot gives up on a request after 100 s (its 524); after this long a call that got no answer is over.
-#: Source: HubSpot's documentation of error handling, status 524.
-DOUBT_US = 120 * 1_000_000
 
 
 @dataclass(slots=True)
@@ -304,18 +301,17 @@ def settle(
             case _:
                 assert_never(outcome)
     _settle_values(connection, done, call_id, now_us)
-    failed = [outcome.record for outcome in outcomes if isinstance(outcome, (RetryLater, Parked))]
-    waiting = _waiting(connection, failed) if failed else frozenset()
-    retries = [row for row in retries if row[0] in waiting]
-    parked = [row for row in parked if row[0] in waiting]
     _settle_records(connection, delivered, retries, parked, now_us)
-    _forget_failures(connection, [one.record for one in outcomes if isinstance(one, (Ignored, Refused))])
-    began_us = now_us if call is None else call.started_at_us
-    # Of what this call took nothing is in doubt any more; what it judges beside that may be.
-    judged = {outcome.record.ref for outcome in outcomes}
-    sure = not doubtful and judged <= {record.ref for record in taken if record.doubt_at_us is None}
-    _end_doubts(connection, delivered, call_id, began_us)
-    settled.delays = _leave_due(connection, outcomes, delivered, now_us, may_be_in_doubt=not sure)
+    _end_doubts(connection, delivered, call_id, now_us if call is None else call.started_at_us)
+    confirmed = {record.ref for record in delivered}
+    left = reconcile(
+        connection,
+        {outcome.record.ref for outcome in outcomes},
+        now_us=now_us,
+        moved={row[0] for row in retries} | {row[0] for row in parked},
+        settled=confirmed | {outcome.record.ref for outcome in outcomes if isinstance(outcome, (Ignored, Refused))},
+    )
+    settled.delays = [(one.source, max(0.0, (now_us - one.since_us) / 1e6)) for one in left if one.ref in confirmed]
     return settled
 
 
@@ -416,19 +412,6 @@ def _settle_values(
         )
 
 
-def _waiting(connection: Connection, failed: Sequence[PendingRecord]) -> frozenset[int]:
-    """Those of these records that still wait: a person may have discarded meanwhile what the call carried."""
-    rows = select(
-        connection,
-        "ref",
-        """SELECT DISTINCT r.ref FROM {rows:ref int, property text, revision int} r
-             JOIN desired d ON d.record = r.ref
-            WHERE d.state = 0 OR (d.state = 1 AND d.property = r.property AND d.revision = r.revision)""",
-        rows=[(record.ref, name, value.n) for record in failed for name, value in record.values.items()],
-    )
-    return frozenset(ref for (ref,) in rows)
-
-
 def _settle_records(
     connection: Connection,
     delivered: Sequence[PendingRecord],
@@ -439,12 +422,7 @@ def _settle_records(
     """Failures of the record's own: forget them after success, else note when and why it is tried again."""
     failed_before = [record.ref for record in delivered if record.attempts or record.failing_since_us is not None]
     if failed_before:
-        run(
-            connection,
-            """UPDATE records SET attempts = 0, failing_since_us = NULL, retry_us = NULL, category = NULL,
-                      message = NULL WHERE id IN (SELECT id FROM {ids})""",
-            ids=failed_before,
-        )
+        forget_failures(connection, failed_before)
     if retries:
         run(
             connection,
@@ -453,12 +431,6 @@ def _settle_records(
                  FROM {rows:ref int, at int, category text, message text, own int, now int} r
                 WHERE records.id = r.ref""",
             rows=retries,
-        )
-        run(
-            connection,
-            """UPDATE due SET due_us = r.at FROM {rows:ref int, at int} r
-                WHERE due.record = r.ref AND due.due_us IS NOT NULL""",
-            rows=[row[:2] for row in retries],
         )
     if parked:
         # A change that arrived meanwhile raised n: the record goes on with it.
@@ -470,26 +442,6 @@ def _settle_records(
                 WHERE records.id = r.ref AND records.n = r.n""",
             rows=parked,
             now=now_us,
-        )
-        run(
-            connection,
-            """UPDATE due SET due_us = NULL WHERE record IN
-                 (SELECT id FROM records WHERE id IN (SELECT id FROM {ids}) AND parked_us IS NOT NULL)""",
-            ids=[row[0] for row in parked],
-        )
-
-
-def _forget_failures(connection: Connection, records: Sequence[PendingRecord]) -> None:
-    """Records that failed before and for which nothing waits any more are no failures any more."""
-    failed_before = [record.ref for record in records if record.attempts or record.failing_since_us is not None]
-    if failed_before:
-        run(
-            connection,
-            """UPDATE records SET attempts = 0, failing_since_us = NULL, retry_us = NULL, category = NULL,
-                      message = NULL
-                WHERE id IN (SELECT id FROM {ids}) AND parked_us IS NULL
-                  AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = records.id AND d.state = 0)""",
-            ids=failed_before,
         )
 
 
@@ -517,30 +469,3 @@ def _end_doubts(connection: Connection, delivered: Sequence[PendingRecord], call
         "UPDATE records SET doubt_us = NULL, doubt_n = NULL WHERE id IN (SELECT id FROM {ids})",
         ids=over,
     )
-
-
-def _leave_due(
-    connection: Connection,
-    outcomes: Sequence[Outcome],
-    delivered: Sequence[PendingRecord],
-    now_us: int,
-    *,
-    may_be_in_doubt: bool,
-) -> list[tuple[str, float]]:
-    """Take settled records out of `due`; returns (source, seconds since arrival) of the delivered ones."""
-    confirmed = {record.ref for record in delivered}
-    others = {outcome.record.ref for outcome in outcomes if isinstance(outcome, (Ignored, Refused))} - confirmed
-    if others:
-        leave_due(connection, sorted(others), may_be_in_doubt=may_be_in_doubt)
-    gone = leave_due(connection, sorted(confirmed), may_be_in_doubt=may_be_in_doubt) if confirmed else ()
-    if settled := sorted(confirmed | others):
-        # Of a record that goes on changing the older values are settled: the newer ones wait for less long.
-        run(
-            connection,
-            """UPDATE due SET since_us = coalesce((SELECT min(e.received_us) FROM desired d
-                                                     JOIN events e ON e.seq = d.event
-                                                    WHERE d.record = due.record AND d.state = 0), since_us)
-                WHERE record IN (SELECT id FROM {ids}) AND due_us IS NOT NULL""",
-            ids=settled,
-        )
-    return [(source, max(0.0, (now_us - since_us) / 1e6)) for source, since_us in gone]

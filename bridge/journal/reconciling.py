@@ -1,0 +1,158 @@
+"""Reconcile: what is due, and what fails, follows from what waits (G2).
+
+A value waits if it is pending, or if settle found that it goes once more after a doubt. Afterwards, for each record:
+
+* `due` has a row for each source of which something waits, and no other; `due_us` is NULL while the record is parked;
+* where nothing waits, nothing fails.
+
+Kept is what does not follow:
+
+* the place in the queue, `due_us`. A retry, the end of a doubt and a resync move it back; a replay and the end of
+  parking to now;
+* the age, `since_us`, while anything waits without a break; after a settle it is that of what is left;
+* the attempts and the first failure, until the record fails no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy.engine import Connection
+
+from bridge.journal.database import run, select
+
+#: HubSpot gives up on a request after 100 s (its 524); after this long a call that got no answer is over.
+#: Source: HubSpot's documentation of error handling, status 524.
+DOUBT_US = 120 * 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A source of which nothing waits for a record any more, and since when something did."""
+
+    ref: int
+    source: str
+    since_us: int
+
+
+@dataclass(slots=True)
+class _Record:
+    """A record as it was found."""
+
+    lane: int
+    parked: bool
+    retry_us: int | None
+    fails: bool
+    again_us: int | None  # when confirmed values go once more; None: they do not
+    rows: dict[str, tuple[int | None, int]] = field(default_factory=dict)  # by source: due, since
+    pending: dict[str, int | None] = field(default_factory=dict)  # by source: arrival of the oldest event behind it
+
+
+def reconcile(
+    connection: Connection,
+    refs: Collection[int],
+    *,
+    now_us: int,
+    moved: Collection[int] = (),
+    settled: Collection[int] = (),
+) -> list[Left]:
+    """Write for these records, which the caller has locked, what follows from what waits.
+
+    `moved` lose their place, those that go once more too: they are due now, or when they are tried again. `settled` are
+    those of which values were settled.
+    """
+    over: list[int] = []
+    due: list[tuple[int, str, int, int | None, int]] = []
+    left: list[Left] = []
+    for ref, record in _found(connection, refs).items():
+        asked_anew = (
+            record.parked and ref not in moved and any(due_us is not None for due_us, _ in record.rows.values())
+        )
+        waits = record.pending or (ref in moved and record.again_us is not None)
+        if record.fails and (asked_anew or not waits):
+            over.append(ref)
+            record.parked, record.retry_us = False, None
+        wanted = _wanted(record, now_us=now_us, moved=ref in moved, settled=ref in settled)
+        due += [(ref, source, record.lane, *row) for source, row in wanted.items() if row != record.rows.get(source)]
+        left += [Left(ref, source, since_us) for source, (_, since_us) in record.rows.items() if source not in wanted]
+    if over:
+        forget_failures(connection, over)
+    if due:
+        run(
+            connection,
+            """INSERT INTO due (record, source, lane, due_us, since_us)
+               SELECT record, source, lane, due_us, since_us
+                 FROM {rows:record int, source text, lane int, due_us int, since_us int} AS given WHERE true
+               ON CONFLICT (record, source) DO UPDATE SET due_us = excluded.due_us, since_us = excluded.since_us""",
+            rows=due,
+        )
+    if left:
+        run(
+            connection,
+            """DELETE FROM due
+                WHERE (record, source) IN (SELECT record, source FROM {rows:record int, source text} AS given)""",
+            rows=[(one.ref, one.source) for one in left],
+        )
+    return left
+
+
+def _wanted(record: _Record, *, now_us: int, moved: bool, settled: bool) -> dict[str, tuple[int | None, int]]:
+    """The rows that a record is to have, by source: due, since."""
+    sources = list(record.pending)
+    if not sources and record.again_us is not None:
+        sources = [source for source, (due_us, _) in record.rows.items() if moved or due_us is not None]
+    wanted = {}
+    for source in sources:
+        due_us, since_us = record.rows.get(source, (None, now_us))
+        if record.parked:
+            due_us = None
+        elif moved or (due_us is None and record.pending):
+            due_us = max(now_us, record.retry_us or 0)
+        elif not record.pending:
+            due_us = record.again_us
+        if settled:
+            since_us = max(since_us, record.pending.get(source) or since_us)
+        wanted[source] = due_us, since_us
+    return wanted
+
+
+def _found(connection: Connection, refs: Collection[int]) -> dict[int, _Record]:
+    found: dict[int, _Record] = {}
+    for ref, lane, parked_us, retry_us, fails, again_us, source, due_us, since_us, pending, received_us in select(
+        connection,
+        "id, lane, parked_us, retry_us, fails, again_us, source, due_us, since_us, pending, received_us",
+        """SELECT r.id, r.lane, r.parked_us, r.retry_us,
+                  r.category IS NOT NULL OR r.attempts > 0 OR r.failing_since_us IS NOT NULL AS fails,
+                  CASE WHEN r.doubt_us IS NOT NULL AND EXISTS (
+                    SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 1 AND d.revision > r.doubt_n)
+                  THEN r.doubt_us + :doubt END AS again_us,
+                  w.source, w.due_us, w.since_us, w.pending, w.received_us
+             FROM records r LEFT JOIN (
+               SELECT record, source, due_us, since_us, 0 AS pending, cast(NULL AS bigint) AS received_us FROM due
+                WHERE record IN (SELECT id FROM {ids})
+               UNION ALL
+               SELECT d.record, coalesce(d.source, ''), NULL, NULL, 1, min(e.received_us)
+                 FROM desired d LEFT JOIN events e ON e.seq = d.event
+                WHERE d.record IN (SELECT id FROM {ids}) AND d.state = 0 GROUP BY d.record, coalesce(d.source, '')
+             ) AS w ON w.record = r.id
+            WHERE r.id IN (SELECT id FROM {ids})""",
+        ids=sorted(refs),
+        doubt=DOUBT_US,
+    ):
+        record = found.setdefault(ref, _Record(lane, parked_us is not None, retry_us, bool(fails), again_us))
+        if pending:
+            record.pending[source] = received_us
+        elif source is not None:
+            record.rows[source] = due_us, since_us
+    return found
+
+
+def forget_failures(connection: Connection, refs: Sequence[int]) -> None:
+    """These records are neither parked nor retried any more; their failures count from nothing."""
+    run(
+        connection,
+        """UPDATE records SET parked_us = NULL, category = NULL, message = NULL, attempts = 0,
+                  failing_since_us = NULL, retry_us = NULL WHERE id IN (SELECT id FROM {ids})""",
+        ids=refs,
+    )
