@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from sqlalchemy.engine import Connection
 
 from bridge.journal.database import run
-from bridge.journal.delivering import leave_due
 from bridge.journal.kept import PORTION_BYTES, KeptEvent, Remapped
-from bridge.journal.merging import Ask, Merged, forget_idle, merge
+from bridge.journal.merging import Ask, Merged, merge
 from bridge.journal.picture import Word
+from bridge.journal.reconciling import reconcile
 from bridge.model import RecordKey
 
 #: Before the merge every new change counts as later than any known one.
@@ -122,11 +122,6 @@ def write(connection: Connection, plan: Plan, *, again: bool, now_us: int) -> Me
              FROM {rows:seq int, why text, intake text} r WHERE events.seq = r.seq""",
         rows=plan.judged,
     )
-    _close(connection, sorted({ref for ref, _ in (*plan.withdrawn, *plan.vacated)}))
+    replaced = {ref for ref, _ in (*plan.withdrawn, *plan.vacated)}
+    reconcile(connection, replaced, now_us=now_us, settled=replaced)
     return merged
-
-
-def _close(connection: Connection, refs: Sequence[int]) -> None:
-    """Records of which nothing waits any more are neither due nor parked."""
-    forget_idle(connection, refs)
-    leave_due(connection, refs)

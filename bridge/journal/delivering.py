@@ -20,9 +20,9 @@ from typing import Any, assert_never
 import orjson
 from sqlalchemy.engine import Connection
 
-from bridge.journal.database import fetch, is_postgresql, run, select
+from bridge.journal.database import fetch, run, select
 from bridge.journal.locking import lock_records, select_locked
-from bridge.journal.merging import forget_idle, lane_ids
+from bridge.journal.merging import lane_ids
 from bridge.journal.reconciling import DOUBT_US, forget_failures, reconcile
 from bridge.journal.schema import State
 from bridge.model import (
@@ -67,7 +67,7 @@ def take(
     """Read these records with what is to be delivered to them, and mark them as being in a call.
 
     As many as `max_bytes` allow, the first in any case, if need be with some of its values; `only` reads no other
-    properties. A record that turns out to have nothing pending is taken out of `due` and left out.
+    properties. A record that turns out to have nothing to be sent is left out.
     """
     when = {
         "doubt_over": began_us - DOUBT_US,
@@ -118,8 +118,7 @@ def take(
     )
     idle = sorted(ref for ref in refs if ref not in found or not found[ref][-1])
     if idle:
-        forget_idle(connection, idle)
-        leave_due(connection, idle)
+        reconcile(connection, idle, now_us=began_us, settled=idle)
     return Taken(taken, {ref: sizes[ref] for ref in sizes.keys() - fitting}, size)
 
 
@@ -194,47 +193,6 @@ def taken_again(record: PendingRecord, before: PendingRecord, *, marks: Collecti
     if record.doubt_at_us not in marks:
         return record
     return replace(record, doubt_at_us=before.doubt_at_us, doubt_n=before.doubt_n)
-
-
-def leave_due(connection: Connection, refs: Sequence[int], *, may_be_in_doubt: bool = True) -> Sequence[Sequence[Any]]:
-    """Take records that have nothing pending out of `due`; returns (source, since_us) of those that left.
-
-    A record in doubt of which a newer value was confirmed stays, due once more when the doubt is over.
-    """
-    waiting = _due_after_doubt(connection, refs) if may_be_in_doubt else frozenset()
-    leaving = [ref for ref in refs if ref not in waiting]
-    if is_postgresql(connection):
-        return fetch(connection, f"DELETE FROM due WHERE {_NOTHING_PENDING} RETURNING source, since_us", ids=leaving)
-    found = select(
-        connection,
-        "record, source, since_us",
-        f"SELECT due.record, due.source, due.since_us FROM due WHERE {_NOTHING_PENDING}",
-        ids=leaving,
-    )
-    run(connection, "DELETE FROM due WHERE record IN (SELECT id FROM {ids})", ids=sorted({ref for ref, _, _ in found}))
-    return [(source, since_us) for _, source, since_us in found]
-
-
-#: Those of `ids` for which no value waits.
-_NOTHING_PENDING = """due.record IN (SELECT id FROM {ids})
-   AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = due.record AND d.state = 0)"""
-
-
-def _due_after_doubt(connection: Connection, refs: Sequence[int]) -> frozenset[int]:
-    """Put off those that are sent once more when their doubt is over."""
-    again = fetch(
-        connection,
-        """UPDATE due SET due_us = r.doubt_us + :doubt FROM records r
-            WHERE due.record = r.id AND r.id IN (SELECT id FROM {ids}) AND r.doubt_us IS NOT NULL
-              AND due.due_us IS NOT NULL
-              AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 0)
-              AND EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 1
-                             AND d.revision > r.doubt_n)
-           RETURNING due.record""",
-        ids=refs,
-        doubt=DOUBT_US,
-    )
-    return frozenset(ref for (ref,) in again)
 
 
 def settle(

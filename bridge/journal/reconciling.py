@@ -48,31 +48,34 @@ class _Record:
     rows: dict[str, tuple[int | None, int]] = field(default_factory=dict)  # by source: due, since
     pending: dict[str, int | None] = field(default_factory=dict)  # by source: arrival of the oldest event behind it
 
+    def is_over(self, *, moved: bool, settled: bool) -> bool:
+        """Whether what failed does not any more: nothing waits, or the record was parked and is asked for anew."""
+        if self.parked and not moved and any(due_us is not None for due_us, _ in self.rows.values()):
+            return True
+        return not self.pending and (self.again_us is None or (settled and not moved))
+
 
 def reconcile(
     connection: Connection,
     refs: Collection[int],
     *,
     now_us: int,
-    moved: Collection[int] = (),
-    settled: Collection[int] = (),
+    moved: Collection[int] = frozenset(),
+    settled: Collection[int] = frozenset(),
 ) -> list[Left]:
-    """Write for these records, which the caller has locked, what follows from what waits.
+    """Write for these records, which the caller has locked, what follows from what waits; returns what does no more.
 
-    `moved` lose their place, those that go once more too: they are due now, or when they are tried again. `settled` are
-    those of which values were settled.
+    `moved` lose their place: they are due now, or when they are tried again. Of `settled` values were settled: what
+    failed is over if no other is pending, unless it is `moved` too. A parked record of which a row is due was asked for
+    anew: all of it goes on.
     """
     over: list[int] = []
     due: list[tuple[int, str, int, int | None, int]] = []
     left: list[Left] = []
     for ref, record in _found(connection, refs).items():
-        asked_anew = (
-            record.parked and ref not in moved and any(due_us is not None for due_us, _ in record.rows.values())
-        )
-        waits = record.pending or (ref in moved and record.again_us is not None)
-        if record.fails and (asked_anew or not waits):
+        if record.fails and record.is_over(moved=ref in moved, settled=ref in settled):
             over.append(ref)
-            record.parked, record.retry_us = False, None
+            record.fails, record.parked, record.retry_us = False, False, None
         wanted = _wanted(record, now_us=now_us, moved=ref in moved, settled=ref in settled)
         due += [(ref, source, record.lane, *row) for source, row in wanted.items() if row != record.rows.get(source)]
         left += [Left(ref, source, since_us) for source, (_, since_us) in record.rows.items() if source not in wanted]
@@ -99,18 +102,15 @@ def reconcile(
 
 def _wanted(record: _Record, *, now_us: int, moved: bool, settled: bool) -> dict[str, tuple[int | None, int]]:
     """The rows that a record is to have, by source: due, since."""
-    sources = list(record.pending)
-    if not sources and record.again_us is not None:
-        sources = [source for source, (due_us, _) in record.rows.items() if moved or due_us is not None]
     wanted = {}
-    for source in sources:
+    for source in record.pending or (record.rows if record.again_us is not None else ()):
         due_us, since_us = record.rows.get(source, (None, now_us))
         if record.parked:
             due_us = None
-        elif moved or (due_us is None and record.pending):
-            due_us = max(now_us, record.retry_us or 0)
-        elif not record.pending:
+        elif not record.pending and not record.fails:
             due_us = record.again_us
+        elif moved or due_us is None:
+            due_us = max(now_us, record.retry_us or 0)
         if settled:
             since_us = max(since_us, record.pending.get(source) or since_us)
         wanted[source] = due_us, since_us

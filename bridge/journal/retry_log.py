@@ -13,11 +13,11 @@ from typing import Protocol
 from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch, run
-from bridge.journal.delivering import leave_due
 from bridge.journal.entries import Entry, EntryState, Filter, Reference, count, entries, references
 from bridge.journal.kept import KeptEvent, Remap, Remapped, portions
 from bridge.journal.locking import lock_records, take_turns
 from bridge.journal.merging import Merged
+from bridge.journal.reconciling import forget_failures, reconcile
 from bridge.journal.remapping import Remapping
 from bridge.journal.schema import State
 
@@ -90,36 +90,12 @@ def replay(connection: Connection, chosen: Sequence[Chosen], remap: Remap, *, no
         ids=[_number(entry) for entry in chosen if entry.id.startswith("refused-")],
     )
     forget_failures(connection, refs)
-    _make_pending_due(connection, refs, now_us=now_us)
-    leave_due(connection, refs)
+    reconcile(connection, refs, now_us=now_us, moved=refs)
     return done
-
-
-def forget_failures(connection: Connection, refs: Sequence[int]) -> None:
-    """These records are neither parked nor retried any more; their failures count from nothing."""
-    run(
-        connection,
-        """UPDATE records SET parked_us = NULL, category = NULL, message = NULL, attempts = 0,
-                  failing_since_us = NULL, retry_us = NULL WHERE id IN (SELECT id FROM {ids})""",
-        ids=refs,
-    )
 
 
 def _number(entry: Chosen) -> int:
     return int(entry.id.partition("-")[2])
-
-
-def _make_pending_due(connection: Connection, refs: Sequence[int], *, now_us: int) -> None:
-    """A row in `due` for every source that has a pending value for these records, due now."""
-    run(
-        connection,
-        """INSERT INTO due (record, source, lane, due_us, since_us)
-           SELECT DISTINCT d.record, coalesce(d.source, ''), r.lane, :now, :now FROM desired d
-             JOIN records r ON r.id = d.record WHERE d.record IN (SELECT id FROM {ids}) AND d.state = 0
-           ON CONFLICT (record, source) DO UPDATE SET due_us = excluded.due_us""",
-        ids=refs,
-        now=now_us,
-    )
 
 
 @dataclass(slots=True)
@@ -155,20 +131,9 @@ def discard(connection: Connection, ids: Sequence[str], chosen: Filter, *, now_u
             now=now_us,
         ).rowcount
         if kind == "record":
-            forget_failures(connection, _without_pending(connection, refs))
-            leave_due(connection, refs)
+            reconcile(connection, refs, now_us=now_us, settled=refs)
     events = [_number(entry) for entry in still if entry.id.startswith("event-")]
     done.values += run(
         connection, "UPDATE events SET waits = 0 WHERE seq IN (SELECT id FROM {ids})", ids=events
     ).rowcount
     return done
-
-
-def _without_pending(connection: Connection, refs: Sequence[int]) -> list[int]:
-    """Those of these records for which nothing waits; the others go on failing as they did."""
-    waiting = fetch(
-        connection,
-        "SELECT DISTINCT record FROM desired WHERE record IN (SELECT id FROM {ids}) AND state = 0",
-        ids=refs,
-    )
-    return sorted(set(refs) - {ref for (ref,) in waiting})

@@ -17,6 +17,7 @@ from bridge.journal import matching
 from bridge.journal.database import fetch, is_postgresql, run
 from bridge.journal.locking import lock_dispatcher, lock_records, take_turns
 from bridge.journal.matching import RECORDS_MEANT
+from bridge.journal.reconciling import reconcile
 from bridge.journal.upkeep import OPERATOR, load_pauses
 from bridge.model import Pause, Scope
 
@@ -106,17 +107,7 @@ def step(connection: Connection, chosen: Known, *, after: int, now_us: int) -> t
         ids=refs,
         **({} if chosen.source is None else {"source": chosen.source}),
     ).rowcount
-    run(
-        connection,
-        """INSERT INTO due (record, source, lane, due_us, since_us)
-           SELECT DISTINCT d.record, coalesce(d.source, ''), r.lane,
-                  CASE WHEN r.parked_us IS NULL THEN {greatest}(:now, coalesce(r.retry_us, 0)) END, :now
-             FROM records r JOIN desired d ON d.record = r.id AND d.state = 0
-            WHERE r.id IN (SELECT id FROM {ids})
-           ON CONFLICT (record, source) DO UPDATE SET due_us = excluded.due_us""",
-        ids=refs,
-        now=now_us,
-    )
+    reconcile(connection, refs, now_us=now_us, moved=refs)
     return Resynced(len(refs), values), refs[-1] if refs else 0
 
 
