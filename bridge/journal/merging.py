@@ -19,6 +19,7 @@ import orjson
 from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch, run, select
+from bridge.journal.reconciling import WRITTEN, make_due, reconcile
 from bridge.journal.schema import State
 from bridge.model import FUTURE_TOLERANCE_US, Category, Lane, RecordKey
 
@@ -77,14 +78,6 @@ class _Record:
     given: int = 0
     asks: list[tuple[Ask, int, int]] = field(default_factory=list)  # (ask, n, time)
 
-    @property
-    def is_failing(self) -> bool:
-        return self.parked or self.retry_us is not None
-
-    @property
-    def has_invalid(self) -> bool:
-        return any(ask.invalid for ask, _, _ in self.asks)
-
 
 def lane_ids(connection: Connection, wanted: set[Lane]) -> dict[Lane, int]:
     """The journal's numbers of these lanes, made where they are new."""
@@ -137,13 +130,10 @@ def merge(connection: Connection, asks: Sequence[Ask], *, now_us: int, replay: b
     by_ref = {touched.ref: touched for touched in records.values()}
     rows = _rows(best, by_ref, now_us=now_us, at_once=replay)
     merged.superseded += len(best)
-    _upsert_desired(connection, rows, merged, now_us=now_us, replay=replay)
-    _make_due(connection, rows, now_us=now_us, at_once=replay)
-    if invalid := sorted(touched.ref for touched in by_ref.values() if touched.is_failing and touched.has_invalid):
-        _close(connection, invalid)
-    parked = sorted(touched.ref for touched in by_ref.values() if touched.parked)
-    if parked:
-        _unpark(connection, parked, now_us=now_us)
+    may_leave = _upsert_desired(connection, rows, merged, now_us=now_us, replay=replay)
+    make_due(connection, [row[:6] for row in rows], now_us=now_us, at_once=replay)
+    if unsettled := [ref for ref, touched in by_ref.items() if may_leave or touched.parked]:
+        reconcile(connection, unsettled, now_us=now_us)
     return merged
 
 
@@ -229,9 +219,6 @@ won AS (
          {int(State.REFUSED)}, '{Category.UNMAPPABLE}', p.value
     FROM asked a CROSS JOIN {{pairs:a.invalid}} p)"""
 
-#: What this very merge has written of an ask: no older value has the record's newest revision.
-_WRITTEN = "d.record = a.ref AND d.n = a.n AND d.revision = a.revision"
-
 #: Equal to what was refused of late; a time ahead of now was noted while our clock was wrong.
 _STILL_REFUSED = """desired.state = 2 AND desired.value = excluded.value
       AND desired.settled_us > :refused_after AND desired.settled_us <= :now"""
@@ -296,8 +283,10 @@ def _rows(
     return [rows[key] for key in sorted(rows)]
 
 
-def _upsert_desired(connection: Connection, rows: Sequence[_Row], merged: Merged, *, now_us: int, replay: bool) -> None:
-    """Write the values that win, and count what became of all."""
+def _upsert_desired(connection: Connection, rows: Sequence[_Row], merged: Merged, *, now_us: int, replay: bool) -> bool:
+    """Write the values that win, and count what became of all. Returns whether some source may have nothing left that
+    waits: invalid values took the place of what did, or another source's.
+    """
     run(
         connection,
         _UPSERT,
@@ -307,73 +296,16 @@ def _upsert_desired(connection: Connection, rows: Sequence[_Row], merged: Merged
         # A replay is no new word of the partner's: it wins over nothing that is newer, whatever its date.
         believed=NEVER_US if replay else now_us + FUTURE_TOLERANCE_US,
     )
-    [(written, displaced, unchanged, refused)] = fetch(
+    [(written, displaced, unchanged, refused, leaving)] = fetch(
         connection,
         f"""SELECT count(*), count(d.displaced), count(*) FILTER (WHERE d.state = 1),
-                   count(*) FILTER (WHERE d.state = 2)
-              FROM {{rows:ref int, n int, revision int}} a CROSS JOIN desired d WHERE {_WRITTEN}""",
+                   count(*) FILTER (WHERE d.state = 2),
+                   count(*) FILTER (WHERE d.displaced IS NOT NULL AND (d.state = 2 OR EXISTS (
+                     SELECT 1 FROM due WHERE due.record = d.record AND due.source <> d.source)))
+              FROM {{rows:ref int, n int, revision int}} a CROSS JOIN desired d WHERE {WRITTEN}""",
         rows=[row[:3] for row in rows],
     )
     merged.superseded += displaced - written
     merged.unchanged += unchanged
     merged.refused += refused
-
-
-def _make_due(connection: Connection, rows: Sequence[_Row], *, now_us: int, at_once: bool) -> None:
-    """Make due what is pending of these values."""
-    keep = "excluded.due_us"
-    if not at_once:
-        keep = "CASE WHEN due.due_us < excluded.due_us THEN due.due_us ELSE excluded.due_us END"
-    run(
-        connection,
-        f"""INSERT INTO due (record, source, lane, due_us, since_us)
-            SELECT DISTINCT a.ref, a.source, a.lane, a.due_us, :now
-              FROM {{rows:ref int, n int, revision int, source text, lane int, due_us int}} a
-             WHERE EXISTS (SELECT 1 FROM desired d WHERE {_WRITTEN} AND d.state = 0)
-            ON CONFLICT (record, source) DO UPDATE SET due_us = {keep}""",
-        rows=[row[:6] for row in rows],
-        now=now_us,
-    )
-
-
-def forget_idle(connection: Connection, refs: Sequence[int]) -> None:
-    """Those of these records for which nothing waits any more fail no more, and are not parked."""
-    run(
-        connection,
-        """UPDATE records SET parked_us = NULL, category = NULL, message = NULL, attempts = 0,
-                  failing_since_us = NULL, retry_us = NULL
-            WHERE id IN (SELECT id FROM {ids})
-              AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = records.id AND d.state = 0)""",
-        ids=refs,
-    )
-
-
-def _close(connection: Connection, refs: Sequence[int]) -> None:
-    """An invalid value may have taken the place of the last one that waited. What is due finds that by itself."""
-    forget_idle(connection, refs)
-    run(
-        connection,
-        """DELETE FROM due WHERE record IN (SELECT id FROM {ids}) AND due_us IS NULL
-              AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = due.record AND d.state = 0)""",
-        ids=refs,
-    )
-
-
-def _unpark(connection: Connection, refs: Sequence[int], *, now_us: int) -> None:
-    """Bring those of these records that are parked and have something due back, with all that waits for them."""
-    back = fetch(
-        connection,
-        """UPDATE records SET parked_us = NULL, category = NULL, message = NULL, attempts = 0,
-                  failing_since_us = NULL, retry_us = NULL
-            WHERE id IN (SELECT id FROM {ids}) AND parked_us IS NOT NULL
-              AND EXISTS (SELECT 1 FROM due WHERE due.record = records.id AND due.due_us IS NOT NULL)
-           RETURNING id""",
-        ids=refs,
-    )
-    if back:
-        run(
-            connection,
-            "UPDATE due SET due_us = :now WHERE record IN (SELECT id FROM {ids})",
-            ids=[ref for (ref,) in back],
-            now=now_us,
-        )
+    return bool(leaving)

@@ -26,6 +26,9 @@ from bridge.journal.database import run, select
 #: Source: HubSpot's documentation of error handling, status 524.
 DOUBT_US = 120 * 1_000_000
 
+#: Of `desired d`, what a merge has just written of the change `a`: no older value has the record's newest revision.
+WRITTEN = "d.record = a.ref AND d.n = a.n AND d.revision = a.revision"
+
 
 @dataclass(frozen=True, slots=True)
 class Left:
@@ -60,8 +63,8 @@ def reconcile(
     refs: Collection[int],
     *,
     now_us: int,
-    moved: Collection[int] = frozenset(),
-    settled: Collection[int] = frozenset(),
+    moved: Collection[int] = (),
+    settled: Collection[int] = (),
 ) -> list[Left]:
     """Write for these records, which the caller has locked, what follows from what waits; returns what does no more.
 
@@ -69,6 +72,7 @@ def reconcile(
     failed is over if no other is pending, unless it is `moved` too. A parked record of which a row is due was asked for
     anew: all of it goes on.
     """
+    moved, settled = frozenset(moved), frozenset(settled)
     over: list[int] = []
     due: list[tuple[int, str, int, int | None, int]] = []
     left: list[Left] = []
@@ -100,15 +104,37 @@ def reconcile(
     return left
 
 
+def make_due(
+    connection: Connection, changes: Sequence[tuple[int, int, int, str, int, int]], *, now_us: int, at_once: bool
+) -> None:
+    """Add what follows from changes that were just merged: (record, n, revision, source, lane, due). All that a group
+    commit needs, unless a record was parked or something left. A record that is due earlier stays so; with `at_once`
+    it is due as said.
+    """
+    keep = "excluded.due_us"
+    if not at_once:
+        keep = "CASE WHEN due.due_us < excluded.due_us THEN due.due_us ELSE excluded.due_us END"
+    run(
+        connection,
+        f"""INSERT INTO due (record, source, lane, due_us, since_us)
+            SELECT DISTINCT a.ref, a.source, a.lane, a.due_us, :now
+              FROM {{rows:ref int, n int, revision int, source text, lane int, due_us int}} a
+             WHERE EXISTS (SELECT 1 FROM desired d WHERE {WRITTEN} AND d.state = 0)
+            ON CONFLICT (record, source) DO UPDATE SET due_us = {keep}""",
+        rows=changes,
+        now=now_us,
+    )
+
+
 def _wanted(record: _Record, *, now_us: int, moved: bool, settled: bool) -> dict[str, tuple[int | None, int]]:
     """The rows that a record is to have, by source: due, since."""
     wanted = {}
-    for source in record.pending or (record.rows if record.again_us is not None else ()):
+    for source in record.pending | (record.rows if record.again_us is not None else {}):
         due_us, since_us = record.rows.get(source, (None, now_us))
         if record.parked:
             due_us = None
         elif not record.pending and not record.fails:
-            due_us = record.again_us
+            due_us = max(now_us, record.again_us or 0)
         elif moved or due_us is None:
             due_us = max(now_us, record.retry_us or 0)
         if settled:

@@ -40,7 +40,7 @@ def test_a_new_queue_is_seen_at_once(journal: Journal) -> None:
     for number, (lane, source) in enumerate(
         [("b", "m"), ("b", "x"), ("b", "a"), ("b", "p"), ("c", "m"), ("a", "m"), ("b", "n"), ("c", "a"), ("c", "z")]
     ):
-        journal.append([event(f"e{number}", source=source, lane=Lane(lane))])
+        journal.append([event(f"e{number}", str(number), source=source, lane=Lane(lane))])
         found.append((lane, source))
         assert sorted({(lane, source) for lane, source, _ in due(journal)}) == sorted(found)
 
