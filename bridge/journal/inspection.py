@@ -20,6 +20,9 @@ CHECKED_AT_START = 64 << 20
 #: Problems told of one file.
 TOLD = 20
 
+#: Whether confirmed values of `records r` go once more after a doubt.
+_AGAIN = """(r.doubt_us IS NOT NULL AND EXISTS (
+               SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 1 AND d.revision > r.doubt_n))"""
 #: What must hold between the tables (`schema`): what is wrong, and a query of how many rows are.
 INVARIANTS = (
     ("pending values without a record", "FROM desired d LEFT JOIN records r ON r.id = d.record WHERE r.id IS NULL"),
@@ -28,6 +31,30 @@ INVARIANTS = (
         """FROM records r WHERE EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 0)
               AND NOT EXISTS (SELECT 1 FROM due WHERE due.record = r.id
                                  AND (due.due_us IS NOT NULL OR r.parked_us IS NOT NULL))""",
+    ),
+    (
+        "pending values whose source is not due",
+        """FROM desired d WHERE d.state = 0 AND EXISTS (SELECT 1 FROM due WHERE due.record = d.record)
+              AND NOT EXISTS (SELECT 1 FROM due WHERE due.record = d.record AND due.source = coalesce(d.source, ''))""",
+    ),
+    (
+        "due rows for which nothing waits",
+        f"""FROM due JOIN records r ON r.id = due.record
+             WHERE NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 0
+                                  AND coalesce(d.source, '') = due.source)
+               AND NOT {_AGAIN}""",
+    ),
+    (
+        "failures of records for which nothing waits",
+        f"""FROM records r
+             WHERE (coalesce(r.category, r.message) IS NOT NULL OR r.attempts > 0
+                    OR coalesce(r.parked_us, r.retry_us, r.failing_since_us) IS NOT NULL)
+               AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 0)
+               AND NOT {_AGAIN}""",
+    ),
+    (
+        "due rows without a time of records that are not parked",
+        "FROM due JOIN records r ON r.id = due.record WHERE due.due_us IS NULL AND r.parked_us IS NULL",
     ),
     ("due rows without a record", "FROM due LEFT JOIN records r ON r.id = due.record WHERE r.id IS NULL"),
     (

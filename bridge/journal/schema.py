@@ -6,8 +6,8 @@ Invariants:
   `n` comes from `records.n`, which every event raises by one under the record's lock; it orders the
   changes of one record and never repeats. `revision` names the write itself (a replay keeps `n` but
   not `revision`): what a call carried is settled by `(record, property, revision)` and nothing else.
-* A record with at least one pending value has a row in `due` for each source that has one waiting;
-  `due_us` is NULL while the record is parked.
+* A record has a row in `due` for each source of which something waits for it, and no other; `due_us` is NULL
+  while it is parked. A record for which nothing waits fails in nothing (`reconciling`).
 * `asks` tells which event asked which record, at which `n`. With `desired.event` it gives every
   event's fate without a write at delivery time.
 * `staged` holds the rest of large requests while they are taken in slices: on disk, but in no other table yet.

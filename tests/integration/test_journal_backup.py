@@ -133,6 +133,12 @@ def test_a_backup_of_a_damaged_journal_is_not_kept(folder: Path) -> None:
 BROKEN = {
     "DELETE FROM due": "3 records with pending values that are not due",
     "UPDATE due SET due_us = NULL": "3 records with pending values that are not due",
+    "UPDATE desired SET source = 'nobody'": "5 pending values whose source is not due",
+    "UPDATE desired SET state = 1": "3 due rows for which nothing waits",
+    "UPDATE due SET due_us = NULL WHERE source = 'acme'": "2 due rows without a time of records that are not parked",
+    "INSERT INTO records (lane, record, n, newest_us, attempts) VALUES (1, 'idle', 1, 1, 1)": (
+        "1 failures of records for which nothing waits"
+    ),
     "DELETE FROM records WHERE record = '0'": "2 pending values without a record",
     "UPDATE records SET n = 0": "5 values newer than their record",
     "UPDATE records SET lane = lane + 99": "3 due rows of another lane than their record",
