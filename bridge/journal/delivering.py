@@ -269,7 +269,9 @@ def settle(
         moved={row[0] for row in retries} | {row[0] for row in parked},
         settled=confirmed | {outcome.record.ref for outcome in outcomes if isinstance(outcome, (Ignored, Refused))},
     )
-    settled.delays = [(one.source, max(0.0, (now_us - one.since_us) / 1e6)) for one in left if one.ref in confirmed]
+    settled.delays = [
+        (source, max(0.0, (now_us - since_us) / 1e6)) for ref, source, since_us in left if ref in confirmed
+    ]
     return settled
 
 
@@ -343,7 +345,7 @@ def _settle_doubt(connection: Connection, taken: Sequence[PendingRecord], *, dou
 
 def shift_doubts(connection: Connection, by_us: int) -> None:
     """Date every doubt anew. What is due at a doubt's end finds its time by itself: it is due now, or too far ahead,
-    and `leave_due` puts it off again.
+    and `reconcile` puts it off again.
     """
     run(connection, "UPDATE records SET doubt_us = doubt_us + :by WHERE doubt_us IS NOT NULL", by=by_us)
 

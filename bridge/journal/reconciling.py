@@ -30,18 +30,9 @@ DOUBT_US = 120 * 1_000_000
 WRITTEN = "d.record = a.ref AND d.n = a.n AND d.revision = a.revision"
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
-    """A source of which nothing waits for a record any more, and since when something did."""
-
-    ref: int
-    source: str
-    since_us: int
-
-
 @dataclass(slots=True)
 class _Record:
-    """A record as it was found."""
+    """A record as it was found, and what is to become of it."""
 
     lane: int
     parked: bool
@@ -57,6 +48,22 @@ class _Record:
             return True
         return not self.pending and (self.again_us is None or (settled and not moved))
 
+    def wanted(self, *, now_us: int, moved: bool, settled: bool) -> dict[str, tuple[int | None, int]]:
+        """The rows that it is to have, by source."""
+        wanted = {}
+        for source in self.pending if self.again_us is None else self.pending | self.rows:
+            due_us, since_us = self.rows.get(source, (None, now_us))
+            if self.parked:
+                due_us = None
+            elif not self.pending and not self.fails:
+                due_us = max(now_us, self.again_us or 0)
+            elif moved or due_us is None:
+                due_us = max(now_us, self.retry_us or 0)
+            if settled:
+                since_us = max(since_us, self.pending.get(source) or since_us)
+            wanted[source] = due_us, since_us
+        return wanted
+
 
 def reconcile(
     connection: Connection,
@@ -65,8 +72,9 @@ def reconcile(
     now_us: int,
     moved: Collection[int] = (),
     settled: Collection[int] = (),
-) -> list[Left]:
-    """Write for these records, which the caller has locked, what follows from what waits; returns what does no more.
+) -> list[tuple[int, str, int]]:
+    """Write for these records, which the caller has locked, what follows from what waits. Returns (record, source,
+    since) of what waits no more.
 
     `moved` lose their place: they are due now, or when they are tried again. Of `settled` values were settled: what
     failed is over if no other is pending, unless it is `moved` too. A parked record of which a row is due was asked for
@@ -75,14 +83,14 @@ def reconcile(
     moved, settled = frozenset(moved), frozenset(settled)
     over: list[int] = []
     due: list[tuple[int, str, int, int | None, int]] = []
-    left: list[Left] = []
+    left: list[tuple[int, str, int]] = []
     for ref, record in _found(connection, refs).items():
         if record.fails and record.is_over(moved=ref in moved, settled=ref in settled):
             over.append(ref)
             record.fails, record.parked, record.retry_us = False, False, None
-        wanted = _wanted(record, now_us=now_us, moved=ref in moved, settled=ref in settled)
+        wanted = record.wanted(now_us=now_us, moved=ref in moved, settled=ref in settled)
         due += [(ref, source, record.lane, *row) for source, row in wanted.items() if row != record.rows.get(source)]
-        left += [Left(ref, source, since_us) for source, (_, since_us) in record.rows.items() if source not in wanted]
+        left += [(ref, source, since_us) for source, (_, since_us) in record.rows.items() if source not in wanted]
     if over:
         forget_failures(connection, over)
     if due:
@@ -99,7 +107,7 @@ def reconcile(
             connection,
             """DELETE FROM due
                 WHERE (record, source) IN (SELECT record, source FROM {rows:record int, source text} AS given)""",
-            rows=[(one.ref, one.source) for one in left],
+            rows=[row[:2] for row in left],
         )
     return left
 
@@ -126,51 +134,34 @@ def make_due(
     )
 
 
-def _wanted(record: _Record, *, now_us: int, moved: bool, settled: bool) -> dict[str, tuple[int | None, int]]:
-    """The rows that a record is to have, by source: due, since."""
-    wanted = {}
-    for source in record.pending | (record.rows if record.again_us is not None else {}):
-        due_us, since_us = record.rows.get(source, (None, now_us))
-        if record.parked:
-            due_us = None
-        elif not record.pending and not record.fails:
-            due_us = max(now_us, record.again_us or 0)
-        elif moved or due_us is None:
-            due_us = max(now_us, record.retry_us or 0)
-        if settled:
-            since_us = max(since_us, record.pending.get(source) or since_us)
-        wanted[source] = due_us, since_us
-    return wanted
-
-
 def _found(connection: Connection, refs: Collection[int]) -> dict[int, _Record]:
     found: dict[int, _Record] = {}
-    for ref, lane, parked_us, retry_us, fails, again_us, source, due_us, since_us, pending, received_us in select(
+    waiting: list[tuple[int, str, int | None]] = []
+    for ref, lane, parked, retry_us, fails, again_us, source, due_us, since_us, received_us in select(
         connection,
-        "id, lane, parked_us, retry_us, fails, again_us, source, due_us, since_us, pending, received_us",
-        """SELECT r.id, r.lane, r.parked_us, r.retry_us,
+        "id, lane, parked, retry_us, fails, again_us, source, due_us, since_us, received_us",
+        """SELECT r.id, r.lane, r.parked_us IS NOT NULL AS parked, r.retry_us,
                   r.category IS NOT NULL OR r.attempts > 0 OR r.failing_since_us IS NOT NULL AS fails,
                   CASE WHEN r.doubt_us IS NOT NULL AND EXISTS (
                     SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 1 AND d.revision > r.doubt_n)
                   THEN r.doubt_us + :doubt END AS again_us,
-                  w.source, w.due_us, w.since_us, w.pending, w.received_us
-             FROM records r LEFT JOIN (
-               SELECT record, source, due_us, since_us, 0 AS pending, cast(NULL AS bigint) AS received_us FROM due
-                WHERE record IN (SELECT id FROM {ids})
-               UNION ALL
-               SELECT d.record, coalesce(d.source, ''), NULL, NULL, 1, min(e.received_us)
-                 FROM desired d LEFT JOIN events e ON e.seq = d.event
-                WHERE d.record IN (SELECT id FROM {ids}) AND d.state = 0 GROUP BY d.record, coalesce(d.source, '')
-             ) AS w ON w.record = r.id
-            WHERE r.id IN (SELECT id FROM {ids})""",
+                  due.source, due.due_us, due.since_us, cast(NULL AS bigint) AS received_us
+             FROM records r LEFT JOIN due ON due.record = r.id WHERE r.id IN (SELECT id FROM {ids})
+           UNION ALL
+           SELECT d.record, NULL, NULL, NULL, NULL, NULL, coalesce(d.source, ''), NULL, NULL, min(e.received_us)
+             FROM desired d LEFT JOIN events e ON e.seq = d.event
+            WHERE d.record IN (SELECT id FROM {ids}) AND d.state = 0 GROUP BY d.record, coalesce(d.source, '')""",
         ids=sorted(refs),
         doubt=DOUBT_US,
     ):
-        record = found.setdefault(ref, _Record(lane, parked_us is not None, retry_us, bool(fails), again_us))
-        if pending:
-            record.pending[source] = received_us
-        elif source is not None:
+        if lane is None:
+            waiting.append((ref, source, received_us))
+            continue
+        record = found.setdefault(ref, _Record(lane, bool(parked), retry_us, bool(fails), again_us))
+        if source is not None:
             record.rows[source] = due_us, since_us
+    for ref, source, received_us in waiting:
+        found[ref].pending[source] = received_us
     return found
 
 
