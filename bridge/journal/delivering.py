@@ -195,6 +195,11 @@ def taken_again(record: PendingRecord, before: PendingRecord, *, marks: Collecti
     return replace(record, doubt_at_us=before.doubt_at_us, doubt_n=before.doubt_n)
 
 
+#: A record's failure: record, `n` as it was read, when it is tried again (None: it is parked), category, message, and
+#: how many attempts that counts.
+_Failed = tuple[int, int, int | None, str, str, int]
+
+
 def settle(
     connection: Connection,
     taken: Sequence[PendingRecord],
@@ -215,8 +220,7 @@ def settle(
     _settle_doubt(connection, taken, doubtful=doubtful)
     delivered: list[PendingRecord] = []
     done: list[tuple[int, str, int, int, str | None, str | None]] = []
-    retries: list[tuple[int, int, str, str, int, int]] = []
-    parked: list[tuple[int, int, str, str]] = []
+    failed: list[_Failed] = []
     for outcome in outcomes:
         record = outcome.record
         match outcome:
@@ -243,30 +247,22 @@ def settle(
                 )
             case RetryLater():
                 settled.retrying += 1
-                retries.append(
-                    (
-                        record.ref,
-                        now_us + to_us(outcome.delay_s),
-                        outcome.reason.category,
-                        outcome.reason.message,
-                        int(outcome.own_failure),
-                        now_us,
-                    )
-                )
+                at_us, why = now_us + to_us(outcome.delay_s), outcome.reason
+                failed.append((record.ref, record.n, at_us, why.category, why.message, int(outcome.own_failure)))
             case Parked():
                 settled.parked += 1
-                parked.append((record.ref, record.n, outcome.reason.category, outcome.reason.message))
+                failed.append((record.ref, record.n, None, outcome.reason.category, outcome.reason.message, 1))
             case _:
                 assert_never(outcome)
     _settle_values(connection, done, call_id, now_us)
-    _settle_records(connection, delivered, retries, parked, now_us)
+    _settle_records(connection, delivered, failed, now_us)
     _end_doubts(connection, delivered, call_id, now_us if call is None else call.started_at_us)
     confirmed = {record.ref for record in delivered}
     left = reconcile(
         connection,
         {outcome.record.ref for outcome in outcomes},
         now_us=now_us,
-        moved={row[0] for row in retries} | {row[0] for row in parked},
+        moved={ref for ref, *_ in failed},
         settled=confirmed | {outcome.record.ref for outcome in outcomes if isinstance(outcome, (Ignored, Refused))},
     )
     settled.delays = [
@@ -373,34 +369,22 @@ def _settle_values(
 
 
 def _settle_records(
-    connection: Connection,
-    delivered: Sequence[PendingRecord],
-    retries: Sequence[tuple[int, int, str, str, int, int]],
-    parked: Sequence[tuple[int, int, str, str]],
-    now_us: int,
+    connection: Connection, delivered: Sequence[PendingRecord], failed: Sequence[_Failed], now_us: int
 ) -> None:
-    """Failures of the record's own: forget them after success, else note when and why it is tried again."""
+    """Failures of the record's own: forget them after success, else note why, and when it is tried again."""
     failed_before = [record.ref for record in delivered if record.attempts or record.failing_since_us is not None]
     if failed_before:
         forget_failures(connection, failed_before)
-    if retries:
+    if failed:
+        # Of what is to be parked a change that arrived meanwhile raised n: the record goes on with it.
         run(
             connection,
             """UPDATE records SET attempts = attempts + r.own, retry_us = r.at, category = r.category,
-                      message = r.message, failing_since_us = coalesce(records.failing_since_us, r.now)
-                 FROM {rows:ref int, at int, category text, message text, own int, now int} r
-                WHERE records.id = r.ref""",
-            rows=retries,
-        )
-    if parked:
-        # A change that arrived meanwhile raised n: the record goes on with it.
-        run(
-            connection,
-            """UPDATE records SET parked_us = :now, category = r.category, message = r.message, retry_us = NULL,
-                      failing_since_us = coalesce(records.failing_since_us, :now), attempts = attempts + 1
-                 FROM {rows:ref int, n int, category text, message text} r
-                WHERE records.id = r.ref AND records.n = r.n""",
-            rows=parked,
+                      message = r.message, failing_since_us = coalesce(records.failing_since_us, :now),
+                      parked_us = CASE WHEN r.at IS NULL THEN :now ELSE records.parked_us END
+                 FROM {rows:ref int, n int, at int, category text, message text, own int} r
+                WHERE records.id = r.ref AND (r.at IS NOT NULL OR records.n = r.n)""",
+            rows=failed,
             now=now_us,
         )
 
