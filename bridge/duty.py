@@ -30,6 +30,9 @@ from bridge.settings import Settings
 UPKEEP_EVERY_S = 1.0
 #: How often a process that is not on duty claims it.
 ASK_EVERY_S = 0.25
+#: How long after it began to deliver, and then how often, a process unites records that an older program told apart:
+#: during a rolling update one may run beside this one.
+UNITE_AFTER_S, UNITE_EVERY_S = 600.0, 3_600.0
 #: What open calls get when a new configuration replaces the dispatcher; then they are cut and sent again.
 REPLACE_GRACE_S = 10.0
 #: What a step of upkeep may still take when the service stops.
@@ -85,6 +88,7 @@ class Duty:
         self._changing = threading.Lock()
         self._dispatcher: Dispatcher | None = None
         self._claimed_at: float | None = None  # monotonic: since when this process may deliver without a dispatcher
+        self._unite_at = float("inf")  # monotonic
         self._thread = threading.Thread(target=self._run, name="duty", daemon=True)
 
     def start(self) -> None:
@@ -156,6 +160,7 @@ class Duty:
             with self._changing:
                 self._dispatcher = dispatcher
             self._claimed_at = None
+            self._unite_at = self._clock.monotonic() + UNITE_AFTER_S
             self._log.info("this process delivers")
         elif not self._claim.held():
             self._log.warning("this process delivers no more")
@@ -190,6 +195,10 @@ class Duty:
             },
             sources=self._settings.sources,
         )
+        if (now := self._clock.monotonic()) >= self._unite_at:
+            self._unite_at = now + UNITE_EVERY_S
+            if united := self._journal.match_ids(self._settings.caseless()):
+                self._log.warning("records that differ in spelling alone are one now", records=united)
         # Small steps, so that intake and delivery are never held up by more than one of them.
         deadline = self._clock.monotonic() + UPKEEP_EVERY_S / 2
         while (

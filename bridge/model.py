@@ -211,11 +211,13 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One desired value, the change (`n`) that set it, and the time of that."""
+    """One desired value and the change (`n`) that set it. `changed` is the time of that and the number of its event: of
+    two values that one property may have the higher one is the newer.
+    """
 
     value: str
     n: int
-    time_us: int = 0
+    changed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,9 +240,9 @@ class PendingRecord:
     doubt_n: int = 0
 
     @property
-    def changed_us(self) -> int:
-        """The newest time of its values."""
-        return max((value.time_us for value in self.values.values()), default=0)
+    def changed(self) -> tuple[int, ...]:
+        """That of the newest of its values."""
+        return max((value.changed for value in self.values.values()), default=())
 
 
 #: Bytes of the values and names in a call's body: four values of the longest text that a property takes (65,536

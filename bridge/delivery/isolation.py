@@ -393,7 +393,7 @@ def _layers(inputs: Sequence[Input], ids: Collection[str]) -> list[list[int]]:
     before what is in none of them: of twins the one that was changed last is left there, the others go in their order.
     """
     twins: dict[str, list[int]] = {told.strip().casefold(): [] for told in ids}
-    for one in sorted(inputs, key=lambda one: one.record.changed_us):
+    for one in sorted(inputs, key=lambda one: one.record.changed):
         found = twins.get(one.record.key.id.strip().casefold())
         if found is not None:
             found.append(one.record.ref)

@@ -64,7 +64,7 @@ def _input_differences(expected: tuple[Mapping[str, Any], ...], mapped: Mapped) 
             continue
         found = inputs[index]
         given = {
-            "id": found.record.id,
+            "id": found.record.sent,
             "id_property": found.record.lane.id_property,
             "idProperty": found.record.lane.id_property,
             "object_type": found.record.lane.object_type,
@@ -79,7 +79,7 @@ def _input_differences(expected: tuple[Mapping[str, Any], ...], mapped: Mapped) 
             if sent != hoped:
                 differences.append(f"input {index}: {name} is {_shown(sent)}, expected {_shown(hoped)}")
     differences += [
-        f"input {len(expected) + extra}: {one.record.id!r} is not expected"
+        f"input {len(expected) + extra}: {one.record.sent!r} is not expected"
         for extra, one in enumerate(inputs[len(expected) :])
     ]
     return differences

@@ -375,7 +375,7 @@ def _asked_hash(occurred_at_us: int | None, reading: Reading) -> str:
         if any("…" in message for message in update.invalid.values()):
             return ""
         lane, values = update.record.lane, (sorted(update.properties.items()), sorted(update.invalid.items()))
-        asked.append((lane.object_type, lane.id_property, update.record.id, values))
+        asked.append((lane.object_type, lane.id_property, update.record.sent, values))
     text = orjson.dumps([occurred_at_us if asked else None, sorted(asked)])
     return hashlib.blake2b(text, digest_size=16).hexdigest()
 

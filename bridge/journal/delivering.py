@@ -22,7 +22,7 @@ from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch, run, select
 from bridge.journal.locking import lock_records, select_locked
-from bridge.journal.merging import lane_ids
+from bridge.journal.merging import lanes_noted
 from bridge.journal.reconciling import DOUBT_US, forget_failures, reconcile
 from bridge.journal.schema import State
 from bridge.model import (
@@ -169,20 +169,20 @@ def _values(
     rows = [[name] for name in only or ()]
     these = "" if only is None else " AND d.property IN (SELECT name FROM {rows:name text} AS given)"
     values: dict[int, dict[str, Value]] = {}
-    for ref, name, value, revision, time_us in select(
+    for ref, name, value, revision, *changed in select(
         connection,
-        "record, property, value, revision, time_us",
-        f"""SELECT d.record, d.property, d.value, d.revision, d.time_us FROM desired d
+        "record, property, value, revision, time_us, event",
+        f"""SELECT d.record, d.property, d.value, d.revision, d.time_us, d.event FROM desired d
              WHERE d.record IN (SELECT id FROM {{ids}}) AND d.state = 0{these}
             UNION ALL
-            SELECT d.record, d.property, d.value, d.revision, d.time_us
+            SELECT d.record, d.property, d.value, d.revision, d.time_us, d.event
               FROM records JOIN desired d ON d.record = records.id
              WHERE records.id IN (SELECT id FROM {{ids}}) AND d.state = 1 AND {_TO_SEND}{these}""",
         ids=refs,
         **({} if only is None else {"rows": rows}),
         **when,
     ):
-        values.setdefault(ref, {})[name] = Value(value, revision, time_us)
+        values.setdefault(ref, {})[name] = Value(value, revision, tuple(changed))
     return values
 
 
@@ -295,7 +295,7 @@ def _log_call(connection: Connection, taken: Sequence[PendingRecord], outcomes: 
     inputs = _inputs(taken, outcomes)
     found = _insert_call(connection, call, inputs)
     if not found:  # a lane of which nothing was ever taken
-        lane_ids(connection, {call.lane})
+        lanes_noted(connection, {call.lane})
         found = _insert_call(connection, call, inputs)
     return int(found[0][0])
 
@@ -323,7 +323,9 @@ def _inputs(taken: Sequence[PendingRecord], outcomes: Sequence[Outcome]) -> str:
 
 
 def _settle_doubt(connection: Connection, taken: Sequence[PendingRecord], *, doubtful: bool) -> None:
-    """Touch every record of the call first; without doubt its mark is put back to what it was."""
+    """Touch every record of the call first; without doubt its mark is put back to what it was, unless twins of the
+    record have joined it meanwhile (`bridge.journal.matching`, which marks all of it): their calls may not be over.
+    """
     if doubtful:
         run(
             connection,
@@ -334,7 +336,9 @@ def _settle_doubt(connection: Connection, taken: Sequence[PendingRecord], *, dou
     run(
         connection,
         """UPDATE records SET doubt_us = r.doubt_us, doubt_n = r.doubt_n
-             FROM {rows:ref int, doubt_us int, doubt_n int} r WHERE records.id = r.ref""",
+             FROM {rows:ref int, doubt_us int, doubt_n int} r
+            WHERE records.id = r.ref AND (records.doubt_us IS NULL OR records.doubt_n > 0
+                                          OR (r.doubt_us IS NOT NULL AND r.doubt_n = 0))""",
         rows=sorted((record.ref, record.doubt_at_us, record.doubt_n) for record in taken),
     )
 

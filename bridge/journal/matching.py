@@ -7,79 +7,103 @@ each property stays, and goes to the CRM once more where an older one may have b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from sqlalchemy.engine import Connection
 
-from bridge.journal.database import Database, fetch, is_postgresql, run, select
-from bridge.journal.merging import lane_ids
+from bridge.journal.database import Database, is_postgresql, run, select
+from bridge.journal.merging import lanes_noted
+from bridge.journal.reconciling import reconcile
 from bridge.journal.schema import State
-from bridge.journal.staging import decode, encode
-from bridge.model import Event, Lane, RecordKey, comparable
+from bridge.model import Lane, comparable
 
 #: The records that a person means by a text, whose `parameters` these are: in whatever letter case, where that tells
 #: none apart. By the index of lane and id.
 RECORDS_MEANT = """SELECT o.id FROM lanes l CROSS JOIN records o
                     WHERE o.lane = l.id AND o.record = CASE WHEN l.caseless = 1 THEN :caseless ELSE :record END"""
+#: What no id holds: no database takes it either.
+_UNFIT = re.compile(r"[\0\ud800-\udfff]")
 #: Records looked at in one go, and those that are changed in one transaction.
 PAGE, STEP = 20_000, 100
 
 
 def parameters(text: str) -> dict[str, str]:
-    """See `RECORDS_MEANT`."""
-    text = text.strip()
+    """See `RECORDS_MEANT`. What no id can hold means none."""
+    text = "" if _UNFIT.search(text) else text.strip()
     return {"record": comparable(text, caseless=False), "caseless": comparable(text, caseless=True)}
 
 
 def unite(database: Database, caseless: Mapping[Lane, bool], *, now_us: int) -> int:
     """Compare the ids of these lanes as is said from now on. Returns how many records were others' twins. Raises
-    JournalError.
+    JournalError; then, as after a crash, the next time goes on with it.
     """
-    changed = database.transact(lambda connection: _compare(connection, caseless))
-    database.transact(lambda connection: _respell_staged(connection, caseless))
-    gone, after = 0, 0 if changed else None
-    while after is not None:
-        with database.read() as connection:
-            misplaced, after = _misplaced(connection, changed, after)
-        for at in range(0, len(misplaced), STEP):
-            step = partial(_step, refs=misplaced[at : at + STEP], caseless=changed, now_us=now_us)
-            gone += database.transact(step)
+    lanes = database.transact(lambda connection: _compare(connection, caseless))
+    gone, left = 0, bool(lanes)
+    while left:  # once more where one had to make room for another first
+        passed = _Pass()
+        after: int | None = 0
+        while after is not None:
+            with database.read() as connection:
+                misplaced, after = _misplaced(connection, lanes, after)
+            for at in range(0, len(misplaced), STEP):
+                passed.add(
+                    database.transact(partial(_step, refs=misplaced[at : at + STEP], caseless=lanes, now_us=now_us))
+                )
+        gone += passed.gone
+        left = passed.put_off > 0 and passed.placed > 0
+    database.transact(lambda connection: _note_united(connection, lanes))
     return gone
+
+
+@dataclass(slots=True)
+class _Pass:
+    """How many records were put where they belong, how many went into others, and how many wait for that."""
+
+    placed: int = 0
+    gone: int = 0
+    put_off: int = 0
+
+    def add(self, other: _Pass) -> None:
+        self.placed += other.placed
+        self.gone += other.gone
+        self.put_off += other.put_off
 
 
 def _compare(connection: Connection, caseless: Mapping[Lane, bool]) -> dict[int, bool]:
     """Note how these lanes compare ids; returns those whose records may have been compared in another way. Where letter
     case does not count that is always so: a program that does not know of it may have run beside this one.
+
+    Whatever is merged from here on is compared so (`bridge.journal.merging`); on PostgreSQL the lock waits for what was
+    begun before.
     """
-    numbers = lane_ids(connection, set(caseless))
-    wanted = {number: caseless[lane] for lane, number in numbers.items()}
-    noted = {number: known for number, known in fetch(connection, "SELECT id, caseless FROM lanes") if number in wanted}
+    noted = lanes_noted(connection, set(caseless))
+    changed = {noted[lane].id: how for lane, how in caseless.items() if noted[lane].caseless is not how}
+    if changed and is_postgresql(connection):
+        run(connection, "LOCK TABLE lanes IN ACCESS EXCLUSIVE MODE")
     run(
         connection,
-        """UPDATE lanes SET caseless = r.caseless FROM {rows:lane int, caseless int} r
-            WHERE lanes.id = r.lane AND (lanes.caseless IS NULL OR lanes.caseless <> r.caseless)""",
-        rows=[(number, int(is_caseless)) for number, is_caseless in sorted(wanted.items())],
+        """UPDATE lanes SET caseless = r.caseless, united = NULL FROM {rows:lane int, caseless int} r
+            WHERE lanes.id = r.lane""",
+        rows=sorted((number, int(how)) for number, how in changed.items()),
     )
-    return {number: is_caseless for number, is_caseless in wanted.items() if is_caseless or noted[number] != 0}
+    return {
+        noted[lane].id: how
+        for lane, how in caseless.items()
+        if how or noted[lane].id in changed or not noted[lane].united
+    }
 
 
-def _respell_staged(connection: Connection, caseless: Mapping[Lane, bool]) -> None:
-    """The same for the rest of large requests that is to be merged yet."""
-    for (number,) in fetch(connection, "SELECT id FROM staged ORDER BY id"):
-        for (text,) in fetch(connection, "SELECT events FROM staged WHERE id = :id", id=number):
-            events = decode(text)
-            respelt = [_respelt(event, caseless) for event in events]
-            if [event.updates for event in respelt] != [event.updates for event in events]:
-                run(connection, "UPDATE staged SET events = :events WHERE id = :id", events=encode(respelt), id=number)
-
-
-def _respelt(event: Event, caseless: Mapping[Lane, bool]) -> Event:
-    def key(old: RecordKey) -> RecordKey:
-        return RecordKey.of(old.lane, old.sent, caseless=caseless[old.lane]) if old.lane in caseless else old
-
-    return replace(event, updates=tuple(replace(update, record=key(update.record)) for update in event.updates))
+def _note_united(connection: Connection, lanes: Mapping[int, bool]) -> None:
+    """All records of these lanes stand where they belong, unless another process has said otherwise meanwhile."""
+    run(
+        connection,
+        """UPDATE lanes SET united = 1 FROM {rows:lane int, caseless int} r
+            WHERE lanes.id = r.lane AND lanes.caseless = r.caseless AND lanes.united IS NULL""",
+        rows=sorted((number, int(how)) for number, how in lanes.items()),
+    )
 
 
 def _misplaced(connection: Connection, caseless: Mapping[int, bool], after: int) -> tuple[list[int], int | None]:
@@ -138,11 +162,11 @@ class _One:
         self.doubt_us = max(filter(None, (self.doubt_us, one.doubt_us)), default=None)
 
 
-def _step(connection: Connection, refs: Sequence[int], caseless: Mapping[int, bool], now_us: int) -> int:
-    """Put these records where they belong; returns how many went into others."""
+def _step(connection: Connection, refs: Sequence[int], caseless: Mapping[int, bool], now_us: int) -> _Pass:
+    """Put these records where they belong."""
     if is_postgresql(connection):  # no other process may make a record there meanwhile
         run(connection, "LOCK TABLE records IN EXCLUSIVE MODE")
-    groups = _groups(connection, refs, caseless)
+    groups, put_off = _groups(connection, refs, caseless)
     several = [one for one in groups if one.twins]
     _unite_values(connection, several, now_us)
     run(
@@ -151,7 +175,7 @@ def _step(connection: Connection, refs: Sequence[int], caseless: Mapping[int, bo
             WHERE asks.record = r.twin""",
         rows=_moves(several),
     )
-    _unite_due(connection, several, now_us)
+    _unite_due(connection, several)
     run(
         connection,
         "DELETE FROM records WHERE id IN (SELECT id FROM {ids})",
@@ -174,11 +198,16 @@ def _step(connection: Connection, refs: Sequence[int], caseless: Mapping[int, bo
              FROM {rows:ref int, doubt_us int} r WHERE records.id = r.ref""",
         rows=[(one.kept.ref, one.doubt_us) for one in several],
     )
-    return sum(len(one.twins) for one in several)
+    kept = [one.kept.ref for one in several]
+    reconcile(connection, kept, now_us=now_us, moved=kept)
+    gone = sum(len(one.twins) for one in several)
+    return _Pass(placed=len(groups), gone=gone, put_off=put_off)
 
 
-def _groups(connection: Connection, refs: Sequence[int], caseless: Mapping[int, bool]) -> list[_One]:
-    """These records, with those that stand where they belong, as what they are to be."""
+def _groups(connection: Connection, refs: Sequence[int], caseless: Mapping[int, bool]) -> tuple[list[_One], int]:
+    """These records, with those that stand where they belong, as what they are to be; and how many have to wait because
+    one stands there that belongs elsewhere itself.
+    """
 
     def read(found: str, **given: object) -> Iterator[_Record]:
         for ref, lane, record, spelling, n, newest_us, doubt_us in select(
@@ -206,16 +235,20 @@ def _groups(connection: Connection, refs: Sequence[int], caseless: Mapping[int, 
     members: dict[tuple[int, str], list[_Record]] = {}
     for ref, place in belongs.items():
         members.setdefault(place, []).append(there[ref])
-    groups = []
+    groups, put_off = [], 0
     for place, found in members.items():
+        holder = holders.get(place)
+        if holder is not None and comparable(holder.sent, caseless=caseless[holder.lane]) != holder.record:
+            put_off += len(found)
+            continue
         found.sort(key=lambda one: (one.newest_us, one.ref), reverse=True)
-        if place in holders:
-            found.insert(0, holders[place])
+        if holder is not None:
+            found.insert(0, holder)
         one = _One(found[0], place[1])
         for member in found:
             one.add(member)
         groups.append(one)
-    return groups
+    return groups, put_off
 
 
 def _moves(several: Sequence[_One]) -> list[tuple[int, int, int]]:
@@ -260,41 +293,25 @@ def _unite_values(connection: Connection, several: Sequence[_One], now_us: int) 
         rows=again,
         now=now_us,
     )
-
-
-def _unite_due(connection: Connection, several: Sequence[_One], now_us: int) -> None:
-    """What waits is due now, and has waited as long as the first of it."""
-    kept = {ref: one for one in several for ref in one.refs}
-    due: dict[tuple[int, str], tuple[int, int | None, int]] = {}
-    for ref, source, lane, due_us, since_us in fetch(
-        connection,
-        "SELECT record, source, lane, due_us, since_us FROM due WHERE record IN (SELECT id FROM {ids})",
-        ids=sorted(kept),
-    ):
-        _, before_us, first_us = due.get((kept[ref].kept.ref, source), (lane, due_us, since_us))
-        due[kept[ref].kept.ref, source] = (
-            lane,
-            min(filter(None, (before_us, due_us)), default=None),
-            min(first_us, since_us),
-        )
-    run(connection, "DELETE FROM due WHERE record IN (SELECT id FROM {ids})", ids=sorted(kept))
-    waiting = fetch(
-        connection,
-        """SELECT DISTINCT d.record, coalesce(d.source, ''), r.lane FROM desired d JOIN records r ON r.id = d.record
-            WHERE d.record IN (SELECT id FROM {ids}) AND d.state = 0""",
-        ids=[one.kept.ref for one in several],
+    run(
+        connection,  # what an open call has of it is settled by nothing
+        """UPDATE desired SET revision = r.n FROM {rows:kept int, n int} r
+            WHERE desired.record = r.kept AND desired.state = 0""",
+        rows=sorted((one.kept.ref, one.n) for one in several),
     )
-    for ref, source, lane in waiting:
-        *_, since_us = due.get((ref, source), (lane, None, now_us))
-        due[ref, source] = lane, now_us, since_us
+
+
+def _unite_due(connection: Connection, several: Sequence[_One]) -> None:
+    """What is due of twins is due of the one that is kept, and has waited as long."""
+    rows = _moves(several)
     run(
         connection,
         """INSERT INTO due (record, source, lane, due_us, since_us)
-           SELECT record, source, lane, due_us, since_us
-             FROM {rows:record int, source text, lane int, due_us int, since_us int} AS given WHERE true""",
-        rows=[
-            (ref, source, lane, due_us, since_us)
-            for (ref, source), (lane, due_us, since_us) in sorted(due.items())
-            if due_us is not None
-        ],
+           SELECT r.kept, due.source, due.lane, min(due.due_us), min(due.since_us)
+             FROM {rows:twin int, kept int, raised int} r JOIN due ON due.record = r.twin
+            GROUP BY r.kept, due.source, due.lane
+           ON CONFLICT (record, source) DO UPDATE
+             SET since_us = CASE WHEN excluded.since_us < due.since_us THEN excluded.since_us ELSE due.since_us END""",
+        rows=rows,
     )
+    run(connection, "DELETE FROM due WHERE record IN (SELECT id FROM {ids})", ids=[twin for twin, *_ in rows])

@@ -79,12 +79,25 @@ class _Record:
     asks: list[tuple[Ask, int, int]] = field(default_factory=list)  # (ask, n, time)
 
 
-def lane_ids(connection: Connection, wanted: set[Lane]) -> dict[Lane, int]:
-    """The journal's numbers of these lanes, made where they are new."""
+@dataclass(frozen=True, slots=True)
+class LaneNoted:
+    """A lane's number, and what is noted of it (`bridge.journal.matching`). `caseless` None: nothing yet."""
+
+    id: int
+    caseless: bool | None = None
+    united: bool = False
+
+    def key(self, record: RecordKey) -> RecordKey:
+        """The record as the journal compares ids, whatever a mapping of other days or of another process did."""
+        return record if self.caseless is None else RecordKey.of(record.lane, record.sent, caseless=self.caseless)
+
+
+def lanes_noted(connection: Connection, wanted: set[Lane]) -> dict[Lane, LaneNoted]:
+    """These lanes, made where they are new."""
     if not wanted:
         return {}
     rows = sorted((lane.object_type, lane.id_property) for lane in wanted)
-    select = """SELECT l.object_type, l.id_property, l.id FROM lanes l
+    select = """SELECT l.object_type, l.id_property, l.id, l.caseless, l.united FROM lanes l
                 JOIN {rows:object_type text, id_property text} r
                   ON l.object_type = r.object_type AND l.id_property = r.id_property"""
     found = fetch(connection, select, rows=rows)
@@ -97,7 +110,10 @@ def lane_ids(connection: Connection, wanted: set[Lane]) -> dict[Lane, int]:
             rows=rows,
         )
         found = fetch(connection, select, rows=rows)
-    return {Lane(object_type, id_property): number for object_type, id_property, number in found}
+    return {
+        Lane(object_type, id_property): LaneNoted(number, None if how is None else bool(how), bool(united))
+        for object_type, id_property, number, how, united in found
+    }
 
 
 def merge(connection: Connection, asks: Sequence[Ask], *, now_us: int, replay: bool = False) -> Merged:
@@ -141,12 +157,14 @@ def _raise_n(
     connection: Connection, asks: Sequence[Ask], now_us: int, merged: Merged
 ) -> dict[tuple[int, str], _Record]:
     """Raise every touched record's `n`, then give each ask its `n` and its time."""
-    lanes = lane_ids(connection, {ask.record.lane for ask in asks})
+    lanes = lanes_noted(connection, {ask.record.lane for ask in asks})
     newest: dict[tuple[int, str], list[int]] = {}  # key → [asks, newest time claimed]
     spelt: dict[tuple[int, str], str | None] = {}  # by the newest of them
     dated: list[tuple[tuple[int, str], Ask, int | None]] = []
     for ask in asks:
-        key = (lanes[ask.record.lane], ask.record.id)
+        lane = lanes[ask.record.lane]
+        record = lane.key(ask.record)
+        key = (lane.id, record.id)
         time_us = ask.time_us if ask.time_us is not None else ask.occurred_us
         if ask.time_us is None and time_us is not None and time_us > now_us + FUTURE_TOLERANCE_US:
             merged.future += 1
@@ -155,7 +173,7 @@ def _raise_n(
         seen[0] += 1
         claimed_us = now_us if time_us is None else time_us
         if claimed_us >= seen[1]:
-            seen[1], spelt[key] = claimed_us, ask.record.spelling
+            seen[1], spelt[key] = claimed_us, record.spelling
         dated.append((key, ask, time_us))
     # Sorted: two groups that touch the same records take their locks in one order.
     rows = [(*key, count, time_us, spelt[key]) for key, (count, time_us) in sorted(newest.items())]

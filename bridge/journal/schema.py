@@ -50,6 +50,7 @@ lanes = Table(
     Column("object_type", Text, nullable=False),
     Column("id_property", Text, nullable=False),
     Column("caseless", Integer),  # 1: letter case does not tell its records apart; NULL: nobody has said yet
+    Column("united", Integer),  # 1: its records stand as `caseless` says
     UniqueConstraint("object_type", "id_property"),
 )
 

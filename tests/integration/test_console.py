@@ -653,7 +653,9 @@ def test_a_source_is_shown_as_its_configuration_says_it(tmp_path: Path, monkeypa
         'renewal_date: {from: day, type: date, format: ["%d/%m/%Y", excel]}, ',
     )
     text = text.replace("id_property: acme_client_id", "id_property: email")
-    text = text.replace("    event_id: id\n", "    event_id: id\n    occurred_at: {from: at, format: epoch_ms, timezone: UTC}\n")
+    text = text.replace(
+        "    event_id: id\n", "    event_id: id\n    occurred_at: {from: at, format: epoch_ms, timezone: UTC}\n"
+    )
     assert "epoch_ms" in text
     with filled(tmp_path, monkeypatch, text) as service:
         page = client(service).get("/sources/acme").text

@@ -397,7 +397,7 @@ def test_of_several_ids_of_one_record_the_one_that_changed_last_goes_last() -> N
     """Whichever way they stand in the call: what is written last is what stays."""
     told, changed = ("a", "A", " a", "c3"), (30, 10, 20, 5)
     many = {
-        ref: replace(one, key=replace(one.key, id=told[ref]), values={"p": Value("v", 1, changed[ref])})
+        ref: replace(one, key=replace(one.key, id=told[ref]), values={"p": Value("v", 1, (9, changed[ref]))})
         for ref, one in records(4, 1).items()
     }
     isolation, taken = Isolation(lane=CLIENTS, refs=list(many), proven=True), list[str]()

@@ -175,6 +175,20 @@ def test_spellings_of_one_record_are_one_input_in_the_newest_of_them() -> None:
     ]
 
 
+def test_a_delivery_is_the_same_whatever_match_says_by_then() -> None:
+    """Between the first and the second the configuration was changed; an attempt's number is no other change."""
+    exact, caseless = (compiled(block(record=Record("id", "acme_id", match=how))) for how in ("exact", "caseless"))
+    first = only(exact.map_body({"id": "A-7", "name": "A", "attempt": 1}))
+    second = only(caseless.map_body({"id": "A-7", "name": "A", "attempt": 2}))
+    assert same_content(first.content_hash, second.content_hash)
+
+
+def test_an_example_expects_an_id_as_it_is_sent() -> None:
+    expected = {"id": "A-7", "id_property": "acme_id", "properties": {"name": "A"}}
+    example = Example('{"id": "A-7", "name": "A"}', expect=(expected,))
+    assert run_example(compiled(block(record=Record("id", "acme_id", match="caseless"))), example) == []
+
+
 @given(st.text())
 def test_what_is_compared_is_compared_the_same_once_more(text: str) -> None:
     for caseless in (True, False):
