@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from bridge.journal import versions
-from bridge.journal.database import fetch, open_database, run
+from bridge.journal.database import open_database, run
 from bridge.journal.retry_log import Filter
 from bridge.journal.schema import HEAD
 from bridge.journal.store import Journal
