@@ -166,6 +166,7 @@ class Service:
         self.begin_drain()
         assert self._drain_by is not None  # noqa: S101 (begin_drain has set it)
         self._commits.close()
+        self.metrics.flush()
         self._acts.stop()
         self._duty.stop(deadline=self._drain_by - CLOSING_S)
         self.journal.close()

@@ -337,8 +337,7 @@ def _settle_doubt(connection: Connection, taken: Sequence[PendingRecord], *, dou
         connection,
         """UPDATE records SET doubt_us = r.doubt_us, doubt_n = r.doubt_n
              FROM {rows:ref int, doubt_us int, doubt_n int} r
-            WHERE records.id = r.ref AND (records.doubt_us IS NULL OR records.doubt_n > 0
-                                          OR (r.doubt_us IS NOT NULL AND r.doubt_n = 0))""",
+            WHERE records.id = r.ref AND (records.doubt_us IS NULL OR records.doubt_n >= r.doubt_n)""",
         rows=sorted((record.ref, record.doubt_at_us, record.doubt_n) for record in taken),
     )
 
@@ -398,22 +397,26 @@ def _end_doubts(connection: Connection, delivered: Sequence[PendingRecord], call
     record was in it, waits from now on like any other value.
     """
     over = [
-        record.ref
+        (record.ref, record.doubt_at_us, record.doubt_n)
         for record in delivered
         if record.doubt_at_us is not None and not record.doubt_at_us <= began_us < record.doubt_at_us + DOUBT_US
     ]
     if not over:
         return
+    # Not those that were marked anew meanwhile, when twins joined them.
+    given = "{rows:ref int, doubt_us int, doubt_n int} g"
     run(
         connection,
-        """UPDATE desired SET state = 0
-            WHERE record IN (SELECT id FROM {ids}) AND state = 1 AND (call IS NULL OR call <> :call)
-              AND revision > (SELECT r.doubt_n FROM records r WHERE r.id = desired.record)""",
-        ids=over,
+        f"""UPDATE desired SET state = 0 FROM {given} JOIN records r
+                 ON r.id = g.ref AND r.doubt_us = g.doubt_us AND r.doubt_n = g.doubt_n
+             WHERE desired.record = r.id AND desired.state = 1 AND (desired.call IS NULL OR desired.call <> :call)
+               AND desired.revision > r.doubt_n""",
+        rows=over,
         call=call_id,
     )
     run(
         connection,
-        "UPDATE records SET doubt_us = NULL, doubt_n = NULL WHERE id IN (SELECT id FROM {ids})",
-        ids=over,
+        f"""UPDATE records SET doubt_us = NULL, doubt_n = NULL FROM {given}
+             WHERE records.id = g.ref AND records.doubt_us = g.doubt_us AND records.doubt_n = g.doubt_n""",
+        rows=over,
     )

@@ -77,11 +77,11 @@ def _compare(connection: Connection, caseless: Mapping[Lane, bool]) -> dict[int,
     case does not count that is always so: a program that does not know of it may have run beside this one.
 
     Whatever is merged from here on is compared so (`bridge.journal.merging`); on PostgreSQL the lock waits for what was
-    begun before.
+    begun by another word before.
     """
     noted = lanes_noted(connection, set(caseless))
     changed = {noted[lane].id: how for lane, how in caseless.items() if noted[lane].caseless is not how}
-    if changed and is_postgresql(connection):
+    if is_postgresql(connection) and any(noted[lane].caseless is (not how) for lane, how in caseless.items()):
         run(connection, "LOCK TABLE lanes IN ACCESS EXCLUSIVE MODE")
     run(
         connection,
@@ -137,6 +137,7 @@ class _Record:
     n: int
     newest_us: int
     doubt_us: int | None
+    doubt_n: int
 
 
 @dataclass(slots=True)
@@ -149,6 +150,7 @@ class _One:
     n: int = 0
     newest: tuple[int, int, str] = (0, 0, "")  # (time, record, spelling)
     doubt_us: int | None = None
+    doubt_n: int = 0  # lower than any before: what a call that is open now puts back must not hide this
 
     @property
     def refs(self) -> tuple[int, ...]:
@@ -160,6 +162,7 @@ class _One:
         self.n += one.n
         self.newest = max(self.newest, (one.newest_us, one.ref, one.sent))
         self.doubt_us = max(filter(None, (self.doubt_us, one.doubt_us)), default=None)
+        self.doubt_n = min(self.doubt_n, one.doubt_n - 1, -1)
 
 
 def _step(connection: Connection, refs: Sequence[int], caseless: Mapping[int, bool], now_us: int) -> _Pass:
@@ -194,9 +197,9 @@ def _step(connection: Connection, refs: Sequence[int], caseless: Mapping[int, bo
     run(
         connection,  # what an open call of one of them may undo is anything
         """UPDATE records SET attempts = 0, failing_since_us = NULL, retry_us = NULL, parked_us = NULL, category = NULL,
-                  message = NULL, doubt_us = r.doubt_us, doubt_n = CASE WHEN r.doubt_us IS NOT NULL THEN 0 END
-             FROM {rows:ref int, doubt_us int} r WHERE records.id = r.ref""",
-        rows=[(one.kept.ref, one.doubt_us) for one in several],
+                  message = NULL, doubt_us = r.doubt_us, doubt_n = r.doubt_n
+             FROM {rows:ref int, doubt_us int, doubt_n int} r WHERE records.id = r.ref""",
+        rows=[(one.kept.ref, one.doubt_us, one.doubt_n) for one in several],
     )
     kept = [one.kept.ref for one in several]
     reconcile(connection, kept, now_us=now_us, moved=kept)
@@ -210,14 +213,14 @@ def _groups(connection: Connection, refs: Sequence[int], caseless: Mapping[int, 
     """
 
     def read(found: str, **given: object) -> Iterator[_Record]:
-        for ref, lane, record, spelling, n, newest_us, doubt_us in select(
+        for ref, lane, record, spelling, n, newest_us, doubt_us, doubt_n in select(
             connection,
-            "id, lane, record, spelling, n, newest_us, doubt_us",
-            f"SELECT o.id, o.lane, o.record, o.spelling, o.n, o.newest_us, o.doubt_us FROM {found}",
+            "id, lane, record, spelling, n, newest_us, doubt_us, doubt_n",
+            f"SELECT o.id, o.lane, o.record, o.spelling, o.n, o.newest_us, o.doubt_us, o.doubt_n FROM {found}",
             **given,
         ):
             sent = comparable(spelling or record, caseless=False)
-            yield _Record(ref, lane, record, sent, n, newest_us, doubt_us)
+            yield _Record(ref, lane, record, sent, n, newest_us, doubt_us, doubt_n or 0)
 
     there = {one.ref: one for one in read("records o WHERE o.id IN (SELECT id FROM {ids})", ids=list(refs))}
     belongs = {

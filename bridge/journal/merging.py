@@ -318,8 +318,9 @@ def _upsert_desired(connection: Connection, rows: Sequence[_Row], merged: Merged
         connection,
         f"""SELECT count(*), count(d.displaced), count(*) FILTER (WHERE d.state = 1),
                    count(*) FILTER (WHERE d.state = 2),
-                   count(*) FILTER (WHERE d.displaced IS NOT NULL AND (d.state = 2 OR EXISTS (
-                     SELECT 1 FROM due WHERE due.record = d.record AND due.source <> d.source)))
+                   count(*) FILTER (WHERE (d.displaced IS NOT NULL OR EXISTS (
+                     SELECT 1 FROM records r WHERE r.id = d.record AND r.doubt_us IS NOT NULL)) AND EXISTS (
+                     SELECT 1 FROM due WHERE due.record = d.record AND (d.state = 2 OR due.source <> d.source)))
               FROM {{rows:ref int, n int, revision int}} a CROSS JOIN desired d WHERE {WRITTEN}""",
         rows=[row[:3] for row in rows],
     )

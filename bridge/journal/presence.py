@@ -7,6 +7,7 @@ what the journal holds. Of a source that sends one event in a thousand little is
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import orjson
@@ -68,19 +69,25 @@ class Presence:
     newest: tuple[Asking, ...] = ()
     earlier: tuple[Asking, ...] = ()
 
-    def of(self, name: str) -> Share:
-        """How often that property came."""
-        having = [at for at, event in enumerate(self.newest) if name in event.properties]
-        lacking = having[0] if having else len(self.newest)
-        before = (*self.newest[lacking:], *self.earlier)
+    def of(self, name: str, beside: Collection[str] = ()) -> Share:
+        """How often that property came, of the events that ask for any of those `beside` it: what the same block maps.
+        Other blocks read other events, which are no sign of its having stopped. Without any: of all events.
+        """
+        newest, earlier = (
+            [event for event in events if not beside or not event.properties.isdisjoint(beside)]
+            for events in (self.newest, self.earlier)
+        )
+        having = [at for at, event in enumerate(newest) if name in event.properties]
+        lacking = having[0] if having else len(newest)
+        before = (*newest[lacking:], *earlier)
         return Share(
             late=sum(at < LATE for at in having),
-            late_events=min(LATE, len(self.newest)),
+            late_events=min(LATE, len(newest)),
             lacking=lacking,
             earlier=sum(name in event.properties for event in before),
             earlier_events=len(before),
-            last_us=self.newest[lacking].received_us if having else None,
-            since_us=self.newest[lacking - 1].received_us if lacking else None,
+            last_us=newest[lacking].received_us if having else None,
+            since_us=newest[lacking - 1].received_us if lacking else None,
         )
 
 

@@ -7,9 +7,10 @@ ready for JSON; times are ISO 8601.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from bridge.errors import JournalError
 from bridge.journal.entries import PORTION, portions
 from bridge.journal.event_log import EventFilter, Logged
 from bridge.journal.history import Minute
@@ -175,10 +176,15 @@ class JournalDesk:
         """The events that came last, newest first."""
         return list(map(event_document, self._journal.recent_events(number)))
 
-    def presence(self, source: str, properties: Collection[str]) -> dict[str, Document]:
-        """How often each property came with the source's events: see `bridge.journal.presence.Share`."""
-        found = self._journal.presence(source)
-        return {name: share_document(found.of(name)) for name in properties}
+    def presence(self, source: str, properties: Mapping[str, Collection[str]]) -> dict[str, Document]:
+        """How often each property came with the source's events, compared with those beside it: see
+        `bridge.journal.presence`. Nothing while the journal cannot be read.
+        """
+        try:
+            found = self._journal.presence(source)
+        except JournalError:
+            return {}
+        return {name: share_document(found.of(name, beside)) for name, beside in properties.items()}
 
     def count_events(self, chosen: EventFilter) -> int | None:
         """How many events a replay will look at, for its progress."""

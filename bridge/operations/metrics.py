@@ -10,6 +10,7 @@ maximum, never their sum.
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ USUAL_ENTRIES = (
 USUAL_FOUND, MAX_BEGUN = ("present", "absent"), 1_000
 #: Categories are the CRM's words: of more than so many the rarer ones are told as `OTHER`.
 MAX_CATEGORIES = 30
+#: Seconds within which what events brought is counted.
+FLUSH_S = 1.0
 #: The file, among the counters of all processes, that stands for a configuration that was refused.
 REFUSED_MARK = "configuration-refused"
 
@@ -181,6 +184,9 @@ class Metrics:
         )
         #: Source and outcome → property → counter: to find one by its labels takes as long as to count.
         self._mapped: dict[tuple[str, str], dict[str, Counter]] = {}
+        self._flushing = threading.Lock()  # guards the next two
+        self._found: dict[tuple[str, str], Tally[str]] = {}  # by source and outcome: properties
+        self._flush_soon: threading.Timer | None = None
         self.delivery_delay = Histogram(
             "bridge_delivery_delay_seconds",
             "Time from accepted to confirmed.",
@@ -229,8 +235,22 @@ class Metrics:
             self.events.labels(source, str(outcome)).inc(number)
 
     def mapped(self, source: str, found: Found) -> None:
-        """Count what events brought for the properties of one source."""
-        for outcome, properties in found.items():
+        """Count what events brought for the properties of one source, within `FLUSH_S`: there are many of them, and to
+        raise a counter that processes share costs as much as to map a value.
+        """
+        with self._flushing:
+            for outcome, properties in found.items():
+                self._found.setdefault((source, outcome), Tally()).update(properties)
+            if found and self._flush_soon is None:
+                self._flush_soon = threading.Timer(FLUSH_S, self.flush)
+                self._flush_soon.daemon = True
+                self._flush_soon.start()
+
+    def flush(self) -> None:
+        """Let everybody see what `mapped` was told."""
+        with self._flushing:
+            found, self._found, self._flush_soon = self._found, {}, None
+        for (source, outcome), properties in found.items():
             counters = self._mapped.setdefault((source, outcome), {})
             for name, number in properties.items():
                 counter = counters.get(name)
@@ -269,6 +289,7 @@ class Metrics:
 
     def counted(self, name: str) -> list[tuple[dict[str, str], float]]:
         """One counter of all processes: its labels and what it counts since the service began, unless it is none."""
+        self.flush()
         return [
             (sample.labels, sample.value)
             for family in self._counters().collect()
@@ -278,6 +299,7 @@ class Metrics:
 
     def exposition(self, gauges: Callable[[], Gauges]) -> bytes:
         """The text that `GET /metrics` answers: all processes' counters and the deployment's gauges."""
+        self.flush()
         folder = _shared_folder()
         now = CollectorRegistry()
         now.register(_OwnCollector(reloaded=self._reloaded if folder is None else not (folder / REFUSED_MARK).exists()))

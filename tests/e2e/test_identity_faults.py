@@ -84,6 +84,7 @@ class House:
         return sum(len(call.inputs) for call in self.crm.ledger.calls("update") if call.status == 200)
 
     def counted(self, metric: str, **labels: str) -> float:
+        self.service.metrics.flush()
         return self.service.metrics._registry.get_sample_value(metric, labels) or 0.0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from bridge.journal import presence
-from bridge.journal.presence import ENOUGH, SAMPLE
+from bridge.journal.presence import ENOUGH, SAMPLE, Asking, Presence
 from bridge.journal.store import Journal
 from bridge.model import Event, to_us
 from bridge.settings import Journal as JournalSettings
@@ -133,3 +133,13 @@ def test_a_bounded_number_of_events_is_walked_through(
     sender.send(50, source="shop")
     assert journal.presence("acme").of("tier").late_events == 0
     assert len(journal.presence("shop").newest) == 150
+
+
+def test_events_of_another_block_are_no_sign_that_a_property_has_stopped() -> None:
+    """One source, two kinds of events: a batch of the one kind says nothing of what the other brings."""
+    kinds = {"contact": frozenset({"firstname", "email"}), "deal": frozenset({"amount"})}
+    told = ["deal"] * 30 + ["contact", "deal"] * 200
+    found = Presence(tuple(Asking(at, -at, kinds[kind]) for at, kind in enumerate(told)))
+    assert found.of("firstname").stopped
+    share = found.of("firstname", kinds["contact"])
+    assert (share.stopped, share.late, share.late_events) == (False, 50, 50)

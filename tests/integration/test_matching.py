@@ -382,3 +382,28 @@ def test_a_text_that_no_id_is_finds_nothing(journal: Journal, text: str) -> None
     assert journal.entries(Filter(record=text)) == []
     assert list(journal.events(EventFilter(record=text))) == []
     assert journal.count_known(Known(record=text)).values == 0
+
+
+def test_a_join_is_doubted_whatever_was_in_doubt_before(journal: Journal, clock: FakeClock) -> None:
+    """The kept record's open call ends an old doubt of its own, not the one that the join has made; nor does one of
+    two joins in a row hide the other.
+    """
+    began = clock.now()
+    journal.append([at(0, "sales@example.com", {"name": "first"}, time_s=began - 90)])
+    lost = take(journal, clock)
+    journal.settle(lost, [], call=call(lost, began=began, status=None), doubtful=True)
+    journal.append([at(1, "sales@example.com", {"name": "newest"}, time_s=began - 30)])
+    deliver(journal, clock)
+    clock.advance(121)
+    journal.append([at(2, "Sales@example.com", {"name": "older"}, time_s=began - 60)])
+    open_ = take(journal, clock)
+    assert {record.key.id for record in open_} == {"sales@example.com", "Sales@example.com"}
+    older, newest = open_
+    journal.match_ids({EMAIL: True})
+    journal.settle([newest], [Delivered(newest)], call=call([newest], began=clock.now(), status=200), doubtful=False)
+    journal.settle([older], [], call=call([older], began=clock.now(), status=None), doubtful=True)
+    deliver(journal, clock)
+    clock.advance(130)
+    assert deliver(journal, clock) == {"sales@example.com": {"name": "newest"}}
+    clock.advance(130)
+    assert deliver(journal, clock) == {}

@@ -95,3 +95,16 @@ def test_what_is_parked_as_it_is_sent_once_more_stays_until_a_replay(journal: Jo
     journal.replay(entries, lambda kept: None)
     assert journal.entries(Filter()) == []
     assert [values(record) for record in take(journal, clock)] == [{"tier": "silver"}]
+
+
+def test_a_failure_ends_with_the_confirmed_value_that_went_once_more(journal: Journal, clock: FakeClock) -> None:
+    """An invalid value takes its place: nothing is left to be retried, and nothing that waits."""
+    silver_confirmed_in_doubt(journal, clock)
+    clock.advance(DOUBT_S + 1)
+    [again] = take(journal, clock)
+    assert list(again.values) == ["tier"]
+    settle(journal, clock, [again], RetryLater(again, AGAIN, 3_600.0))
+    journal.append([event("e9", properties={}, invalid={"tier": "no such tier"})])
+    assert [(entry.id.split("-")[0], entry.state) for entry in journal.entries(Filter())] == [("refused", "parked")]
+    clock.advance(4_000)
+    assert sources(journal) == []

@@ -143,11 +143,15 @@ def _address(block: MappingBlock) -> str:
     return f"{block.record.id_property}, in any letter case" if block.record.caseless else block.record.id_property
 
 
-def looked_for(source: Source) -> list[str]:
-    """The mapped properties that an event may lack: all but constants."""
-    found = [name for block in source.mappings for name, how in block.properties.items() if how.constant is None]
-    pairs = [block.pairs for block in source.mappings if block.pairs is not None]
-    return list(dict.fromkeys([*found, *(name for one in pairs for name, _ in one.properties.values())]))
+def looked_for(source: Source) -> dict[str, frozenset[str]]:
+    """The mapped properties that an event may lack, all but constants, and what the same blocks map."""
+    found: dict[str, frozenset[str]] = {}
+    for block in source.mappings:
+        pairs = [] if block.pairs is None else [name for name, _ in block.pairs.properties.values()]
+        every = frozenset([*block.properties, *pairs])
+        for name in (*(name for name, how in block.properties.items() if how.constant is None), *pairs):
+            found[name] = found.get(name, frozenset()) | every
+    return found
 
 
 def _rows(block: MappingBlock) -> Iterator[tuple[str, str, str, str]]:
