@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,23 @@ ACME: Json = {"verify": {"scheme": "standard-webhooks", "secrets": [{"file": f"{
 
 
 def read_yaml(text: str) -> Any:
+    """A copy of one's own: most templates become the same text whatever a test changes, and are read once."""
+    return copy.deepcopy(_read(text))
+
+
+@cache
+def _read(text: str) -> Any:
     return YAML(typ="safe", pure=True).load(text)
 
 
 def texts(values: Json | None = None, *, release: str = "rel") -> dict[str, str]:
     """What each template became, by its path within the chart."""
-    rendered = helm_python.Chart.load(CHART).render(values or {}, name=release, namespace="prod")
+    return dict(_rendered(json.dumps(values or {}), release))
+
+
+@cache
+def _rendered(values: str, release: str) -> dict[str, str]:
+    rendered = helm_python.Chart.load(CHART).render(json.loads(values), name=release, namespace="prod")
     return {name.removeprefix("partner-bridge/"): text for name, text in rendered.items()}
 
 
