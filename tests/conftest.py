@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 from hypothesis import settings
 
 from tests.backends import database_url, journal_url
@@ -12,6 +14,11 @@ __all__ = ["database_url", "journal_url", "own_server"]
 # A machine that is busy with other work must not fail a law.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_collection_finish() -> None:
+    """What was made to collect the tests stays, and need not be looked through whenever garbage is collected."""
+    gc.freeze()
 
 
 def pytest_sessionfinish() -> None:
