@@ -28,6 +28,7 @@ from tests.running import SECRET
 REPOSITORY = Path(__file__).parents[2]
 
 
+@pytest.mark.heavy  # it loads the machine to measure it
 def test_rows_of_processes_and_of_this_process_run_by_one_command(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     done = subprocess.run(
