@@ -161,7 +161,7 @@ class Running:
     # --- life ---
 
     def start(self, *, ready: bool = True) -> None:
-        """Start it, and wait until it is ready."""
+        """Start it, and wait until it is ready, with all of its workers: the first one that is tells so."""
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", self.module, "serve", "--config", str(self.config)],
@@ -172,7 +172,8 @@ class Running:
                 env=os.environ | dict(self.environ),
             )
         if ready:
-            assert eventually(self.is_ready, within_s=30), self.log.read_text(encoding="utf-8")
+            whole = eventually(lambda: self.is_ready() and len(self.pids()) > self.workers, within_s=30)
+            assert whole, self.log.read_text(encoding="utf-8")
 
     def is_ready(self) -> bool:
         assert self.process is not None

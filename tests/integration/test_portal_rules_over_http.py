@@ -44,7 +44,7 @@ def test_an_option_that_is_added_and_replayed_is_sent_at_once(rig: Rig) -> None:
     rig.crm.define("partner_clients", "tier", "enumeration", options=("gold", "platinum"))
     remapped = Remapped((PropertyUpdate(RecordKey(LANE, "c1"), {"tier": "platinum"}),))
     rig.journal.replay(rig.journal.entries(Filter()), lambda _: remapped)
-    rig.until(lambda: rig.held().get("c1") == {"tier": "platinum"})
+    rig.until(lambda: rig.held().get("c1") == {"tier": "platinum"} and rig.idle())  # the answer comes after the value
     assert errors(rig) == 0
     assert rig.parked() == {}
 
