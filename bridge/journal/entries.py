@@ -102,14 +102,14 @@ class Filter:
 _RECORDS = """
 SELECT 'record' AS kind, r.id AS ref, CASE WHEN r.parked_us IS NULL THEN 'retrying' ELSE 'parked' END AS state,
        (SELECT min(source) FROM due WHERE due.record = r.id) AS source,
-       l.object_type, l.id_property, coalesce(r.spelling, r.record) AS record, r.category, r.message, r.attempts,
+       l.object_type, l.id_property, r.record, r.category, r.message, r.attempts,
        coalesce(r.failing_since_us, r.parked_us) AS failed_us,
        CASE WHEN r.parked_us IS NULL THEN r.retry_us END AS next_us
   FROM records r LEFT JOIN lanes l ON l.id = r.lane WHERE r.category IS NOT NULL <r.id>"""
 
 _REFUSED = """
 SELECT 'refused' AS kind, f.record AS ref, 'parked' AS state, f.source, l.object_type, l.id_property,
-       coalesce(r.spelling, r.record) AS record,
+       r.record,
        f.category, f.message, 1 AS attempts, f.failed_us, cast(NULL AS bigint) AS next_us
   FROM (SELECT d.record, {source} AS source, {category} AS category, {message} AS message,
                min(d.settled_us) AS failed_us
@@ -188,6 +188,10 @@ def _parts(asked: str, *, of_ids: bool = False, of_record: bool = False) -> dict
     `_coded`, and to those of `:record`.
     """
     parts = dict(zip(KINDS, (_RECORDS, _refused(asked), _EVENTS), strict=True))
+    if asked.startswith("*"):  # else only whether there is such a record counts, for all of a long log
+        parts = {
+            kind: part.replace("r.record,", "coalesce(r.spelling, r.record) AS record,") for kind, part in parts.items()
+        }
     for code, kind in enumerate(KINDS):
         narrowing = rf" AND \1 IN (SELECT id / {len(KINDS)} FROM {{ids}} WHERE id % {len(KINDS)} = {code})"
         of_this = rf" AND \1 IN ({RECORDS_MEANT})" if kind != "event" else " AND 1 = 0"
