@@ -30,8 +30,6 @@ from bridge.settings import Settings
 UPKEEP_EVERY_S = 1.0
 #: How often a process that is not on duty claims it.
 ASK_EVERY_S = 0.25
-#: Times that the portal's definitions of one object type may have been read just before by others.
-READINGS = 2
 #: How long after it began to deliver, and then how often, a process unites records that an older program told apart:
 #: during a rolling update one may run beside this one.
 UNITE_AFTER_S, UNITE_EVERY_S = 600.0, 3_600.0
@@ -257,10 +255,5 @@ class Duty:
         rate, now = self._settings.crm.rate_limit, self._clock.now()
         limiter = Limiter(calls=rate.calls, per_s=rate.per_s)
         starts = self._journal.call_starts(to_us(now - 2 * rate.per_s))
-        ages = [now - us / 1e6 for us in starts]
-        if (
-            self._settings.crm.validation == "portal"
-        ):  # its readings are not journalled: the last one's, and those before
-            ages += [0.0] * (READINGS * len({lane.object_type for lane in self._settings.caseless()}))
-        limiter.follow(ages, now=self._clock.monotonic())
+        limiter.follow([now - us / 1e6 for us in starts], now=self._clock.monotonic())
         return limiter
