@@ -140,7 +140,12 @@ class Dispatcher:
             may_call=lambda: not self._state.stopping and may_call(),
             rules=None
             if portal is None
-            else PortalRules(portal=portal, limiter=self.limiter, clock=clock, wanted=lambda: not self._state.stopping),
+            else PortalRules(
+                portal=portal,
+                limiter=self.limiter,
+                clock=clock,
+                may_call=lambda: not self._state.stopping and may_call(),
+            ),
         )
         self._closed = threading.Condition(self._lock)  # a call was settled, or given up
         self._wake = threading.Event()

@@ -77,11 +77,11 @@ class PortalRules:
         portal: Portal,
         limiter: Limiter,
         clock: Clock,
-        wanted: Callable[[], bool] = lambda: True,
+        may_call: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`wanted`: whether there is still something to be sent."""
+        """`may_call` is asked just before each reading: whether this process still is the one that delivers."""
         self._portal = portal
-        self._wanted = wanted
+        self._may_call = may_call
         self._limiter = limiter
         self._clock = clock
         self._pause = threading.Event()
@@ -173,10 +173,13 @@ class PortalRules:
         """What the portal tells, within the rate limit; None where it cannot be asked."""
         while True:
             now = self._clock.monotonic()
-            if now > until or not self._wanted():
+            if now > until or not self._may_call():
                 return None
-            if self._limiter.acquire(now) is not None:
-                break
+            if (grant := self._limiter.acquire(now)) is not None:
+                # A process can be frozen in between: a grant of long ago is none, nor is that of another term.
+                if self._may_call() and self._limiter.fresh(grant, self._clock.monotonic()):
+                    break
+                continue
             self._pause.wait(min(max(self._limiter.wait_s(now), 0.001), _LOOK_S))
         try:
             return ask()
