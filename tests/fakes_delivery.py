@@ -118,6 +118,7 @@ class FakeJournal:
         self.stored_pauses: list[Pause] = []
         self.fails = 0  # so many of the next transactions fail
         self.ignored: list[int] = []
+        self.readings: list[int] = []
         self.looks = 0  # how often it was asked what is due
 
     def put(self, ref: int, values: Mapping[str, str], *, source: str = "acme", lane: Lane = CLIENTS) -> None:
@@ -145,6 +146,10 @@ class FakeJournal:
         return counts
 
     # --- the protocol -------------------------------------------------------------------------
+
+    def note_reading(self, at_us: int) -> None:
+        self._maybe_fail()
+        self.readings.append(at_us)
 
     def calls_since(self, since_us: int) -> int:
         self._maybe_fail()

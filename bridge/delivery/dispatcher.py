@@ -145,6 +145,7 @@ class Dispatcher:
                 limiter=self.limiter,
                 clock=clock,
                 may_call=lambda: not self._state.stopping and may_call(),
+                note_reading=journal.note_reading,
             ),
         )
         self._closed = threading.Condition(self._lock)  # a call was settled, or given up

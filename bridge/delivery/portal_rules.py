@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 from bridge.delivery.limiter import Limiter
 from bridge.delivery.properties import ABSENT, Definition, NotTold, fold
 from bridge.errors import CrmUnreachableError
-from bridge.model import Clock, Outcome, PendingRecord, Reason, Refused, RetryLater, Value
+from bridge.model import Clock, Outcome, PendingRecord, Reason, Refused, RetryLater, Value, to_us
 
 T = TypeVar("T")
 
@@ -78,10 +78,14 @@ class PortalRules:
         limiter: Limiter,
         clock: Clock,
         may_call: Callable[[], bool] = lambda: True,
+        note_reading: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`may_call` is asked just before each reading: whether this process still is the one that delivers."""
+        """`may_call` is asked just before each reading: whether this process still is the one that delivers.
+        `note_reading` is told when: it may raise JournalError.
+        """
         self._portal = portal
         self._may_call = may_call
+        self._note_reading = note_reading
         self._limiter = limiter
         self._clock = clock
         self._pause = threading.Event()
@@ -176,6 +180,7 @@ class PortalRules:
             if now > until or not self._may_call():
                 return None
             if (grant := self._limiter.acquire(now)) is not None:
+                self._note_reading(to_us(self._clock.now()))
                 # A process can be frozen in between: a grant of long ago is none, nor is that of another term.
                 if self._may_call() and self._limiter.fresh(grant, self._clock.monotonic()):
                     break

@@ -67,6 +67,10 @@ class Journal(Protocol):
         """The wall clock was set by so much: doubts are as old as before."""
         ...
 
+    def note_reading(self, at_us: int) -> None:
+        """The CRM is asked for something now: whoever takes over counts it in."""
+        ...
+
     def calls_since(self, since_us: int) -> int:
         """How many calls began at this time or later."""
         ...

@@ -306,9 +306,13 @@ class Journal:
             return upkeep.calls_since(connection, since_us)
 
     def call_starts(self, since_us: int) -> Sequence[int]:
-        """When the calls began that did so at this time or later and were settled."""
+        """When the calls began that did so at this time or later and were settled, and what was read."""
         with self._database.read() as connection:
             return upkeep.call_starts(connection, since_us)
+
+    def note_reading(self, at_us: int) -> None:
+        """Remember that the CRM was asked for something at this time, for `call_starts`."""
+        self._database.transact(lambda connection: upkeep.note_reading(connection, at_us), durable=False)
 
     def load_secret(self, name: str) -> str | None:
         """What `save_secret` kept under this name; None when there is nothing."""

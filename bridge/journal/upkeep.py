@@ -33,6 +33,9 @@ DAY_US = 86_400 * 1_000_000
 COUNTING_SHARE = 0.1
 #: A count that took no longer is made anew each time.
 QUICK_S = 0.1
+#: How long a reading is remembered: no rate limit looks back further.
+READINGS_US = 120 * 1_000_000
+_READINGS = "readings"
 #: The reason of a pause that a person made; only people write or end those.
 OPERATOR = "operator"
 
@@ -224,7 +227,18 @@ def calls_since(connection: Connection, since_us: int) -> int:
 
 def call_starts(connection: Connection, since_us: int) -> list[int]:
     rows = fetch(connection, "SELECT started_us FROM calls WHERE started_us >= :since", since=since_us)
-    return [int(started_us) for (started_us,) in rows]
+    return [int(at_us) for (at_us,) in rows] + [at_us for at_us in _readings(connection) if at_us >= since_us]
+
+
+def note_reading(connection: Connection, at_us: int) -> None:
+    """Something was read from the CRM: a call like any other to its limit, and to nobody else."""
+    recent = [earlier_us for earlier_us in _readings(connection) if abs(at_us - earlier_us) < READINGS_US]
+    save_meta(connection, _READINGS, orjson.dumps([*recent, at_us]).decode())
+
+
+def _readings(connection: Connection) -> list[int]:
+    found: list[int] = orjson.loads(load_meta(connection, _READINGS) or "[]")
+    return found
 
 
 def load_meta(connection: Connection, name: str) -> str | None:

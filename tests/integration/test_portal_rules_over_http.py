@@ -60,3 +60,13 @@ def test_a_property_that_becomes_read_only_costs_one_refused_search_at_most(rig:
     assert errors(rig) == 0
     assert {rig.held()[f"c{at}"]["company_name"] for at in range(2, 50)} == {"A"}
     assert len(rig.parked()) == 48
+
+
+def test_who_takes_over_counts_in_what_was_read(rig: Rig) -> None:
+    """A reading is a call to the rate limit, though it stands in no list of calls."""
+    rig.ask("c1", {"tier": "gold"})
+    rig.until(lambda: "c1" in rig.held() and rig.idle())
+    read, updates = (len(rig.crm.ledger.calls(endpoint)) for endpoint in ("properties", "update"))
+    assert (read, updates) == (1, 1)
+    assert len(rig.journal.call_starts(0)) == 2
+    assert rig.journal.calls_since(0) == 1
