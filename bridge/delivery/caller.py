@@ -78,6 +78,8 @@ class Caller:
                 self.journal.settle(taken.records, outcomes, call=None, doubtful=False)
             return
         inputs = inputs_of(records)
+        # Not when it was taken: a reading of the portal since may have put it off by a slot of the limit.
+        sent_at_us = to_us(self.clock.now())
         answer = self._update(work.lane, inputs)
         with self.lock:
             at = Moment(self.clock.monotonic(), to_us(self.clock.now()))
@@ -91,7 +93,7 @@ class Caller:
             self.limiter.hold(at.now + decision.hold_s)
         outcomes = [*outcomes, *decision.outcomes]
         settled = summary(work, outcomes, answer, verdict, records=len(records))
-        call = call_of(settled, answer, verdict, began_at_us=began_at_us)
+        call = call_of(settled, answer, verdict, began_at_us=sent_at_us)
         self.journal.settle(taken.records, outcomes, call=call, doubtful=doubtful(answer))
         log_call(_log, settled)
         self.observer.called(settled)
