@@ -20,7 +20,7 @@ from bridge.delivery.properties import ABSENT, Definition, NotTold
 from bridge.delivery.threads import Pool
 from bridge.delivery.weight import OpenBytes
 from bridge.errors import CrmUnreachableError, JournalUnavailableError
-from bridge.model import Call, Lane, Outcome, Pause, PendingRecord, Scope, Taken
+from bridge.model import Call, Lane, Outcome, Pause, PendingRecord, Scope, Taken, to_us
 from bridge.settings import Crm, RateLimit, Retry
 from tests.fakes_delivery import (
     BY_RECORD_ID,
@@ -1036,3 +1036,24 @@ def test_a_part_of_a_record_that_was_not_sent_whole_convicts_no_other_property()
     row = house.journal.rows[2]
     assert row.delivered == {"b": "B", "c": "C", "d": "D"}
     assert row.refused.keys() == {"a"}
+
+
+def test_a_call_is_dated_by_when_it_is_sent() -> None:
+    """A reading of the portal comes between: who takes over must not forget the call before the CRM does."""
+    asked: list[float] = []
+
+    class SlowPortal(FakePortal):
+        def properties(self, object_type: str) -> dict[str, Definition]:
+            self.house.clock.pass_(0.7)
+            return super().properties(object_type)
+
+    def script(_lane: Lane, sent: Sequence[Input]) -> Answer:
+        asked.append(house.clock.now())
+        return ok(sent)
+
+    portal = SlowPortal()
+    house = portal.house = House(script, portal=portal)
+    house.put(1, name="A")
+    steps(house, 5, 1.0)
+    assert [call.started_at_us for call in house.journal.calls] == [to_us(at) for at in asked]
+    assert len(house.journal.readings) == 1
