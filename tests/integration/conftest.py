@@ -7,7 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from bridge.journal.store import Journal
+from bridge.settings import Journal as JournalSettings
 from tests.backends import damages, verify
+from tests.fakes import FakeClock
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def journal(journal_url: str, clock: FakeClock) -> Iterator[Journal]:
+    """An empty one on the test's clock, on each database."""
+    opened = Journal(settings=JournalSettings(url=journal_url), clock=clock)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(autouse=True)

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from bridge.journal import presence
 from bridge.journal.presence import ENOUGH, SAMPLE, Asking, Presence
 from bridge.journal.store import Journal
 from bridge.model import Event, to_us
-from bridge.settings import Journal as JournalSettings
 from tests.builders import event
 from tests.fakes import FakeClock
 
 HOUR_S = 3_600.0
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def journal(journal_url: str, clock: FakeClock) -> Iterator[Journal]:
-    opened = Journal(settings=JournalSettings(url=journal_url), clock=clock)
-    yield opened
-    opened.close()
 
 
 class Sender:

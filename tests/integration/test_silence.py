@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,18 +18,6 @@ from tests.fakes import FakeClock
 from tests.running import ACME, Running, eventually, free_port, running
 
 DAY_S = 86_400.0
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def journal(journal_url: str, clock: FakeClock) -> Iterator[Journal]:
-    opened = Journal(settings=JournalSettings(url=journal_url), clock=clock)
-    yield opened
-    opened.close()
 
 
 def reopened(journal: Journal, clock: FakeClock) -> Journal:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,21 +15,8 @@ from bridge.journal.retry_log import Filter
 from bridge.journal.staging import LEFT_AFTER_US, SLICE_BYTES, SLICE_EVENTS, decode, encode, slices
 from bridge.journal.store import Journal
 from bridge.model import Event, Intake, Lane, PropertyUpdate, RecordKey, to_us
-from bridge.settings import Journal as JournalSettings
 from tests.builders import event
 from tests.fakes import FakeClock
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def journal(journal_url: str, clock: FakeClock) -> Iterator[Journal]:
-    made = Journal(settings=JournalSettings(url=journal_url), clock=clock)
-    yield made
-    made.close()
 
 
 def staged(journal: Journal) -> int:
