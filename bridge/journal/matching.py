@@ -1,8 +1,9 @@
 """Which ids are one record (G4): how those of each lane are compared, and what that makes one.
 
 Mapping gives ids as they are compared (`RecordKey`). What stands in the journal was compared as an older program or
-configuration did, so `unite` goes through it at each start and reload. Of records that became one the newest value of
-each property stays, and goes to the CRM once more where an older one may have been written after it.
+configuration did, so `unite` goes through it at each start and reload, and now and then by whoever delivers. Of records
+that became one the newest value of each property stays, and goes to the CRM once more where an older one may have been
+written after it.
 """
 
 from __future__ import annotations
