@@ -93,6 +93,7 @@ class Service:
         self._observing = Observing(self.metrics)
         self._log = structlog.get_logger("bridge")
         self._drain_by: float | None = None
+        self._is_flushed = False
         self._reloading = threading.Lock()
         self.journal = Journal(
             settings=settings.journal,
@@ -161,14 +162,21 @@ class Service:
         if self._drain_by is None:
             self._drain_by = self._clock.monotonic() + self._settings.server.drain_timeout_s
 
-    def stop(self) -> None:
-        """Flush what fits into `drain_timeout`, then close. What is left waits in the journal."""
+    def flush(self) -> None:
+        """Deliver what fits into `drain_timeout` and deliver no more. What is left waits in the journal."""
+        if self._is_flushed:
+            return
+        self._is_flushed = True
         self.begin_drain()
         assert self._drain_by is not None  # noqa: S101 (begin_drain has set it)
         self._commits.close()
         self.metrics.flush()
         self._acts.stop()
         self._duty.stop(deadline=self._drain_by - CLOSING_S)
+
+    def stop(self) -> None:
+        """Flush, unless that was done, and close."""
+        self.flush()
         self.journal.close()
 
     def largest_body(self) -> int:
@@ -183,6 +191,8 @@ class Service:
 
     def alive(self) -> Verdict:
         """False when the dispatcher makes no progress or nothing can be written, which a restart cures."""
+        if self._drain_by is not None:  # it ends anyway, within a time that the master keeps
+            return Verdict(ok=True)
         if not self._commits.is_running:
             return Verdict(ok=False, why="the journal's writer has ended")
         stuck_s = self._duty.stuck_s()

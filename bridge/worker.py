@@ -49,6 +49,8 @@ STOP_MARGIN_S = 3
 #: Seconds for which the interpreter's lock is kept from another thread that wants it. By default 5 ms: the journal's
 #: writer, which gives it up at each of its ten statements, would wait 50 ms for a commit beside a long request.
 SWITCH_S = 0.0005
+#: Seconds that requests at the admin port have to end in, once all that fits into a stop was flushed.
+ADMIN_CLOSING_S = 0.4
 #: A worker that has not been alive for so long ends, and the master starts another: enough for a probe to see it.
 GIVE_UP_S = 10.0
 
@@ -74,6 +76,7 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
         self.booted = self.age > self.cfg.workers
         gevent_hub.reinit()
         self._dead_since: float | None = None
+        self._is_flushed = False
         self._hang_ups: SimpleQueue[None] = SimpleQueue()  # unlike an Event it may be used in a signal handler
         super().init_process()
 
@@ -158,9 +161,11 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
             self._give_up()
             gevent.sleep(BEAT_S)
         self.handle_exit(0, None)  # also when the master is gone
-        deadline = self._deadline()
-        public.close(deadline, beat=self.notify)
-        while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
+        public.close(self._deadline(), beat=self.notify)
+        self.service.flush()
+        self._is_flushed = True
+        until = time.monotonic() + ADMIN_CLOSING_S
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < until:
             self.notify()
             gevent.sleep(BEAT_S / 4)
 
@@ -176,12 +181,14 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
         return 0 if self.service is None else int(self.service.largest_body())
 
     def _serve_beside(self, port: Port) -> None:
-        """Serve a port in this thread. Without it the worker is of no use, and ends."""
+        """Serve a port in this thread, also while what waits is flushed at a stop: probes hear that this process takes
+        nothing any more, and people see what is left. Without it the worker is of no use, and ends.
+        """
         try:
             port.open()
-            while self.alive:
-                gevent.sleep(BEAT_S)
-            port.close(self._deadline())
+            while not self._is_flushed:
+                gevent.sleep(BEAT_S / 4)
+            port.close(time.monotonic() + ADMIN_CLOSING_S)
         except Exception:
             self.log.exception("this worker ends, another takes its place: its admin port failed")
         finally:
@@ -238,6 +245,6 @@ def take_slot(arbiter: Any, worker: BridgeWorker) -> None:
 
 
 def stop_service(_arbiter: object, worker: BridgeWorker) -> None:
-    """The hook `worker_exit`: requests are finished, now flush what fits and close."""
+    """The hook `worker_exit`, which is called whatever ended the worker."""
     if worker.service is not None:
         worker.service.stop()

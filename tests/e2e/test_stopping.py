@@ -101,6 +101,41 @@ def test_f12_sigterm_under_load_loses_nothing_accepted(tmp_path: Path, workers: 
         assert crm.ledger.violations() == []
 
 
+def test_while_a_stop_flushes_the_admin_port_tells_what_is_left(tmp_path: Path) -> None:
+    """Webhooks are not taken any more; probes hear why, and nobody is told that a restart would help."""
+    crm = Crm(open_properties=False)
+    crm.behaviour.latency_s = 2.0
+    with (
+        SandboxServer(crm) as server,
+        running(tmp_path, server.url, flush_interval="30s", drain_timeout="10s") as service,
+    ):
+        assert service.post([event(f"c{at}") for at in range(10)]).status_code == 202
+        assert service.process is not None
+        service.process.send_signal(TERM)
+        assert eventually(lambda: is_refused(f"{service.url}/livez"))
+        answers = {
+            path: requests.get(f"{service.admin_url}{path}", timeout=10) for path in ("/livez", "/readyz", "/status")
+        }
+        assert {path: answer.status_code for path, answer in answers.items()} == {
+            "/livez": 200,
+            "/readyz": 503,
+            "/status": 200,
+        }
+        assert answers["/status"].json()["degraded"] == ["draining"]
+        assert service.process.wait(15) == 0
+        assert held(crm) == {f"c{at}" for at in range(10)}
+        assert not service.log_has("Traceback")
+
+
+def is_refused(url: str) -> bool:
+    """Whether nobody listens there."""
+    try:
+        requests.get(url, timeout=10)
+    except requests.ConnectionError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize(
     "signals",
     [
