@@ -3,49 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from itertools import chain
-from typing import Any
 
 import click
 
-from bridge.cli.common import Command, source_names
-from bridge.cli.desk import Place, at_desk, desk_options
-from bridge.cli.printing import Moment, print_json, print_json_rows, print_table, progress
-from bridge.journal.event_log import OUTCOMES, EventFilter
-from bridge.operations.desk import DIFFERENCES, Document
+from bridge.cli.desk import DIFFERENCES, Document, Place, at_desk, desk_options, filters
+from bridge.cli.printing import print_json, print_json_rows, print_table, progress
+from bridge.journal.event_log import EventFilter
+from bridge.operations.queries import EventsQuery
 
 NOTHING = "no event matches"
 #: Differences that a terminal shows; a pipe gets all that were asked for.
 LINES = 40
-
-
-def selection(command: Command) -> Command:
-    """The filters of §1 of the interface, as options."""
-    options: list[Callable[[Command], Command]] = [
-        click.argument("ids", nargs=-1),
-        click.option("--source", shell_complete=source_names, help="Only events of this source."),
-        click.option("--since", type=Moment(), help="Received at or after this time (ISO 8601, or 2h)."),
-        click.option("--until", type=Moment(), help="Received at or before this time."),
-        click.option("--outcome", type=click.Choice(OUTCOMES), help="Only events that this became of."),
-        click.option("--record", help="Only events that asked this record id."),
-        desk_options,
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def chosen(options: dict[str, Any]) -> EventFilter:
-    """The options as a filter."""
-    return EventFilter(
-        ids=tuple(options["ids"]),
-        source=options["source"],
-        since_us=options["since"],
-        until_us=options["until"],
-        outcome=options["outcome"],
-        record=options["record"],
-    )
 
 
 @click.group()
@@ -54,16 +23,17 @@ def events() -> None:
 
 
 @events.command("list")
-@selection
+@filters(EventsQuery)
+@desk_options
 @click.option("--json", "json_", is_flag=True, help="An array of objects.")
-def list_(place: Place, json_: bool, **options: Any) -> int:
+def list_(chosen: EventFilter, place: Place, json_: bool) -> int:
     """List events in the order of their arrival. IDs are the partner's.
 
     An event that newer ones overtook in every property is superseded; `partner-bridge trace ID` tells whether it
     was delivered before.
     """
     with at_desk(place) as desk:
-        found = desk.events(chosen(options))
+        found = desk.events(chosen)
         if json_:
             return 0 if print_json_rows(found) else 1
         first = next(found, None)
@@ -89,7 +59,8 @@ def list_(place: Place, json_: bool, **options: Any) -> int:
 
 
 @events.command()
-@selection
+@filters(EventsQuery)
+@desk_options
 @click.option("--all", "all_", is_flag=True, help="Every event that is kept.")
 @click.option("--dry-run", is_flag=True, help="Only show the differences.")
 @click.option(
@@ -100,31 +71,29 @@ def list_(place: Place, json_: bool, **options: Any) -> int:
     help="Differences shown at most.",
 )
 @click.option("--json", "json_", is_flag=True, help="The differences and what was done, as an object.")
-def replay(place: Place, all_: bool, dry_run: bool, limit: int, json_: bool, **options: Any) -> int:
+def replay(chosen: EventFilter, place: Place, all_: bool, dry_run: bool, limit: int, json_: bool) -> int:
     """Map kept events again with today's mapping: shows the differences first, then makes them.
 
     Values which the same event set are replaced or withdrawn, newer ones never. What was delivered and differs is
     sent with its new value; what was delivered and is withdrawn stays in the CRM.
     """
-    wanted = chosen(options)
-    if wanted == EventFilter() and not all_ and not dry_run:
+    if chosen == EventFilter() and not all_ and not dry_run:
         raise click.UsageError("say which events: IDs, a filter, or --all")
     with at_desk(place) as desk:
-        if next(desk.events(wanted), None) is None:
+        if next(desk.events(chosen), None) is None:
             click.echo(NOTHING, err=True)
             return 1
-        total = desk.count_events(wanted)
-        with progress("comparing", total) as bar:
+        with progress("comparing", None) as bar:
             foreseen = desk.replay_events(
-                wanted, dry_run=True, shown=limit, progress=lambda n: bar.advance(bar.task_ids[0], n)
+                chosen, dry_run=True, shown=limit, progress=lambda n: bar.advance(bar.task_ids[0], n)
             )
         if not json_:
             _print_differences(foreseen)
         done = foreseen
         if not dry_run:
-            with progress("replaying", total) as bar:
+            with progress("replaying", foreseen["events"]) as bar:
                 done = desk.replay_events(
-                    wanted, dry_run=False, shown=limit, progress=lambda n: bar.advance(bar.task_ids[0], n)
+                    chosen, dry_run=False, shown=limit, progress=lambda n: bar.advance(bar.task_ids[0], n)
                 )
     if json_:
         print_json(done)

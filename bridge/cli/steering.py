@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import click
 
-from bridge.cli.common import source_names
-from bridge.cli.desk import Place, at_desk, desk_options
+from bridge.cli.desk import Place, at_desk, desk_options, filters
 from bridge.cli.printing import confirm, print_json, progress, say
 from bridge.journal.steering import Known
+from bridge.operations.queries import ResyncQuery
 
 
 @click.command()
-@click.option("--source", shell_complete=source_names, help="Only values that this source set.")
-@click.option("--object-type", help="Only records of this object type.")
-@click.option("--record", help="Only this record id.")
+@filters(ResyncQuery)
 @click.option("--all", "all_", is_flag=True, help="Everything that the journal knows.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "json_", is_flag=True, help="What was done, as an object.")
 @desk_options
-def resync(
-    place: Place,
-    source: str | None,
-    object_type: str | None,
-    record: str | None,
-    all_: bool,
-    yes: bool,
-    json_: bool,
-) -> int:
+def resync(chosen: Known, place: Place, all_: bool, yes: bool, json_: bool) -> int:
     """Send the values that the journal knows once more, e.g. after someone overwrote them in the CRM."""
-    wanted = Known(source=source, object_type=object_type, record=record)
-    if wanted == Known() and not all_:
+    if chosen == Known() and not all_:
         raise click.UsageError("say which values: --source, --object-type, --record, or --all")
     with at_desk(place) as desk:
-        known = desk.resync(wanted, dry_run=True)
+        known = desk.resync(chosen, dry_run=True)
         if not known["records"]:
             click.echo("the journal knows no delivered value that matches", err=True)
             return 1
@@ -42,7 +31,7 @@ def resync(
         else:
             confirm(f"send {text} once more?")
         with progress("making due", known["records"]) as bar:
-            done = desk.resync(wanted, dry_run=False, progress=lambda n: bar.advance(bar.task_ids[0], n))
+            done = desk.resync(chosen, dry_run=False, progress=lambda n: bar.advance(bar.task_ids[0], n))
     if json_:
         print_json(done)
     else:

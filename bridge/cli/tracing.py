@@ -7,9 +7,8 @@ from typing import Any
 import click
 
 from bridge.cli.common import load_for_journal
-from bridge.cli.desk import Place, at_desk, desk_options
+from bridge.cli.desk import Place, at_desk, desk_options, over_http
 from bridge.cli.printing import STYLES, complain, iso, print_json, print_table, say
-from bridge.cli.remote import RemoteDesk
 from bridge.errors import BridgeError
 from bridge.operations.remedies import advised
 
@@ -100,7 +99,7 @@ def status(place: Place, json_: bool) -> int:
         host = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 (compared, not bound)
         admin_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     try:
-        with RemoteDesk(admin_url, place.admin_token, patience_s=STATUS_PATIENCE_S) as desk:
+        with over_http(admin_url, place.admin_token, patience_s=STATUS_PATIENCE_S) as desk:
             document = desk.status()
     except BridgeError as error:
         complain(str(error))

@@ -107,8 +107,8 @@ def forget(error: BaseException) -> None:
         link.__traceback__ = link.__cause__ = link.__context__ = None
 
 
-def register_problem_handlers(app: Flask) -> None:
-    """Let unknown routes, wrong methods and unexpected exceptions answer with a problem too."""
+def register_problem_handlers(app: Flask, *, accidents: bool = True) -> None:
+    """Let unknown routes, wrong methods and, if that is wanted, unexpected exceptions answer with a problem too."""
     log = structlog.get_logger(__name__)
 
     def refused(error: Refusal) -> Response:
@@ -136,4 +136,5 @@ def register_problem_handlers(app: Flask) -> None:
     app.before_request(refuse_doubled_slash)
     app.register_error_handler(Refusal, refused)
     app.register_error_handler(HTTPException, http)
-    app.register_error_handler(Exception, accident)
+    if accidents:
+        app.register_error_handler(Exception, accident)

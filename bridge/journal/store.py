@@ -331,11 +331,11 @@ class Journal:
             return retry_log.entries(connection, chosen, limit=limit, offset=offset)
 
     def references(
-        self, chosen: Filter, *, after: Reference | None = None, limit: int | None = None
+        self, chosen: Filter, *, after: Reference | None = None, limit: int | None = None, offset: int = 0
     ) -> list[Reference]:
         """The same entries by their ids alone, for acts; those that come after one if it is given."""
         with self._database.read() as connection:
-            return retry_log.references(connection, chosen, after=after, limit=limit)
+            return retry_log.references(connection, chosen, after=after, limit=limit, offset=offset)
 
     def count_entries(self, chosen: Filter) -> int:
         """How many entries `chosen` means."""

@@ -1,6 +1,7 @@
 """`/api/…` on the admin port: what the command line and the console use.
 
-GET  /api/retries            the filters of `retries list`, search, limit, offset → [entry, …]
+GET  /api/retries            the filters of `retries list`, search, limit, offset → [entry, …]; a header Link with
+                             rel="next" where more may follow
 GET  /api/retries/{id}       one entry with the stories of its events
 POST /api/retries/replay     filters, or all: true → what was done; dry_run only counts; seen: when they were counted,
                              so that what came since is spared; limit: so many now, then `next` and `seen` are what
@@ -22,44 +23,89 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
+from urllib.parse import urlencode
 
 import orjson
-import structlog
-from flask import Blueprint, Response, g, request
+from flask import Blueprint, Flask, Response, request
 from marshmallow import Schema, ValidationError
 
 from bridge.errors import JournalError, JournalFullError
 from bridge.intake.bodies import read_body
-from bridge.intake.problems import Refusal, problem
+from bridge.intake.problems import Refusal, problem, register_problem_handlers
+from bridge.journal.kept import Remap
 from bridge.journal.retry_log import Filter, Reference
+from bridge.journal.store import Journal
 from bridge.operations import queries
-from bridge.operations.desk import DIFFERENCES, Document, JournalDesk
+from bridge.operations.desk import Document, JournalDesk
 from bridge.operations.logged import log_act
 from bridge.showing import exact_iso, printable_json
 
 #: Rows of one answer unless the request says otherwise.
 ROWS = 1_000
+#: Differences of one answer unless the request says otherwise; they are always counted.
+DIFFERENCES = 1_000
 #: The longest body of an act.
 MAX_BODY = 1_000_000
 
-_log = structlog.get_logger("bridge.admin")
+
+class Log(Protocol):
+    """How acts are logged."""
+
+    def __call__(self, act: str, chosen: dict[str, Any], result: Any, *, problem: str = "") -> None: ...
 
 
-def api_blueprint(desk: JournalDesk) -> Blueprint:
+#: Logs an act, and answers what it did.
+Done = Callable[[str, dict[str, Any], Any], Response]
+
+
+def application(journal: Journal, make_remap: Callable[[], Remap]) -> Flask:
+    """The API alone, for those who may open the journal themselves: it asks nobody who they are, and logs nothing. What
+    it does not expect, it raises.
+    """
+    app = Flask("bridge.admin", static_folder=None)
+    desk = JournalDesk(journal=journal, make_remap=make_remap)
+    app.register_blueprint(api_blueprint(desk, log=_unlogged))
+    register_problem_handlers(app, accidents=False)
+    app.config["PROPAGATE_EXCEPTIONS"] = True
+    return app
+
+
+def _unlogged(act: str, chosen: dict[str, Any], result: Any, *, problem: str = "") -> None:
+    """Log nothing."""
+
+
+def api_blueprint(desk: JournalDesk, *, log: Log = log_act) -> Blueprint:
     """All routes. Who may use them is `access.guard`'s business."""
     routes = Blueprint("api", __name__, url_prefix="/api")
 
     @routes.errorhandler(JournalError)
     def journal_trouble(error: JournalError) -> Response:
         if isinstance(error, JournalFullError):  # maybe half-way: what was done stays done
-            _log.warning("operator's act ended", path=request.path, who=g.get("who", "?"), error=str(error))
+            log(request.path.removeprefix("/api/"), {}, {}, problem=str(error))
         return problem(409 if isinstance(error, JournalFullError) else 503, str(error))
 
+    def done(act: str, chosen: dict[str, Any], result: Any) -> Response:
+        log(act, chosen, result)
+        return _answer(result)
+
+    _add_retry_log(routes, desk, done)
+    _add_event_log(routes, desk, done)
+    _add_steering(routes, desk, done)
+    return routes
+
+
+def _add_retry_log(routes: Blueprint, desk: JournalDesk, done: Done) -> None:
     @routes.get("/retries")
     def retries() -> Response:
         chosen, options = _arguments(queries.RetriesPage())
-        return _answer(desk.retries_page(chosen, limit=options.get("limit", ROWS), offset=options.get("offset", 0)))
+        rows, last = desk.retries_page(chosen, **{"limit": ROWS} | options)
+        answer = _answer(rows)
+        if last is not None:
+            asked = request.args.to_dict(flat=False) | {"after": [last.place]}
+            asked.pop("offset", None)
+            answer.headers["Link"] = f'<{request.path}?{urlencode(asked, doseq=True)}>; rel="next"'
+        return answer
 
     @routes.get("/retries/<entry_id>")
     def retry(entry_id: str) -> Response:
@@ -84,12 +130,14 @@ def api_blueprint(desk: JournalDesk) -> Blueprint:
         if limit is not None and chosen.seen_us is None:  # what fails anew meanwhile must not be met again
             chosen = replace(chosen, seen_us=round(time.time() * 1_000_000))
         found = desk.found_retries(chosen, after=options.get("after"), limit=limit)
-        done = do(chosen, found)
+        result = do(chosen, found)
         if limit is not None and chosen.seen_us is not None:
-            done["next"] = found[-1].place if len(found) == limit else None
-            done["seen"] = exact_iso(chosen.seen_us)
-        return _done(f"retries {what}", queries.as_query(chosen), done)
+            result["next"] = found[-1].place if len(found) == limit else None
+            result["seen"] = exact_iso(chosen.seen_us)
+        return done(f"retries {what}", queries.as_query(chosen), result)
 
+
+def _add_event_log(routes: Blueprint, desk: JournalDesk, done: Done) -> None:
     @routes.get("/events")
     def events() -> Response:
         chosen, options = _arguments(queries.EventsPage())
@@ -102,7 +150,7 @@ def api_blueprint(desk: JournalDesk) -> Blueprint:
         dry_run = options.get("dry_run", False)
         if "seconds" in options and chosen.until_us is None:  # what comes meanwhile must not be chased
             chosen = replace(chosen, until_us=round(time.time() * 1_000_000))
-        done = desk.replay_events(
+        result = desk.replay_events(
             chosen,
             dry_run=dry_run,
             shown=options.get("limit", DIFFERENCES),
@@ -110,8 +158,8 @@ def api_blueprint(desk: JournalDesk) -> Blueprint:
             enough=_deadline(options),
         )
         if "seconds" in options and chosen.until_us is not None:
-            done["until"] = exact_iso(chosen.until_us)
-        return _answer(done) if dry_run else _done("events replay", queries.as_query(chosen), done)
+            result["until"] = exact_iso(chosen.until_us)
+        return _answer(result) if dry_run else done("events replay", queries.as_query(chosen), result)
 
     @routes.get("/trace/<path:wanted>")
     def trace(wanted: str) -> Response:
@@ -120,12 +168,14 @@ def api_blueprint(desk: JournalDesk) -> Blueprint:
             raise Refusal(404, "No event and no record of this id in the journal.")
         return _answer(stories)
 
+
+def _add_steering(routes: Blueprint, desk: JournalDesk, done: Done) -> None:
     @routes.post("/resync")
     def resync() -> Response:
         chosen, options = _act(queries.ResyncAct(), may_say_nothing=lambda asked: bool(asked.get("dry_run")))
         dry_run = options.get("dry_run", False)
-        done = desk.resync(chosen, dry_run=dry_run, after=options.get("after", 0), enough=_deadline(options))
-        return _answer(done) if dry_run else _done("resync", queries.as_query(chosen), done)
+        result = desk.resync(chosen, dry_run=dry_run, after=options.get("after", 0), enough=_deadline(options))
+        return _answer(result) if dry_run else done("resync", queries.as_query(chosen), result)
 
     @routes.get("/pause")
     def pauses() -> Response:
@@ -135,14 +185,12 @@ def api_blueprint(desk: JournalDesk) -> Blueprint:
     def pause() -> Response:
         asked = _loaded(queries.PauseAct(), _body())
         made = desk.pause(asked.get("object_type"), asked.get("reason", ""))
-        return _done("pause", {"object_type": asked.get("object_type")}, made)
+        return done("pause", {"object_type": asked.get("object_type")}, made)
 
     @routes.delete("/pause")
     def resume() -> Response:
         asked = _loaded(queries.PauseAct(only=["object_type"]), queries.of_arguments(request.args.to_dict(flat=False)))
-        return _done("resume", asked, desk.resume(asked.get("object_type")))
-
-    return routes
+        return done("resume", asked, desk.resume(asked.get("object_type")))
 
 
 # --- reading and answering ----------------------------------------------------------------------
@@ -193,9 +241,3 @@ def _loaded(schema: Schema, data: Any) -> Any:
 def _answer(document: Any) -> Response:
     rows = list(document) if isinstance(document, Iterable) and not isinstance(document, dict) else document
     return Response(printable_json(rows), content_type="application/json", headers={"Cache-Control": "no-store"})
-
-
-def _done(act: str, chosen: dict[str, Any], result: Any) -> Response:
-    """Log an act and answer what it did."""
-    log_act(act, chosen, result)
-    return _answer(result)

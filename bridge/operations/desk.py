@@ -1,14 +1,13 @@
-"""The operators' desk: what people look at and do, the same on the command line and over HTTP.
+"""What people look at and do: the admin API, which the command line uses too, and the console ask here.
 
-Here it works on the journal; `bridge.cli.remote` has the same methods over the admin API. What it hands out is
-ready for JSON; times are ISO 8601.
+What it hands out is ready for JSON; times are ISO 8601.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from bridge.errors import JournalError
 from bridge.journal.entries import PORTION, portions
@@ -24,8 +23,6 @@ from bridge.journal.store import Journal
 from bridge.model import Pause
 from bridge.showing import iso
 
-#: Differences handed out at most unless more are asked for; they are always counted.
-DIFFERENCES = 1_000
 #: Rows of what fills the journal.
 WAITING = 10
 
@@ -44,38 +41,6 @@ def _never() -> bool:
     return False
 
 
-class Desk(Protocol):
-    """What commands and the console need of a journal, here or elsewhere. `progress` is told how many were done."""
-
-    def retries(self, chosen: Filter) -> Iterator[Document]: ...
-
-    def count_retries(self, chosen: Filter) -> int: ...
-
-    def retry(self, entry_id: str) -> Document | None: ...
-
-    def replay_retries(self, chosen: Filter, *, progress: Progress = _quiet) -> Document: ...
-
-    def discard_retries(self, chosen: Filter, *, progress: Progress = _quiet) -> Document: ...
-
-    def events(self, chosen: EventFilter, *, after: int = 0) -> Iterator[Document]: ...
-
-    def count_events(self, chosen: EventFilter) -> int | None: ...
-
-    def replay_events(
-        self, chosen: EventFilter, *, dry_run: bool, shown: int = DIFFERENCES, progress: Progress = _quiet
-    ) -> Document: ...
-
-    def trace(self, wanted: str) -> Document: ...
-
-    def resync(self, chosen: Known, *, dry_run: bool, progress: Progress = _quiet) -> Document: ...
-
-    def pauses(self) -> list[Document]: ...
-
-    def pause(self, object_type: str | None, reason: str) -> Document: ...
-
-    def resume(self, object_type: str | None) -> list[Document]: ...
-
-
 class JournalDesk:
     """The desk on an open journal. Thread-safe, as the journal is."""
 
@@ -85,11 +50,6 @@ class JournalDesk:
         self._make_remap = make_remap
 
     # --- the retry log ---
-
-    def retries(self, chosen: Filter) -> Iterator[Document]:
-        """The entries, oldest failure first."""
-        for found in portions(self._journal.references(chosen), PORTION):
-            yield from map(entry_document, self._journal.entries(Filter(ids=tuple(each.id for each in found))))
 
     def retry(self, entry_id: str) -> Document | None:
         """One entry with the stories of the events behind it."""
@@ -103,9 +63,19 @@ class JournalDesk:
         """How many entries the filter means."""
         return self._journal.count_entries(chosen)
 
-    def retries_page(self, chosen: Filter, *, limit: int, offset: int) -> list[Document]:
-        """Some of the entries, oldest failure first."""
-        return list(map(entry_document, self._journal.entries(chosen, limit=limit, offset=offset)))
+    def retries_page(
+        self, chosen: Filter, *, limit: int, offset: int = 0, after: Reference | None = None
+    ) -> tuple[list[Document], Reference | None]:
+        """Some of the entries, oldest failure first, and the one after which the next page begins, if there may be one.
+        There are fewer rows than `limit` where entries are settled meanwhile.
+        """
+        found = self._journal.references(chosen, after=after, limit=limit, offset=offset)
+        rows = [
+            entry_document(entry)
+            for portion in portions(found, PORTION)
+            for entry in self._journal.entries(Filter(ids=tuple(each.id for each in portion)))
+        ]
+        return rows, found[-1] if len(found) == limit else None
 
     def retry_overview(self, chosen: Filter, *, limit: int, offset: int) -> Document:
         """How many entries the filter means, the largest groups of one cause, and a page, oldest failure first."""
@@ -186,17 +156,12 @@ class JournalDesk:
             return {}
         return {name: share_document(found.of(name, beside)) for name, beside in properties.items()}
 
-    def count_events(self, chosen: EventFilter) -> int | None:
-        """How many events a replay will look at, for its progress."""
-        return self._journal.count_events(chosen)
-
     def replay_events(
         self,
         chosen: EventFilter,
         *,
         dry_run: bool,
-        shown: int = DIFFERENCES,
-        progress: Progress = _quiet,
+        shown: int,
         after: int = 0,
         enough: Enough | None = None,
     ) -> Document:
@@ -221,7 +186,6 @@ class JournalDesk:
             after=after,
             enough=enough or _never,
             differences=tell,
-            progress=progress,
         )
         # What is only kept must not hide what changes.
         differences = list(map(difference_document, [*changes, *kept][:shown]))
@@ -240,14 +204,12 @@ class JournalDesk:
 
     # --- steering ---
 
-    def resync(
-        self, chosen: Known, *, dry_run: bool, progress: Progress = _quiet, after: int = 0, enough: Enough | None = None
-    ) -> Document:
+    def resync(self, chosen: Known, *, dry_run: bool, after: int = 0, enough: Enough | None = None) -> Document:
         """Send known values once more; a dry run counts them. `next` as with `replay_events`."""
         if dry_run:
             found = self._journal.count_known(chosen)
         else:
-            found = self._journal.resync(chosen, after=after, enough=enough or _never, progress=progress)
+            found = self._journal.resync(chosen, after=after, enough=enough or _never)
         told = {"dry_run": dry_run, "records": found.records, "values": found.values}
         return told | _to_go_on(found.after, enough)
 

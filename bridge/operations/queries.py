@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import fields as fields_of
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate
 
@@ -25,6 +25,8 @@ _AGES_US = {"s": MICROSECONDS, "m": 60 * MICROSECONDS, "h": 3_600 * MICROSECONDS
 _TEXT = 1_000
 #: Ids of one request: each of their events is mapped before it is answered, some seconds' work.
 MAX_IDS = 10_000
+#: Rows of one answer at most.
+MOST_ROWS = 10_000
 #: What can be written: the years 1 to 9999.
 _FIRST_US = microseconds_of(datetime.min.replace(tzinfo=UTC))
 _LAST_US = microseconds_of(datetime.max.replace(tzinfo=UTC))
@@ -75,29 +77,47 @@ def _ids() -> fields.List[str]:
     return fields.List(_text(), validate=validate.Length(max=MAX_IDS, error=too_many))
 
 
-class RetriesQuery(Schema):
-    """The filters of `retries`."""
+def _told(help_text: str) -> dict[str, str]:
+    """Makes a filter an option of the command line too, with this help."""
+    return {"help": help_text}
 
-    ids = _ids()
-    state = fields.String(validate=validate.OneOf(["retrying", "parked"]))
-    source = _text()
-    category = _text()
-    message = _text()
-    record = _text()
-    search = _text()
-    since = _Moment(attribute="since_us")
-    before = _Moment(attribute="before_us")
+
+class Query(Schema):
+    """What a request asks: loads to the filter that it means, a `kind`, and a mapping of what else it asks."""
+
+    kind: ClassVar[type[Any]]
 
     @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> tuple[Filter, dict[str, Any]]:
-        return _split(Filter, data)
+    def _split(self, data: dict[str, Any], **_: Any) -> tuple[Any, dict[str, Any]]:
+        names = {field.name for field in fields_of(self.kind)}
+        chosen = {name: tuple(value) if name == "ids" else value for name, value in data.items() if name in names}
+        return self.kind(**chosen), {name: value for name, value in data.items() if name not in names}
+
+
+class RetriesQuery(Query):
+    """The filters of `retries`."""
+
+    kind = Filter
+
+    ids = _ids()
+    state = fields.String(
+        validate=validate.OneOf(["retrying", "parked"]), metadata=_told("Only entries in this state.")
+    )
+    source = _text(metadata=_told("Only entries of this source."))
+    category = _text(metadata=_told("Only this category, e.g. OBJECT_NOT_FOUND."))
+    message = _text()
+    record = _text(metadata=_told("Only this record id."))
+    search = _text()
+    since = _Moment(attribute="since_us", metadata=_told("First failed at or after this time (ISO 8601, or 2h)."))
+    before = _Moment(attribute="before_us", metadata=_told("First failed before this time."))
 
 
 class RetriesPage(RetriesQuery):
-    """What `GET /api/retries` takes."""
+    """What `GET /api/retries` takes; `after` is the place that the link to the next page tells."""
 
-    limit = fields.Integer(validate=validate.Range(1, 10_000))
+    limit = fields.Integer(validate=validate.Range(1, MOST_ROWS))
     offset = fields.Integer(validate=validate.Range(0, NEVER))
+    after = _Place()
 
 
 class RetriesAct(RetriesQuery):
@@ -108,29 +128,27 @@ class RetriesAct(RetriesQuery):
     all = fields.Boolean()
     dry_run = fields.Boolean()
     seen = _Moment(attribute="seen_us")
-    limit = fields.Integer(validate=validate.Range(1, 10_000))
+    limit = fields.Integer(validate=validate.Range(1, MOST_ROWS))
     after = _Place()
 
 
-class EventsQuery(Schema):
+class EventsQuery(Query):
     """The filters of `events`."""
 
-    ids = _ids()
-    source = _text()
-    since = _Moment(attribute="since_us")
-    until = _Moment(attribute="until_us")
-    outcome = fields.String(validate=validate.OneOf(OUTCOMES))
-    record = _text()
+    kind = EventFilter
 
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> tuple[EventFilter, dict[str, Any]]:
-        return _split(EventFilter, data)
+    ids = _ids()
+    source = _text(metadata=_told("Only events of this source."))
+    since = _Moment(attribute="since_us", metadata=_told("Received at or after this time (ISO 8601, or 2h)."))
+    until = _Moment(attribute="until_us", metadata=_told("Received at or before this time."))
+    outcome = fields.String(validate=validate.OneOf(OUTCOMES), metadata=_told("Only events that this became of."))
+    record = _text(metadata=_told("Only events that asked this record id."))
 
 
 class EventsPage(EventsQuery):
     """What `GET /api/events` takes; `after` is the `seq` of the last event seen."""
 
-    limit = fields.Integer(validate=validate.Range(1, 10_000))
+    limit = fields.Integer(validate=validate.Range(1, MOST_ROWS))
     after = fields.Integer(validate=validate.Range(0, NEVER))
 
 
@@ -144,20 +162,23 @@ class EventsAct(EventsQuery):
     after = fields.Integer(validate=validate.Range(0, NEVER))
 
 
-class ResyncAct(Schema):
+class ResyncQuery(Query):
+    """The filters of `resync`."""
+
+    kind = Known
+
+    source = _text(metadata=_told("Only values that this source set."))
+    object_type = _text(metadata=_told("Only records of this object type."))
+    record = _text(metadata=_told("Only this record id."))
+
+
+class ResyncAct(ResyncQuery):
     """What `POST /api/resync` takes."""
 
-    source = _text()
-    object_type = _text()
-    record = _text()
     all = fields.Boolean()
     dry_run = fields.Boolean()
     seconds = _seconds()
     after = fields.Integer(validate=validate.Range(0, NEVER))
-
-    @post_load
-    def make(self, data: dict[str, Any], **_: Any) -> tuple[Known, dict[str, Any]]:
-        return _split(Known, data)
 
 
 class PauseAct(Schema):
@@ -165,13 +186,6 @@ class PauseAct(Schema):
 
     object_type = _text()
     reason = fields.String(validate=validate.Length(max=_TEXT))
-
-
-def _split(kind: type[Any], data: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The filter, and what else was asked."""
-    names = {field.name for field in fields_of(kind)}
-    chosen = {name: tuple(value) if name == "ids" else value for name, value in data.items() if name in names}
-    return kind(**chosen), {name: value for name, value in data.items() if name not in names}
 
 
 def as_query(chosen: Filter | EventFilter | Known) -> dict[str, Any]:

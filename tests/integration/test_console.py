@@ -18,7 +18,7 @@ import pytest
 from werkzeug.serving import make_server
 from werkzeug.test import Client, TestResponse
 
-from bridge.cli.remote import RemoteDesk
+from bridge.cli.desk import in_process, over_http
 from bridge.config import load_settings
 from bridge.journal import versions
 from bridge.journal.acts import Act
@@ -27,9 +27,10 @@ from bridge.journal.history import read
 from bridge.journal.kept import Remap
 from bridge.journal.retry_log import Filter
 from bridge.model import Delivered, Outcome, Parked, Pause, Reason, Refused, Scope, to_us
+from bridge.operations.admin_api import application
 from bridge.operations.console import retries
 from bridge.operations.queries import MAX_IDS
-from bridge.service import Service
+from bridge.service import Service, make_remap
 from bridge.settings import Secret
 from tests.backends import postgresql
 from tests.builders import LANE, call, event
@@ -451,7 +452,7 @@ def test_other_long_acts_answer_in_portions_too(service: Service) -> None:
     park(service, 450)
     sizes, after = [], 0
     while True:
-        done = service._desk.replay_events(EventFilter(), dry_run=False, after=after, enough=lambda: True)
+        done = service._desk.replay_events(EventFilter(), dry_run=False, shown=1_000, after=after, enough=lambda: True)
         sizes.append(done["events"])
         if done["next"] is None:
             break
@@ -471,14 +472,15 @@ def test_very_many_ids_are_looked_up_once_and_asked_for_in_portions(service: Ser
     refused = api.post("/api/events/replay", json={"ids": more, "dry_run": True})
     assert refused.status_code == 422
     assert f"at most {MAX_IDS} at a time" in refused.text
-    with answering(service) as url, RemoteDesk(url, None) as desk:
-        for found in (desk, service._desk):
+    own = application(service.journal, lambda: make_remap(service._settings))
+    with answering(service) as url, over_http(url, None) as desk, in_process(own) as local:
+        for found in (desk, local):
             assert [event["id"] for event in found.events(EventFilter(ids=ids))] == list(ids)
             done = found.replay_events(EventFilter(ids=more), dry_run=True)
             assert (done["events"], done["dry_run"]) == (1_200, True)
             entries = tuple(entry["id"] for entry in found.retries(Filter(category="UNMAPPABLE")))
             assert found.count_retries(Filter(ids=entries)) == len(entries) == 1_201
-        assert desk.discard_retries(Filter(ids=entries))["entries"] == 1_201
+        assert desk.act_on_retries("discard", Filter(ids=entries))["entries"] == 1_201
 
 
 def test_delivery_is_stopped_and_resumed(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
