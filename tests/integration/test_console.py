@@ -15,11 +15,13 @@ from urllib.parse import quote
 
 import orjson
 import pytest
+from flask import Response
 from werkzeug.serving import make_server
 from werkzeug.test import Client, TestResponse
 
-from bridge.cli.desk import in_process, over_http
+from bridge.cli.desk import ROWS, Desk, in_process, over_http
 from bridge.config import load_settings
+from bridge.errors import BridgeError
 from bridge.journal import versions
 from bridge.journal.acts import Act
 from bridge.journal.event_log import EventFilter
@@ -481,6 +483,37 @@ def test_very_many_ids_are_looked_up_once_and_asked_for_in_portions(service: Ser
             entries = tuple(entry["id"] for entry in found.retries(Filter(category="UNMAPPABLE")))
             assert found.count_retries(Filter(ids=entries)) == len(entries) == 1_201
         assert desk.act_on_retries("discard", Filter(ids=entries))["entries"] == 1_201
+
+
+def test_a_page_begins_after_the_last_entry_shown_whatever_was_settled_meanwhile(service: Service) -> None:
+    """The link leads on with the same filter; what left the log does not hide what follows."""
+    park(service, 5)
+    api = Client(client(service).application)
+    first = api.get("/api/retries?category=UNMAPPABLE&search=no+id&limit=2")
+    following = first.headers["Link"].partition(">")[0].removeprefix("<")
+    assert first.json
+    api.post("/api/retries/discard", json={"ids": [row["id"] for row in first.json]})
+    shown = [row["event_ids"][0] for row in first.json]
+    while following:
+        page = api.get(following)
+        assert page.json is not None
+        shown += [row["event_ids"][0] for row in page.json]
+        following = page.headers.get("Link", "").partition(">")[0].removeprefix("<")
+    assert shown == [f"lost-{n}" for n in range(5)]
+
+
+def test_a_service_that_does_not_lead_on_is_no_short_list(service: Service) -> None:
+    """One of before, which pages otherwise: its first page must not look like all of the retry log."""
+    park(service, ROWS + 1)
+    app = service._admin_app()
+
+    def as_before(answer: Response) -> Response:
+        answer.headers.pop("Link", None)
+        return answer
+
+    app.after_request(as_before)
+    with in_process(app) as desk, pytest.raises(BridgeError, match="older than this command"):
+        list(Desk(desk._session, "http://localhost").retries(Filter()))
 
 
 def test_delivery_is_stopped_and_resumed(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
