@@ -17,7 +17,8 @@ from marshmallow import missing as ABSENT  # noqa: N812 (a constant)
 
 from bridge.errors import MappingError, PayloadError
 from bridge.intake import syntax
-from bridge.intake.interpreter import ExpressionError, Run, Scope, StepsError, arity, build, is_false
+from bridge.intake.functions import Functions
+from bridge.intake.interpreter import ExpressionError, Run, Scope, StepsError, build, is_false
 from bridge.intake.payload import SURROGATE, parse_json_text, printable
 from bridge.intake.syntax import VARIABLES, Node, calls, has_loose_reference, literals, makes, plain_path, uses
 
@@ -86,7 +87,7 @@ def compile_expression(text: str, path: Path) -> Expression:
     except RecursionError as error:
         raise MappingError(path, "the expression is nested too deep") from error
     for name, count in calls(tree):
-        expected = arity(name)
+        expected = Functions.arity(name)
         if expected is None:
             raise MappingError(path, f"{text!r} calls {name}(), which does not exist")
         if count < expected[0] or (count > expected[0] and not expected[1]):

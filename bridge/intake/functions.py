@@ -35,9 +35,10 @@ class Functions(functions.Functions):
     def __init__(self, pause: Callable[[], None] | None = None) -> None:
         self._pause = pause
 
-    def arity(self, name: str) -> tuple[int, bool] | None:
+    @classmethod
+    def arity(cls, name: str) -> tuple[int, bool] | None:
         """How many arguments the function takes and whether more are fine; None: no such function."""
-        entry = self.FUNCTION_TABLE.get(name)
+        entry = cls.FUNCTION_TABLE.get(name)
         if entry is None:
             return None
         parameters: Sequence[Any] = entry["signature"]
