@@ -192,35 +192,15 @@ def _getter(steps: tuple[str | int, ...], *, variable: bool) -> Callable[[Any, S
         return lambda _event, scope: rest(getattr(scope, name), scope)
     if any(isinstance(step, int) for step in steps):
         return _mixed_getter(steps)
-    match steps:
-        case ():
-            return lambda event, _scope: event
-        case (key,):
-            return lambda event, _scope: event.get(key, ABSENT) if type(event) is dict else ABSENT
-        case (first, second):
-
-            def get_two(event: Any, _scope: Scope) -> Any:
-                try:
-                    return event[first][second]
-                except (KeyError, TypeError):  # TypeError: not an object on the way
-                    return ABSENT
-
-            return get_two
-        case (first, second, third):
-
-            def get_three(event: Any, _scope: Scope) -> Any:
-                try:
-                    return event[first][second][third]
-                except (KeyError, TypeError):
-                    return ABSENT
-
-            return get_three
+    if len(steps) == 1:
+        (key,) = steps
+        return lambda event, _scope: event.get(key, ABSENT) if type(event) is dict else ABSENT
 
     def get(event: Any, _scope: Scope) -> Any:
         try:
             for key in steps:
                 event = event[key]
-        except (KeyError, TypeError):
+        except (KeyError, TypeError):  # TypeError: not an object on the way
             return ABSENT
         return event
 
