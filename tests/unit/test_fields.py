@@ -343,6 +343,7 @@ def test_what_is_invalid_says_why_in_a_short_line(value: object, options: dict[s
     assert "\0" not in text
 
 
+@pytest.mark.filterwarnings("ignore:Parsing dates involving a day of month:DeprecationWarning")  # from Python 3.13 on
 @pytest.mark.parametrize(
     "options, key",
     [
