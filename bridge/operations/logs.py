@@ -49,10 +49,14 @@ class Lines:
         self._failed = False  # the last write: it may have ended within a line
         self._start = threading.Lock()
         self._pid: int | None = None
-        #: One at a time writes: the thread, or `flush` at the end.
-        self._writing = threading.Lock()
+        self._is_writing = False
         atexit.register(self.flush)
-        os.register_at_fork(after_in_child=self._lines.clear)  # what waits there is the parent's to write
+        os.register_at_fork(after_in_child=self._begin)
+
+    def _begin(self) -> None:
+        """What waits at a fork, and what is being written, is the parent's."""
+        self._lines.clear()
+        self._is_writing = False
 
     def __call__(self, *_names: object) -> Lines:
         return self
@@ -69,19 +73,17 @@ class Lines:
     log = debug = info = warn = warning = error = err = critical = fatal = exception = failure = msg
 
     def flush(self, timeout_s: float = 2.0) -> None:
-        """Write what waits, unless the reader is stuck."""
-        if self._writing.acquire(timeout=timeout_s):
-            try:
-                self._write()
-            finally:
-                self._writing.release()
+        """Wait until what there is was written, unless the reader is stuck: only the thread may wait for that one."""
+        if self._pid != os.getpid():  # there is no thread: nothing was logged, or none could be started
+            self._write()
+        ends = time.monotonic() + timeout_s
+        while (self._lines or self._is_writing) and time.monotonic() < ends:
+            time.sleep(WRITE_EVERY_S / 10)
 
     def _start_thread(self) -> None:
         with self._start:
             if self._pid == os.getpid():
                 return
-            if self._pid is not None:  # forked: the parent's thread and what it was writing are not ours
-                self._writing = threading.Lock()
             with suppress(RuntimeError):  # a limit of threads: the next line tries again
                 threading.Thread(target=self._run, name="log-writer", daemon=True).start()
                 self._pid = os.getpid()
@@ -90,7 +92,9 @@ class Lines:
         while True:
             time.sleep(WRITE_EVERY_S)
             if self._lines:
-                self.flush()
+                self._is_writing = True
+                self._write()
+                self._is_writing = False
 
     def _write(self) -> None:
         lines = []

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -99,3 +100,20 @@ def test_f51_as_json_a_line_reads_as_what_was_logged(capsys: pytest.CaptureFixtu
     chain = logs.rendering("json")
     structlog.wrap_logger(structlog.PrintLogger(), chain).info("a", text=STEERING, long=2**70)
     assert json.loads(capsys.readouterr().out) == {"event": "a", "text": STEERING, "long": 2**70}
+
+
+def test_f50_only_the_log_s_own_thread_waits_for_a_reader_that_is_stuck() -> None:
+    """Also at the end of a process, when that thread had not yet begun to write."""
+    writers, goes_on = [], threading.Event()
+
+    class Stuck(io.StringIO):
+        def write(self, _text: str) -> int:
+            writers.append(threading.current_thread().name)
+            goes_on.wait()
+            return 0
+
+    lines = logs.Lines(Stuck())
+    lines.msg("a line")
+    lines.flush(timeout_s=0.5)
+    goes_on.set()
+    assert writers == ["log-writer"]
