@@ -6,14 +6,13 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.forked import Forked
 from tests.running import eventually
 
 
@@ -21,7 +20,7 @@ from tests.running import eventually
 class Listening:
     """One listener: its URL, and what it has shown."""
 
-    process: subprocess.Popen[bytes]
+    process: Forked
     out: Path
     err: Path
     url: str = ""
@@ -55,10 +54,9 @@ def listening(
     """`listen --port 0` with these arguments, in this folder; stopped by Ctrl-C."""
     out, err = folder / "listen.out", folder / "listen.err"
     with out.open("wb") as stdout, err.open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bridge", "listen", *arguments, "--port", port],
+        process = Forked(
+            ["listen", *arguments, "--port", port],
             cwd=folder,
-            stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
             env=os.environ | dict(environ or {}),

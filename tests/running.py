@@ -25,6 +25,7 @@ from bridge.journal.store import Journal
 from bridge.model import SystemClock
 from bridge.settings import Journal as JournalSettings
 from bridge.settings import Secret, Verify
+from tests import forked
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of twenty-four b").decode()
 
@@ -108,7 +109,7 @@ class Running:
     module: str = "bridge"
     port: int = field(default_factory=free_port)
     admin_port: int = field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | forked.Forked | None = None
 
     def __post_init__(self) -> None:
         self.journal_url = self.journal_url or f"sqlite:///{self.folder}/journal.db"
@@ -162,18 +163,27 @@ class Running:
 
     def start(self, *, ready: bool = True) -> None:
         """Start it, and wait until it is ready, with all of its workers: the first one that is tells so."""
+        arguments = ["serve", "--config", str(self.config)]
+        env = os.environ | dict(self.environ)
         with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", self.module, "serve", "--config", str(self.config)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=os.environ | dict(self.environ),
-            )
+            if ready and self.module == "bridge" and not self._concerns_the_interpreter():
+                self.process = forked.Forked(arguments, stdout=output, env=env)
+            else:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", self.module, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env=env,
+                )
         if ready:
-            whole = eventually(lambda: self.is_ready() and len(self.pids()) > self.workers, within_s=30)
+            whole = eventually(lambda: self.is_ready() and len(self.pids()) > self.workers, every_s=0.02)
             assert whole, self.log.read_text(encoding="utf-8")
+
+    def _concerns_the_interpreter(self) -> bool:
+        """Whether a variable is for Python itself, which reads it as it starts."""
+        return any(name.startswith("PYTHON") for name in self.environ)
 
     def is_ready(self) -> bool:
         assert self.process is not None
@@ -280,15 +290,7 @@ class Running:
 
     def run(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """A command of the command line, with this service's configuration."""
-        return subprocess.run(
-            [sys.executable, "-m", "bridge", *arguments, "--config", str(self.config)],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            env=os.environ | dict(self.environ),
-        )
+        return forked.run(*arguments, "--config", str(self.config), stdin=stdin, env=os.environ | dict(self.environ))
 
 
 @contextlib.contextmanager

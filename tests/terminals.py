@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.forked import Forked
+
 #: Sequences that colour or move: those of our own tables and bars.
 SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 #: Sequences that choose a colour.
@@ -42,24 +44,29 @@ def on_terminal(
     environ: Mapping[str, str | None] | None = None,
     columns: int = 120,
     within_s: float = 90,
-    program: Sequence[str] = ("-m", "bridge"),
+    program: Sequence[str] | None = None,
 ) -> Seen:
-    """Run a command, or what else `program` tells Python, with standard streams on a terminal; what a person types
-    is there from the start.
+    """Run a command of ours, or what else `program` tells Python, with standard streams on a terminal; what a person
+    types is there from the start.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     wanted: dict[str, str | None] = {"TERM": "xterm-256color", "NO_COLOR": None, "COLUMNS": None, **(environ or {})}
     kept = {name: value for name, value in os.environ.items() if name not in wanted}
-    child = subprocess.Popen(
-        [sys.executable, *program, *arguments],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        cwd=cwd,
-        env=kept | {name: value for name, value in wanted.items() if value is not None},
-        start_new_session=True,
-    )
+    env = kept | {name: value for name, value in wanted.items() if value is not None}
+    child: subprocess.Popen[bytes] | Forked
+    if program is None:
+        child = Forked(arguments, stdin=theirs, stdout=theirs, stderr=theirs, cwd=cwd, env=env)
+    else:
+        child = subprocess.Popen(
+            [sys.executable, *program, *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=cwd,
+            env=env,
+            start_new_session=True,
+        )
     os.close(theirs)
     os.write(ours, types.encode())
     text = b""

@@ -22,6 +22,7 @@ import pytest
 import requests
 
 from bridge.sandbox import Crm, SandboxServer
+from tests import forked
 from tests.running import Running, eventually, free_port
 
 #: Nobody listens there: what is taken waits.
@@ -103,14 +104,13 @@ def errors(service: Running, kind: str) -> float:
 
 def refused(service: Running, *, within_s: float = 15.0, prefix: tuple[str, ...] = ()) -> str:
     """The one line with which a start is refused."""
-    done = subprocess.run(
-        [*prefix, sys.executable, "-m", "bridge", "serve", "--config", str(service.config)],
-        capture_output=True,
-        text=True,
-        timeout=within_s,
-        check=False,
-        env=os.environ | dict(service.environ),
-    )
+    arguments = ["serve", "--config", str(service.config)]
+    env = os.environ | dict(service.environ)
+    if prefix:
+        command = [*prefix, sys.executable, "-m", "bridge", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=within_s, check=False, env=env)
+    else:
+        done = forked.run(*arguments, env=env, within_s=within_s)
     assert done.returncode == 1, done
     assert done.stdout == ""
     [line] = done.stderr.splitlines()

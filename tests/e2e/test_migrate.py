@@ -18,6 +18,7 @@ import pytest
 from bridge import cli
 from bridge.cli.moving import without_password
 from bridge.sandbox import Crm, SandboxServer
+from tests.forked import Forked
 from tests.postgres import PASSWORD, fresh_database, shared
 from tests.proxies import TcpProxy
 from tests.running import Running, eventually, free_port
@@ -44,12 +45,12 @@ def kill_in_the_middle(service: Running, target: str) -> None:
     with TcpProxy(shared().port) as proxy:
         proxy.delay_s = 0.02
         slow = shared().url(target.rpartition("/")[2], port=proxy.port)
-        command = [sys.executable, "-m", "bridge", "migrate", "--to", slow, "--config", str(service.config)]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-            assert eventually(lambda: copied(target) > 0, every_s=0.005)
-            proxy.stalled = True
-            process.send_signal(signal.SIGKILL)
-            assert process.wait(10) == -signal.SIGKILL
+        command = ["migrate", "--to", slow, "--config", str(service.config)]
+        process = Forked(command, stdout=subprocess.DEVNULL)
+        assert eventually(lambda: copied(target) > 0, every_s=0.005)
+        proxy.stalled = True
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(10) == -signal.SIGKILL
 
 
 def test_a_move_killed_in_the_middle_is_finished_by_the_next_and_served(tmp_path: Path) -> None:

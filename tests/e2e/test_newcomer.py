@@ -14,6 +14,7 @@ from pathlib import Path
 
 import requests
 
+from tests import forked
 from tests.listening import listening
 from tests.running import eventually, free_port
 
@@ -21,15 +22,8 @@ BRIDGE = [sys.executable, "-m", "bridge"]
 
 
 def bridge(*arguments: str, cwd: Path, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*BRIDGE, *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={name: value for name, value in os.environ.items() if name != "HUBSPOT_ACCESS_TOKEN"} | (environ or {}),
-    )
+    env = {name: value for name, value in os.environ.items() if name != "HUBSPOT_ACCESS_TOKEN"} | (environ or {})
+    return forked.run(*arguments, cwd=cwd, env=env, within_s=120)
 
 
 def test_the_demo_accounts_for_every_event(tmp_path: Path) -> None:

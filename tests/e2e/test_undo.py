@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import requests
 
 from bridge.sandbox import Crm, SandboxServer
+from tests import forked
 from tests.running import ACME, Running, eventually, running
 
 TOKEN = "a-token-of-more-than-sixteen-characters"
@@ -69,15 +69,7 @@ def remote(service: Running, *arguments: str, token: str | None = TOKEN) -> subp
     elsewhere = service.folder / "elsewhere"
     elsewhere.mkdir(exist_ok=True)
     more = () if token is None else ("--admin-token", token)
-    return subprocess.run(
-        [sys.executable, "-m", "bridge", *arguments, "--admin-url", service.admin_url, *more],
-        cwd=elsewhere,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return forked.run(*arguments, "--admin-url", service.admin_url, *more, cwd=elsewhere)
 
 
 # --- replay -------------------------------------------------------------------------------------

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +21,7 @@ from bridge.model import SystemClock
 from bridge.sandbox import Answer, Crm, Fault, PropertyDefinition, SandboxServer
 from bridge.settings import Journal as JournalSettings
 from bridge.settings import OAuth, Secret
+from tests import forked
 from tests.running import free_port
 
 TOKEN = "pat-eu1-0b8f4c1e"
@@ -109,8 +108,7 @@ def write(text: str, url: str) -> None:
 
 
 def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bridge", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=dict(os.environ))
+    return forked.run(*arguments)
 
 
 def asked(crm: Crm) -> list[str]:
