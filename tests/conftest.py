@@ -7,12 +7,13 @@ import gc
 from hypothesis import settings
 
 from tests.backends import database_url, journal_url
+from tests.examples import examples
 from tests.postgres import end_shared, own_server
 
 __all__ = ["database_url", "journal_url", "own_server"]
 
 # A machine that is busy with other work must not fail a law.
-settings.register_profile("untimed", deadline=None)
+settings.register_profile("untimed", deadline=None, max_examples=examples())
 settings.load_profile("untimed")
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from bridge.operations.guesses import GUESSES
 from bridge.sandbox import Crm, SandboxServer
+from tests.examples import examples
 from tests.raw_http import Answer, chunked, exchange, request
 from tests.running import ACME, Running, eventually, running
 
@@ -333,7 +334,7 @@ STRANGE = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(event=st.fixed_dictionaries({}, optional=dict.fromkeys(("id", "client", "at", "v"), STRANGE)))
 def test_f41_no_event_whatever_makes_the_service_stumble(service: Running, event: dict[str, object]) -> None:
     """Python's own idea of JSON, NaN and halves of surrogate pairs too."""

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import tests.fuzzing
 from tests.awkward import changed
 from tests.configurations import sources
+from tests.examples import examples
 from tests.fuzzing.seeds import encoded, seeds
 from tests.fuzzing.target import ACCEPTABLE, MODES, Message, judge, read
 
@@ -73,7 +74,7 @@ def damaged(body: bytes, at: int, by: bytes) -> bytes:
     return body[:at] + by + body[at + len(by) + 1 :]
 
 
-@settings(max_examples=800, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(160), deadline=None, suppress_health_check=list(HealthCheck))
 @given(messages())
 def test_any_message_gets_an_answer_and_the_journal_agrees(message: Message) -> None:
     """A round for every change."""

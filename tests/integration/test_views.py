@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import os
 import re
 import shlex
 import threading
@@ -35,6 +34,7 @@ from bridge.model import Outcome, Parked, Pause, Reason, Refused, RetryLater, Sc
 from bridge.operations import logs
 from bridge.service import Service
 from tests.builders import LANE, call
+from tests.examples import examples as times_the_day
 
 CONFIG = """\
 crm: {base_url: "http://127.0.0.1:1", token: {env: CRM_TOKEN}}
@@ -219,7 +219,7 @@ def all_of(test: Any) -> Any:
 
 @all_of
 @settings(
-    max_examples=int(os.environ.get("VIEWS_EXAMPLES", "2")),
+    max_examples=times_the_day(2),
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate, Phase.shrink],

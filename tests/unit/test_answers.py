@@ -18,6 +18,7 @@ from bridge.delivery.pauses import Backoff, Stop
 from bridge.delivery.ports import Answer, Input, NoAnswer, OnUnknown
 from bridge.delivery.verdicts import Broken, Conflict, Judged, Rejected, Rules, Stopped, TooLarge, Verdict
 from bridge.model import Delivered, Ignored, Outcome, Parked, Refused, RetryLater, Scope
+from tests.examples import examples
 from tests.fakes_delivery import BY_RECORD_ID, CLIENTS, confirmed, inputs, ok, record
 
 NOW_US = 1_700_000_000_000_000
@@ -485,7 +486,7 @@ bodies = st.recursive(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(
     body=bodies,
     status=st.sampled_from([200, 207, 202, 400, 401, 404, 413, 423, 429, 477, 500, 302]),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from bridge.delivery.buffer import MAX_SIZES, Buffer
 from bridge.model import Due, Lane
+from tests.examples import examples
 
 A, B = Lane("a"), Lane("b")
 
@@ -155,7 +156,7 @@ def test_what_is_asked_of_the_journal_is_bounded_in_all() -> None:
     assert bench.buffer.limit == 10
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(), deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.sampled_from("xyz"), st.sampled_from([A, B])), min_size=1, max_size=60),
     st.integers(1, 7),

@@ -15,6 +15,7 @@ from bridge.delivery.pauses import Backoff
 from bridge.delivery.ports import Answer, Input, NoAnswer
 from bridge.model import Lane, SystemClock
 from bridge.settings import Crm, RateLimit, Retry
+from tests.examples import examples
 from tests.fakes_delivery import (
     BY_RECORD_ID,
     CLIENTS,
@@ -105,7 +106,7 @@ class Rig:
             self.pool.release(self.chance.randrange(len(self.pool.jobs)))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     kinds=st.lists(st.sampled_from(KINDS), max_size=40),
     count=st.integers(1, 14),

@@ -23,6 +23,7 @@ from bridge.model import Lane
 from bridge.sandbox import Behaviour, Crm
 from bridge.sandbox.answers import Naming
 from bridge.sandbox.routes import Request
+from tests.examples import examples
 from tests.fakes_delivery import CLIENTS
 from tests.unit.test_dispatcher import House
 
@@ -205,7 +206,9 @@ def hostile(style: str, *values: str, ids: Sequence[str] = (), times: int = 1, f
     )
 
 
-@settings(max_examples=70, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(
+    max_examples=examples(), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
 @given(
     style=st.sampled_from(sorted(STYLES)),
     fold_case=st.booleans(),

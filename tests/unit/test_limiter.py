@@ -7,13 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.delivery.limiter import Grant, Limiter
+from tests.examples import examples
 
 
 def most_in_any_window(starts: list[float], per_s: float) -> int:
     return max((sum(start <= other < start + per_s for other in starts) for start in starts), default=0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(35), deadline=None)
 @given(
     calls=st.integers(1, 20),
     per_s=st.sampled_from([0.5, 1.0, 10.0]),
@@ -79,7 +80,7 @@ def test_a_grant_goes_stale() -> None:
     assert not limiter.fresh(grant, 4.9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(35), deadline=None)
 @given(
     calls=st.integers(1, 20),
     delays=st.lists(st.one_of(st.just(0.0), st.floats(0, 0.2), st.floats(0, 3), st.floats(0, 30)), min_size=1),

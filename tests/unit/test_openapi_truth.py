@@ -30,8 +30,9 @@ from bridge.operations.openapi.shapes import SHARED, JsonSchema, property_shape,
 from bridge.settings import Property
 from tests.awkward import AWKWARD, BODIES, LEAVES, changed
 from tests.configurations import OwnClient, configurations, sources
+from tests.examples import examples
 
-MANY = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=examples(), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def judge(schema: JsonSchema) -> Callable[[Any], bool]:
@@ -75,6 +76,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.hypothesis  # whose test stands within
 @pytest.mark.parametrize("how", KINDS, ids=repr)
 def test_every_value_that_a_property_takes_fits(how: Property) -> None:
     """All the awkward ones, alone and in lists, and random ones."""
@@ -150,6 +152,7 @@ EVENTS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.hypothesis  # whose test stands within
 @pytest.mark.parametrize("condition", [*EXACT, *INEXACT])
 def test_a_condition_lies_between_its_bounds(condition: str) -> None:
     """Wide fits whatever it holds for, narrow nothing else; most are both."""
@@ -197,6 +200,7 @@ def test_the_agreed_payloads_fit(key: str) -> None:
             assert list(validator(key).iter_errors(body)) == []
 
 
+@pytest.mark.hypothesis  # whose test stands within
 @pytest.mark.parametrize("key", sorted(sources()))
 def test_whatever_the_mapping_takes_fits(key: str) -> None:
     """Each event of which it complains of nothing, and each body that holds only such."""
@@ -270,6 +274,7 @@ class Odd(Schema):
     again = fields.Nested("Odd", many=True)
 
 
+@pytest.mark.hypothesis  # whose test stands within
 @pytest.mark.parametrize("schema", [OwnClient(), Hooked(), Odd()], ids=lambda schema: type(schema).__name__)
 def test_whatever_a_users_schema_loads_fits(schema: Schema) -> None:
     """marshmallow reads numbers from texts, and hooks and fields of one's own whatever they like."""

@@ -16,6 +16,7 @@ from bridge.intake.mapping import CompiledSource, compile_source
 from bridge.intake.payload import parse_json
 from bridge.journal.staging import encode
 from bridge.settings import MappingBlock, Property, Record, Source, Verify
+from tests.examples import examples
 
 SIZE = 12_000
 #: What a body weighs that is like what partners send, at most so many times its length.
@@ -92,7 +93,7 @@ def becomes(source: CompiledSource, body: bytes) -> int:
         tracemalloc.stop()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(shapes())
 def test_no_body_becomes_more_than_it_weighs(shape: Shape) -> None:
     """One event that nobody maps, which is the worst that is taken."""
