@@ -41,6 +41,9 @@ INSTALLED = "pginstall18/bin"
 #: An environment variable: the folder with another PostgreSQL's programs.
 BINARIES = "BRIDGE_TEST_POSTGRESQL"
 START_S = 60.0
+MEMORY = Path("/dev/shm")
+#: Several times what the servers of a run come to.
+MEMORY_BYTES = 4 << 30
 
 Mode = Literal["smart", "fast", "immediate", "kill"]
 SIGNALS: Mapping[Mode, str] = {"smart": "TERM", "fast": "INT", "immediate": "QUIT", "kill": "KILL"}
@@ -59,6 +62,14 @@ SETTINGS: Mapping[str, str] = {
 }
 
 
+def room() -> str | None:
+    """Where a server's folder stands: in memory, if that has room. A server that is killed loses nothing there either,
+    and new databases come six times as fast as from a disk that syncs them.
+    """
+    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
+    return str(MEMORY) if roomy else None
+
+
 class Server:
     """One PostgreSQL server. Not thread-safe, but for `fresh_database`."""
 
@@ -67,7 +78,7 @@ class Server:
         from a copy of all that is there.
         """
         self.port = free_port()
-        self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="postgres-", dir=room()))
         self._user = pwd.getpwnam(UNPRIVILEGED) if os.geteuid() == 0 else None
         self._data = self.folder / "data"
         self._binaries = self._find_binaries()
