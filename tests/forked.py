@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import resource
+import runpy
 import signal
 import socket
 import subprocess
@@ -37,6 +38,8 @@ NEEDED = (
     "rich.progress",
     "rich.table",
 )
+#: What runs unless another program is named.
+PROGRAM = "bridge.__main__"
 COUNTING = "prometheus_client"
 REQUEST_BYTES = 1 << 17
 
@@ -53,6 +56,7 @@ class Forked:
         stderr: IO[bytes] | int = subprocess.STDOUT,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
+        module: str = PROGRAM,
     ) -> None:
         self.returncode: int | None = None
         self._waiting = threading.Lock()
@@ -65,7 +69,7 @@ class Forked:
         with theirs, Path(os.devnull).open("r+b", buffering=0) as nothing:
             fds = [self._descriptor(stream, nothing) for stream in (stdin, stdout)]
             fds += [fds[1] if stderr == subprocess.STDOUT else self._descriptor(stderr, nothing), theirs.fileno()]
-            socket.send_fds(nursery(), [json.dumps(request).encode()], fds)
+            socket.send_fds(nursery(module), [json.dumps(request).encode()], fds)
         self.pid = int(self._told.recv(32))
 
     @staticmethod
@@ -142,12 +146,12 @@ def run(
 
 
 @cache
-def nursery() -> socket.socket:
-    """The process that forks, by what it takes requests from; it ends with this one."""
+def nursery(module: str) -> socket.socket:
+    """The process that forks this program, by what it takes requests from; it ends with this one."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(theirs.fileno())],
+            [sys.executable, "-m", __name__, str(theirs.fileno()), module],
             cwd=Path(__file__).parent.parent,
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
@@ -161,8 +165,8 @@ def nursery() -> socket.socket:
 # --- in the process that forks ---
 
 
-def main(requests: socket.socket) -> None:
-    for name in NEEDED:
+def main(requests: socket.socket, module: str) -> None:
+    for name in (module, *NEEDED):  # what the module changes comes before those who take it over
         importlib.import_module(name)
     assert COUNTING not in sys.modules, "a service would count in its own memory"
     gc.collect()
@@ -173,17 +177,17 @@ def main(requests: socket.socket) -> None:
         if not message:
             return
         if os.fork() == 0:
-            wait_for_one(json.loads(message), fds)
+            wait_for_one(module, json.loads(message), fds)
         for fd in fds:
             os.close(fd)
 
 
-def wait_for_one(request: dict[str, object], fds: list[int]) -> None:
+def wait_for_one(module: str, request: dict[str, object], fds: list[int]) -> None:
     """Fork the program and tell its number and its end; only the program itself returns from `os.fork`."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     telling = fds.pop()
     if (pid := os.fork()) == 0:
-        become(request, fds)
+        become(module, request, fds)
     os.closerange(0, telling)
     os.closerange(telling + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     with contextlib.suppress(OSError):
@@ -194,8 +198,8 @@ def wait_for_one(request: dict[str, object], fds: list[int]) -> None:
     os._exit(0)
 
 
-def become(request: dict[str, object], fds: list[int]) -> NoReturn:
-    """What `python -m bridge` does after its imports."""
+def become(module: str, request: dict[str, object], fds: list[int]) -> NoReturn:
+    """What `python -m` does."""
     os.setsid()
     for wanted, fd in enumerate(fds):
         os.dup2(fd, wanted)
@@ -206,10 +210,9 @@ def become(request: dict[str, object], fds: list[int]) -> NoReturn:
     os.environ.update(request["env"])  # type: ignore[call-overload]
     time.tzset()
     open_streams()
-    from bridge import __main__ as program
-
-    sys.argv = [str(program.__file__), *request["arguments"]]  # type: ignore[misc]
-    program.main()
+    sys.argv = [module, *request["arguments"]]  # type: ignore[misc]
+    del sys.modules[module]  # or it would be warned of
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
     raise AssertionError("the program returned")
 
 
@@ -222,4 +225,4 @@ def open_streams() -> None:
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])

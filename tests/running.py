@@ -68,6 +68,10 @@ ACME = """\
 """
 
 
+#: Services that may be forked, by their names: those that change only what others take over later.
+FORKED = {"bridge": forked.PROGRAM, "tests.impatient": "tests.impatient", "tests.cramped": "tests.cramped"}
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -166,8 +170,8 @@ class Running:
         arguments = ["serve", "--config", str(self.config)]
         env = os.environ | dict(self.environ)
         with self.log.open("ab") as output:
-            if ready and self.module == "bridge" and not self._concerns_the_interpreter():
-                self.process = forked.Forked(arguments, stdout=output, env=env)
+            if ready and self.module in FORKED and not self._concerns_the_interpreter():
+                self.process = forked.Forked(arguments, stdout=output, env=env, module=FORKED[self.module])
             else:
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", self.module, *arguments],
