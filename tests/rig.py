@@ -189,7 +189,7 @@ class Rig:
 
     # --- waiting ---
 
-    def until(self, check: Callable[[], bool], *, within_s: float = 10.0, passing_s: float = 0.0) -> None:
+    def until(self, check: Callable[[], bool], *, within_s: float = 60.0, passing_s: float = 0.0) -> None:
         """Wait for `check`, while `passing_s` go by at every look; show what there is when it does not come true."""
 
         def look() -> bool:

@@ -78,7 +78,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def eventually(check: Callable[[], bool], *, within_s: float = 30.0, every_s: float = 0.05) -> bool:
+def eventually(check: Callable[[], bool], *, within_s: float = 60.0, every_s: float = 0.05) -> bool:
     """Whether `check` comes true within the time."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:

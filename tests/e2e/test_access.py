@@ -70,7 +70,7 @@ def test_f25_a_revoked_token_pauses_delivery_until_the_file_holds_another(tmp_pa
 
         crm.access.accept_only("the-next-token")
         (tmp_path / "crm.token").write_text("the-next-token\n", encoding="utf-8")
-        assert eventually(lambda: held(crm) == clients(1, 2, 3, 4), within_s=5)
+        assert eventually(lambda: held(crm) == clients(1, 2, 3, 4))
         assert eventually(lambda: service.status()["pauses"] == [])
         assert service.entries() == []
         assert_nothing_shown(service, crm, "a-token-for-the-sandbox", "the-next-token")
@@ -86,7 +86,7 @@ def test_f25_a_refresh_token_that_is_not_accepted_pauses_delivery_until_the_file
         assert "re-install the app and put the new one into the file" in service.status()["pauses"][0]["detail"]
         assert crm.ledger.calls("update") == []
         (tmp_path / "refresh.token").write_text("refresh-good\n", encoding="utf-8")
-        assert eventually(lambda: held(crm) == clients(1, 2), within_s=5)
+        assert eventually(lambda: held(crm) == clients(1, 2))
         assert eventually(lambda: service.status()["pauses"] == [])
         assert service.entries() == []
         assert_nothing_shown(service, crm, "refresh-bad", "refresh-good", "the-secret-of-the-client")

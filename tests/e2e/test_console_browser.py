@@ -194,7 +194,7 @@ def test_every_worker_tells_the_same(service: Running) -> None:
         return len({tuple(re.findall(told, asked(service, path))) for _ in range(12)}) == 1
 
     for path, told in (("/", r"<dd>(.*?)</dd>"), ("/sources/acme", r'"right">(.*?)<'), ("/retries", r">(\w+-\d+)<")):
-        assert eventually(lambda: same(path, told), within_s=5), path  # noqa: B023 (called at once)
+        assert eventually(lambda: same(path, told)), path  # noqa: B023 (called at once)
     cookies = requests.Session()
     form = re.search(r'name="form_token" value="(\w+)"', cookies.get(f"{service.admin_url}/login", timeout=9).text)
     assert form
@@ -295,7 +295,7 @@ def shows(browser: webdriver.Chrome, selector: str, text: str) -> bool:
         except (NoSuchElementException, StaleElementReferenceException):
             return False
 
-    return eventually(does, within_s=10)
+    return eventually(does)
 
 
 def logged(browser: webdriver.Chrome, kind: str) -> list[dict[str, Any]]:

@@ -111,7 +111,7 @@ class World:
 
     def check(self) -> None:
         """All is well again: everything was taken once and is in the CRM, sent once."""
-        assert eventually(self.ready, within_s=20)
+        assert eventually(self.ready)
         assert eventually(self.idle, within_s=40)
         for event in self.sent:
             assert event.answers[-1][0] == 202, event
@@ -178,7 +178,7 @@ def test_the_database_is_restarted(world: World, mode: Any) -> None:
         assert eventually(world.unready, within_s=5)
         time.sleep(1.5)
         world.server.start()
-        assert eventually(world.ready, within_s=10)
+        assert eventually(world.ready)
     assert world.answers()[503] > 0
     world.check()
 
@@ -194,7 +194,7 @@ def test_the_connection_is_lost_at_a_commit(world: World, within: bytes, forward
     world.proxy.cut_at(Cut(within, forwarded=forwarded), times=2)
     cuts = len(world.proxy.cut_short)
     with world.sending():
-        assert eventually(lambda: len(world.proxy.cut_short) == cuts + 2, within_s=10)
+        assert eventually(lambda: len(world.proxy.cut_short) == cuts + 2)
     assert world.answers().keys() == {202}
     world.check()
 
@@ -227,7 +227,7 @@ def test_the_database_refuses_connections(world: World) -> None:
         assert eventually(world.unready, within_s=5)
         time.sleep(3)  # longer than intake is patient
         world.proxy.refusing = False
-        assert eventually(world.ready, within_s=10)
+        assert eventually(world.ready)
     assert world.answers()[503] > 0
     world.check()
 
@@ -252,7 +252,7 @@ def test_the_database_does_not_answer(world: World) -> None:
         assert time.monotonic() - began < 3
         time.sleep(2)
         world.proxy.stalled = False
-        assert eventually(world.ready, within_s=10)
+        assert eventually(world.ready)
     world.check()
 
 
@@ -261,7 +261,7 @@ def test_every_connection_waits_for_a_lock(world: World) -> None:
     """A lock on every table, and operators who ask all the while: a probe says so in time, and it is over with it."""
     with world.sending(), ThreadPoolExecutor(40) as pool:
         with world.server.connect(world.service.journal_url.rpartition("/")[2]) as holder:
-            assert eventually(lambda: locks_everything(holder), within_s=20, every_s=0.001)
+            assert eventually(lambda: locks_everything(holder), every_s=0.001)
             asked = [pool.submit(look, f"{world.service.admin_url}/api/retries") for _ in range(40)]
             assert eventually(world.unready, within_s=5)
             time.sleep(6)
@@ -305,9 +305,9 @@ def test_max_connections_are_reached(world: World) -> None:
                 world.proxy.cut()  # whatever the service had got hold of
             return take_all() and world.answers()[503] > 0
 
-        assert eventually(refused, within_s=20, every_s=0.001)
+        assert eventually(refused, every_s=0.001)
         others.close()
-        assert eventually(world.ready, within_s=10)
+        assert eventually(world.ready)
     assert world.answers()[503] > 0
     world.check()
 
@@ -319,7 +319,7 @@ def test_the_database_is_read_only(world: World) -> None:
         assert eventually(world.unready, within_s=5)
         time.sleep(1)
         set_and_reload(world, "default_transaction_read_only", "off")
-        assert eventually(world.ready, within_s=10)
+        assert eventually(world.ready)
     assert world.answers()[503] > 0
     world.check()
 

@@ -92,7 +92,7 @@ def is_unready(service: Running, why: str) -> bool:
         status, text = readiness(service)
         return status == 503 and why in text
 
-    return eventually(says_so, within_s=5)
+    return eventually(says_so)
 
 
 def errors(service: Running, kind: str) -> float:
@@ -220,9 +220,9 @@ def test_f07_a_full_disk_is_answered_503_and_intake_goes_on_when_there_is_room(t
         assert errors(service, "full") > 0
         assert any("disk is full" in reason for reason in service.status()["degraded"])
         ballast.unlink()
-        assert eventually(lambda: readiness(service)[0] == 200, within_s=10)
+        assert eventually(lambda: readiness(service)[0] == 200)
         for number in range(100, 105):
-            assert eventually(partial(is_taken, service, number), within_s=5)
+            assert eventually(partial(is_taken, service, number))
             taken.add(str(number))
 
         def held() -> set[str]:
@@ -310,7 +310,7 @@ def injected(pid: int, inject: str, out: Path) -> Iterator[None]:
             stderr=said,
         )
         try:
-            assert eventually(lambda: "attached" in out.with_suffix(".err").read_text(encoding="utf-8"), within_s=10)
+            assert eventually(lambda: "attached" in out.with_suffix(".err").read_text(encoding="utf-8"))
             yield
         finally:
             tracer.send_signal(signal.SIGINT)  # lets the process go on without it
@@ -337,7 +337,7 @@ def test_f08_a_failing_disk_is_answered_503_until_it_is_well_again(tmp_path: Pat
             assert requests.get(f"{service.admin_url}/livez", timeout=5).status_code == 200
             assert errors(service, "io") > 0
             assert service.status()["degraded"]
-        assert eventually(lambda: readiness(service)[0] == 200, within_s=10)
+        assert eventually(lambda: readiness(service)[0] == 200)
         assert post(service, 9).status_code == 202
         assert eventually(lambda: {"1", "9"} <= set(crm.state(id_property="acme_client_id").get("partner_clients", {})))
         log = service.log.read_text(encoding="utf-8")
@@ -353,7 +353,7 @@ def test_f08_locks_that_the_kernel_does_not_grant_are_answered_503_until_it_does
         with injected(service.pids()[1], "flock:error=ENOLCK", tmp_path / "strace.txt"):
             assert [post(service, number).status_code for number in range(2, 8)] == [503] * 6
             assert is_unready(service, "lock file")
-        assert eventually(lambda: readiness(service)[0] == 200, within_s=10)
+        assert eventually(lambda: readiness(service)[0] == 200)
         assert post(service, 9).status_code == 202
         assert "Traceback" not in service.log.read_text(encoding="utf-8")
 
@@ -372,7 +372,7 @@ def test_f08_what_cannot_be_read_is_answered_503_and_counts_as_damage_until_a_pe
         assert post(service, 8).status_code == 503
         assert is_unready(service, "damaged")
         assert service.run("journal", "verify").returncode == 0
-        assert eventually(lambda: readiness(service)[0] == 200, within_s=10)
+        assert eventually(lambda: readiness(service)[0] == 200)
         assert post(service, 9).status_code == 202
         assert "Traceback" not in service.log.read_text(encoding="utf-8")
 

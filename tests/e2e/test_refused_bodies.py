@@ -212,7 +212,7 @@ def front(service: Running, tmp_path: Path, request: pytest.FixtureRequest) -> I
             stderr=subprocess.STDOUT,
         )
     try:
-        assert eventually(lambda: answers(port), within_s=10), (tmp_path / "nginx.out").read_text(encoding="utf-8")
+        assert eventually(lambda: answers(port)), (tmp_path / "nginx.out").read_text(encoding="utf-8")
         yield port
     finally:
         process.terminate()

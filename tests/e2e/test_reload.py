@@ -64,7 +64,7 @@ def test_a_reload_under_load_refuses_nothing_and_takes_effect(tmp_path: Path, cr
             service.batch_size = 50
             service.configure()
             reload(service)
-            assert eventually(lambda: service.log_has("the configuration was reloaded", times=workers), within_s=20)
+            assert eventually(lambda: service.log_has("the configuration was reloaded", times=workers))
             time.sleep(0.5)
             stop.set()
             for sender in senders:
@@ -173,7 +173,7 @@ def test_a_stop_does_not_wait_for_a_schema_that_a_reload_imports(tmp_path: Path,
         module.write_text(OWN.format(25), encoding="utf-8")
         reload(service)
         both = 2  # the master and the worker import it
-        assert eventually(lambda: len(descendants(service.pids()[0]) - before) == both, within_s=10)
+        assert eventually(lambda: len(descendants(service.pids()[0]) - before) == both)
         started = descendants(service.process.pid)
         service.process.send_signal(number)
         assert service.process.wait(8) == 0

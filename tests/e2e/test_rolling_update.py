@@ -67,7 +67,7 @@ def test_the_next_version_migrates_and_serves_beside_this_one_under_load(tmp_pat
             partner.stopping.set()
             for sender in senders:
                 sender.join(30)
-            assert eventually(old.idle, within_s=30)
+            assert eventually(old.idle)
             assert old.run("events", "list").returncode == 0
             assert check(history, crm, old) == []
             assert old.stop() == 0

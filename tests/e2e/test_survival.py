@@ -23,6 +23,7 @@ from bridge.sandbox import Crm, SandboxServer
 from tests.e2e.test_disk_trouble import injected
 from tests.history import dispatcher_pid
 from tests.running import Running, eventually, running
+from tests.stopwatch import Stopwatch, processor_s
 
 
 def event(name: str) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def held(crm: Crm) -> set[str]:
 
 
 def alive(service: Running) -> bool:
-    return requests.get(f"{service.url}/livez", timeout=5).status_code == 200
+    return requests.get(f"{service.url}/livez", timeout=30).status_code == 200
 
 
 @contextlib.contextmanager
@@ -67,7 +68,7 @@ def test_f48_a_dispatcher_whose_thread_dies_is_replaced(tmp_path: Path, exceptio
         for turn in range(2):
             strike(service, f"dispatcher {exception}")
             assert service.post(event(f"c{turn}")).status_code == 202
-            assert eventually(lambda: f"c{turn}" in held(crm), within_s=10)  # noqa: B023 (run at once)
+            assert eventually(lambda: f"c{turn}" in held(crm))  # noqa: B023 (run at once)
             assert alive(service)
         assert service.log_has("a new one takes over") or service.log_has("dispatcher stumbled")
         assert service.pids() == pids
@@ -81,9 +82,9 @@ def test_f48_threads_that_die_in_a_call_are_replaced(tmp_path: Path) -> None:
     with mortal(tmp_path, crm) as service:
         for turn in range(9):  # eight are the most that there are
             assert service.post(event(f"c{turn}")).status_code == 202
-            time.sleep(0.1)
+            assert eventually(lambda: service.status()["in_flight"] > 0 or f"c{turn}" in held(crm))  # noqa: B023
             strike(service, "crm-call SystemExit")
-        assert eventually(lambda: held(crm) == {f"c{turn}" for turn in range(9)}, within_s=20)
+        assert eventually(lambda: held(crm) == {f"c{turn}" for turn in range(9)})
         assert eventually(service.idle)
         assert alive(service)
         assert crm.ledger.violations() == []
@@ -103,7 +104,7 @@ def test_f48_a_worker_that_can_start_no_dispatcher_is_not_alive_and_makes_place_
         dispatcher = dispatcher_pid(tmp_path)
         strike(service, *orders)
         if workers == 1:
-            assert eventually(lambda: not alive(service), within_s=5)
+            assert eventually(lambda: not alive(service))
             assert service.post(event("c1")).status_code == 202
             assert not alive(service)
 
@@ -128,7 +129,7 @@ def test_f48_a_worker_that_can_write_nothing_is_not_alive_and_makes_place_for_an
         old = service.pids()[1]
         strike(service, "journal-writer SystemExit")
         sent = pool.submit(is_taken, service, "c1")  # by which it wakes and dies
-        assert eventually(lambda: not alive(service), within_s=5)
+        assert eventually(lambda: not alive(service))
         assert eventually(lambda: old not in service.pids() and len(service.pids()) == 2 and alive(service))
         assert not sent.result()
         assert eventually(lambda: is_taken(service, "c2"))
@@ -142,7 +143,7 @@ def test_f48_a_probe_whose_thread_dies_is_answered_by_another(tmp_path: Path) ->
             strike(service, "readiness SystemExit")
             time.sleep(0.5)  # an answer from before does not count any more
             service.is_ready()  # by which it wakes and dies
-            assert eventually(service.is_ready, within_s=5)
+            assert eventually(service.is_ready)
 
 
 def is_taken(service: Running, name: str) -> bool:
@@ -170,7 +171,7 @@ def test_f49_a_worker_that_the_kernel_kills_is_replaced_and_loses_nothing(tmp_pa
                 os.kill(pid, signal.SIGKILL)
             assert eventually(lambda: len(service.pids()) == workers + 1 and not {*service.pids()[1:]} & {*before})  # noqa: B023 (run at once)
             assert eventually(service.is_ready)
-        assert eventually(service.idle, within_s=20)
+        assert eventually(service.idle)
         assert held(crm) == {f"c{turn}-{at}" for turn in range(2) for at in range(50)}
         assert eventually(lambda: service.log_has("was sent SIGKILL"))
 
@@ -224,15 +225,22 @@ def test_f49_with_64_descriptors_webhooks_are_answered_and_a_rush_is_got_over(tm
 
 @contextlib.contextmanager
 def throttled(service: Running, *, share: float, period_s: float = 0.1) -> Iterator[None]:
-    """As CPU quotas do it: of each period the processes run for a share, and then stand still."""
+    """As CPU quotas do it: of each period the processes run for a share, and then stand still. What counts is how long
+    they did run: other work on the machine takes no more away from them.
+    """
     over = threading.Event()
 
     def throttle() -> None:
         while not over.is_set():
-            for wait_s, number in ((period_s * share, signal.SIGSTOP), (period_s * (1 - share), signal.SIGCONT)):
-                time.sleep(wait_s)
-                for pid in service.pids():
-                    os.kill(pid, number)
+            before_s = processor_s(service.pids())
+            time.sleep(period_s * share)
+            tell(signal.SIGSTOP)
+            time.sleep(max(0.0, processor_s(service.pids()) - before_s) * (1 - share) / share)
+            tell(signal.SIGCONT)
+
+    def tell(number: signal.Signals) -> None:
+        for pid in service.pids():
+            os.kill(pid, number)
 
     thread = threading.Thread(target=throttle)
     thread.start()
@@ -254,10 +262,10 @@ def test_f49_a_tenth_of_a_core_is_enough_for_probes(tmp_path: Path) -> None:
             for turn in range(10):
                 assert service.post(event(f"c{turn}")).status_code == 202
                 for probe in ("livez", "readyz"):
-                    answer = requests.get(f"{service.url}/{probe}", timeout=5)
-                    assert answer.status_code == 200
-                    slowest_s = max(slowest_s, answer.elapsed.total_seconds())
-            assert eventually(lambda: held(crm) == {f"c{turn}" for turn in range(10)}, within_s=20)
+                    watch = Stopwatch(service.pids())
+                    assert requests.get(f"{service.url}/{probe}", timeout=30).status_code == 200
+                    slowest_s = max(slowest_s, watch.seconds)
+            assert eventually(lambda: held(crm) == {f"c{turn}" for turn in range(10)}, within_s=60)
         assert slowest_s < 1.0
         assert service.pids() == pids
 

@@ -23,6 +23,7 @@ from bridge.settings import Secret, Verify
 from bridge.worker import shares
 from tests import cramped
 from tests.running import Running, eventually, free_port
+from tests.stopwatch import Stopwatch
 
 HEAD = b"POST /webhooks/acme HTTP/1.1\r\nHost: bridge\r\nContent-Type: application/json\r\n"
 
@@ -69,11 +70,11 @@ def test_f44_200_slow_clients_starve_nobody_and_are_cut_off(service: Running) ->
         while time.monotonic() - began < 1.5:  # before their deadline
             for client in clients:
                 client.sendall(b"x" if clients.index(client) % 2 else b"")
-            at = time.monotonic()
-            assert service.post({"id": f"e{at}", "at": time.time(), "client": "1", "name": "A"}).status_code == 202
+            watch, at = Stopwatch(service.pids()), time.time()
+            assert service.post({"id": f"e{at}", "at": at, "client": "1", "name": "A"}).status_code == 202
             for url in (service.url, service.admin_url):
-                assert requests.get(f"{url}/livez", timeout=5).status_code == 200
-            slowest = max(slowest, time.monotonic() - at)
+                assert requests.get(f"{url}/livez", timeout=30).status_code == 200
+            slowest = max(slowest, watch.seconds)
         assert slowest < 1.0
         answers = [read_all(client)[:12] for client in clients]
         assert set(answers[0::2]) == {b""}  # no whole head: there is nobody to answer
@@ -185,10 +186,10 @@ def test_f49_few_open_files_are_shared_out_so_that_newcomers_are_served(tmp_path
                 stack.enter_context(connect(service)).sendall(b"POST /w")
             time.sleep(0.5)
             for number in range(3):
-                began = time.monotonic()
-                assert requests.get(f"{service.admin_url}/livez", timeout=10).status_code == 200
+                watch = Stopwatch(service.pids())
+                assert requests.get(f"{service.admin_url}/livez", timeout=30).status_code == 200
                 assert service.post({"id": f"e{number}", "client": "1", "name": "A"}).status_code == 202
-                assert time.monotonic() - began < 2.0
+                assert watch.seconds < 2.0
         assert not service.log_has("Too many open files")
     finally:
         assert service.stop() == 0
@@ -292,10 +293,10 @@ def test_more_connections_than_there_is_room_for_take_the_place_of_those_that_wa
         with contextlib.ExitStack() as stack:
             for _ in range(1_100):
                 stack.enter_context(connect(service)).sendall(b"POST /w")
-            for _ in range(5):
-                began = time.monotonic()
-                assert requests.get(f"{service.url}/livez", timeout=10).status_code == 200
-                assert service.post({"id": f"e{began}", "client": "1", "name": "A"}).status_code == 202
-                assert time.monotonic() - began < 2.0
+            for number in range(5):
+                watch = Stopwatch(service.pids())
+                assert requests.get(f"{service.url}/livez", timeout=30).status_code == 200
+                assert service.post({"id": f"e{number}", "client": "1", "name": "A"}).status_code == 202
+                assert watch.seconds < 2.0
     finally:
         assert service.stop() == 0
