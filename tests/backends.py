@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bridge.journal import inspection, postgresql_information, versions
+from bridge.journal import inspection, postgresql_information
 from bridge.journal.database import on_postgresql
 from bridge.journal.place import sqlite_path
+from tests.empty_journal import prepare
 from tests.postgres import fresh_database, shared
 
 
@@ -22,7 +23,7 @@ def verify(url: str) -> None:
 @contextmanager
 def sqlite(folder: Path) -> Iterator[str]:
     url = f"sqlite:///{folder}/journal.db"
-    versions.prepare(url)
+    prepare(url)
     yield url
 
 

@@ -17,7 +17,6 @@ from bridge.delivery.dispatcher import Dispatcher
 from bridge.delivery.hubspot import HubSpot
 from bridge.delivery.ports import OnUnknown
 from bridge.delivery.properties import Portal
-from bridge.journal import versions
 from bridge.journal.retry_log import Entry, Filter
 from bridge.journal.store import Journal
 from bridge.model import Event, Lane, Pause, PendingRecord
@@ -29,6 +28,7 @@ from bridge.settings import Crm as CrmSettings
 from bridge.settings import Journal as JournalSettings
 from bridge.settings import RateLimit, Retry
 from tests.builders import LANE, event
+from tests.empty_journal import prepare
 from tests.running import eventually
 
 #: Times of events without one of their own: the past, so that later ones are newer and none is in the future.
@@ -76,7 +76,7 @@ class Rig:
 
     def open(self) -> None:
         """Open the journal, which may be there already."""
-        versions.prepare(self.journal_url)
+        prepare(self.journal_url)
         observing = Observing(self.metrics)
         self.journal = Journal(
             settings=JournalSettings(url=self.journal_url),

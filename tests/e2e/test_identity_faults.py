@@ -18,10 +18,10 @@ from werkzeug.test import Client, TestResponse
 
 from bridge.config import load_settings
 from bridge.intake.signatures import sign
-from bridge.journal import versions
 from bridge.sandbox import Crm, SandboxServer
 from bridge.service import Service
 from bridge.settings import Settings
+from tests.empty_journal import prepare
 from tests.running import ACME, Running, eventually, running
 
 DAY_S = 86_400.0
@@ -94,7 +94,7 @@ def house(folder: Path, sources: str = ACME, journal_url: str = "") -> Iterator[
     with SandboxServer(crm) as server:
         configured = Running(folder, server.url, sources=sources, journal_url=journal_url)
         settings = load_settings(configured.config)
-        versions.prepare(settings.journal.url)
+        prepare(settings.journal.url)
         clock = SkewedClock()
         service = Service(settings=settings, clock=clock)
         service.start()

@@ -18,8 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from werkzeug.test import Client, TestResponse
 
 from bridge.config import load
-from bridge.journal import versions
 from bridge.service import Service
+from tests.empty_journal import prepare
 from tests.fakes import FakeClock
 from tests.forging import Headers, extend_sha256, forgeries
 from tests.senders import BODY, BY_NAME, HUBSPOT_URL, PUBLIC_URL, QUERY, ROTATING, SENDERS, Sender, url_of
@@ -45,7 +45,7 @@ class House:
             encoding="utf-8",
         )
         self.settings = load(file, environ={}, sandbox=True).settings
-        versions.prepare(self.settings.journal.url)
+        prepare(self.settings.journal.url)
         self.service = Service(settings=self.settings, clock=FakeClock(NOW))
         self.client = Client(self.service.public)
 

@@ -22,7 +22,6 @@ from werkzeug.test import Client, TestResponse
 from bridge.cli.desk import ROWS, Desk, in_process, over_http
 from bridge.config import load_settings
 from bridge.errors import BridgeError
-from bridge.journal import versions
 from bridge.journal.acts import Act
 from bridge.journal.event_log import EventFilter
 from bridge.journal.history import read
@@ -36,6 +35,7 @@ from bridge.service import Service, make_remap
 from bridge.settings import Secret
 from tests.backends import postgresql
 from tests.builders import LANE, call, event
+from tests.empty_journal import prepare
 from tests.running import eventually
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def filled(folder: Path, monkeypatch: pytest.MonkeyPatch, config: str) -> Iterat
     monkeypatch.setenv("ACME_SECRET", "a-secret-of-the-partner-acme")
     (folder / "bridge.yaml").write_text(config, encoding="utf-8")
     settings = load_settings(folder / "bridge.yaml")
-    versions.prepare(settings.journal.url)
+    prepare(settings.journal.url)
     made = Service(settings=settings)
     payload = '{"id": "%s", "client": "%s", "name": "New"}'
     made.journal.append(

@@ -10,14 +10,13 @@ must equal the model's (`tests.model_desired`).
 
 from __future__ import annotations
 
-import atexit
 import os
 import random
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
@@ -28,7 +27,6 @@ from bridge.delivery.dispatcher import Dispatcher
 from bridge.delivery.limiter import Limiter
 from bridge.delivery.pauses import Backoff
 from bridge.delivery.ports import OnUnknown, Settled
-from bridge.journal import versions
 from bridge.journal.event_log import EventFilter
 from bridge.journal.remapping import Difference
 from bridge.journal.retry_log import Filter, KeptEvent, Remapped
@@ -40,6 +38,7 @@ from bridge.settings import Journal as JournalSettings
 from bridge.settings import RateLimit, Retry
 from tests.backends import verify
 from tests.builders import event, key
+from tests.empty_journal import prepare
 from tests.fakes import FakeClock
 from tests.model_crm import BAD, IGNORE, MOODS, PARK, SERVICES, WAIT, Died, ModelCrm, lane_of
 from tests.model_desired import INVALID, Desired, Told
@@ -77,15 +76,6 @@ def on_unknown(record: PendingRecord) -> OnUnknown:
     return policies.get(record.key.id[0], "park")
 
 
-@cache
-def empty_journal() -> Path:
-    """A folder with a journal to copy: migrating one for each example takes as long as the example."""
-    folder = Path(tempfile.mkdtemp(prefix="model-empty-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    versions.prepare(f"sqlite:///{folder}/journal.db")
-    return folder
-
-
 VALUES = st.sampled_from(["a", "b", "c", "", BAD, INVALID])
 #: Record, properties, seconds from now to the event's own time, whether the source leaves out what is unchanged.
 ASKS = st.tuples(
@@ -115,8 +105,9 @@ class DeliveryMachine(RuleBasedStateMachine):
     def make_journal(self) -> str:
         """The URL of an empty journal."""
         self.folder = Path(tempfile.mkdtemp(prefix="model-"))
-        shutil.copytree(empty_journal(), self.folder, dirs_exist_ok=True)
-        return f"sqlite:///{self.folder}/journal.db"
+        url = f"sqlite:///{self.folder}/journal.db"
+        prepare(url)
+        return url
 
     def remove_journal(self) -> None:
         shutil.rmtree(self.folder)
@@ -429,7 +420,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
 
 DeliveryMachine.TestCase.settings = settings(
-    max_examples=int(os.environ.get("MODEL_EXAMPLES", "40")),
+    max_examples=int(os.environ.get("MODEL_EXAMPLES", "15")),
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from tests.integration.test_delivery_model import DeliveryMachine
 from tests.postgres import fresh_database, shared
 
-FEW = int(os.environ.get("MODEL_EXAMPLES_POSTGRESQL", "6"))
+FEW = int(os.environ.get("MODEL_EXAMPLES_POSTGRESQL", "3"))
 MANY = int(os.environ.get("MODEL_EXAMPLES_POSTGRESQL", "60"))
 
 

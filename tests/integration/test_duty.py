@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from bridge.config import load_settings
-from bridge.journal import versions
 from bridge.operations.health import STUCK_AFTER_S
 from bridge.service import Service
+from tests.empty_journal import prepare
 from tests.rig import ShiftingClock
 from tests.running import eventually
 
@@ -41,7 +41,7 @@ def test_a_process_that_may_deliver_and_cannot_begin_is_not_alive(
     monkeypatch.setenv("ACME_SECRET", "a-secret-of-the-partner-acme")
     (tmp_path / "bridge.yaml").write_text(CONFIG.replace("FOLDER", str(tmp_path)), encoding="utf-8")
     settings = load_settings(tmp_path / "bridge.yaml")
-    versions.prepare(settings.journal.url)
+    prepare(settings.journal.url)
     clock = ShiftingClock()
     service = Service(settings=settings, clock=clock)
     rename(tmp_path, "calls", "calls_away")

@@ -6,7 +6,6 @@ import json
 import sqlite3
 import stat
 import subprocess
-import sys
 import threading
 import time
 from contextlib import closing
@@ -25,7 +24,9 @@ from bridge.journal.schema import HEAD
 from bridge.journal.store import Journal
 from bridge.model import Lane, SystemClock
 from bridge.settings import Journal as JournalSettings
+from tests import forked
 from tests.builders import event
+from tests.empty_journal import prepare
 
 CLOCK = SystemClock()
 SERVICES = Lane("partner_services", "")
@@ -42,7 +43,7 @@ def opened(folder: Path) -> Journal:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with a journal: three records of two sources wait, ten events were taken."""
-    versions.prepare(url_of(tmp_path))
+    prepare(url_of(tmp_path))
     journal = opened(tmp_path)
     for n in range(8):
         journal.append([event(f"e{n}", str(n % 2), {"one": str(n), "two": str(n)})])
@@ -292,14 +293,7 @@ sources:
 
 def command(folder: Path, *arguments: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
     (folder / "bridge.yaml").write_text(CONFIG.format(url=url or url_of(folder)), encoding="utf-8")
-    return subprocess.run(
-        [sys.executable, "-m", "bridge", "journal", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return forked.run("journal", *arguments, cwd=folder)
 
 
 def test_the_commands_tell_what_they_did(folder: Path) -> None:

@@ -12,7 +12,6 @@ import orjson
 import pytest
 
 from bridge.errors import JournalFullError
-from bridge.journal import versions
 from bridge.journal.database import fetch, run
 from bridge.journal.retry_log import Filter
 from bridge.journal.sqlite import SPARE_PAGES
@@ -33,6 +32,7 @@ from bridge.model import (
 )
 from bridge.settings import Journal as JournalSettings
 from tests.builders import LANE, call, event
+from tests.empty_journal import prepare
 from tests.fakes import FakeClock
 from tests.statements import scans, written
 
@@ -101,7 +101,7 @@ def test_figures_of_a_later_version_are_read(journal: Journal) -> None:
 def test_f55_pruned_room_is_given_back_in_small_steps(tmp_path: Path) -> None:
     """All but a little of it, page by page, until nothing is left to do."""
     url = f"sqlite:///{tmp_path}/journal.db"
-    versions.prepare(url)
+    prepare(url)
     journal = Journal(settings=JournalSettings(url=url, retention_s=0.001), clock=SystemClock())
     raw = sqlite3.connect(tmp_path / "journal.db")
     try:
@@ -121,7 +121,7 @@ def test_f55_pruned_room_is_given_back_in_small_steps(tmp_path: Path) -> None:
 def test_no_step_of_intake_delivery_or_retention_reads_a_whole_table(tmp_path: Path) -> None:
     """While the write lock is held: however much there is, others wait as long as for little."""
     url = f"sqlite:///{tmp_path}/journal.db"
-    versions.prepare(url)
+    prepare(url)
     clock = FakeClock()
     with written() as statements:
         journal = Journal(settings=JournalSettings(url=url), clock=clock)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from bridge.errors import JournalFullError
-from bridge.journal import versions
 from bridge.journal.event_log import EventFilter
 from bridge.journal.retry_log import Filter
 from bridge.journal.store import EARLY_AT, REOPEN_AT, Journal
 from bridge.model import Event
 from bridge.settings import Journal as JournalSettings
 from tests.builders import event
+from tests.empty_journal import prepare
 from tests.fakes import FakeClock
 
 #: Of each event, so that a few thousand outweigh the write-ahead log.
@@ -30,7 +30,7 @@ def clock() -> FakeClock:
 @pytest.fixture
 def journal(tmp_path: Path, clock: FakeClock) -> Iterator[Journal]:
     url = f"sqlite:///{tmp_path}/journal.db"
-    versions.prepare(url)
+    prepare(url)
     opened = Journal(settings=JournalSettings(url=url), clock=clock)
     yield opened
     opened.close()

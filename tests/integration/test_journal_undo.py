@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.errors import JournalFullError
-from bridge.journal import versions
 from bridge.journal.event_log import EventFilter
 from bridge.journal.kept import KeptEvent, Remap, Remapped
 from bridge.journal.remapping import Difference
@@ -20,6 +19,7 @@ from bridge.model import Delivered, Ignored, Parked, Pause, PropertyUpdate, Reas
 from bridge.settings import Journal as JournalSettings
 from tests.backends import verify
 from tests.builders import LANE, event, key
+from tests.empty_journal import prepare
 from tests.fakes import FakeClock
 from tests.integration.test_journal_contract import clock, journal, refuse, settle, take, url, values
 
@@ -278,7 +278,7 @@ def test_replaying_everything_equals_having_mapped_it_so_from_the_beginning(
     )
     events = data.draw(st.lists(st.tuples(asked, asked, st.integers(-9, 9)), min_size=1, max_size=8))
     clock, folder = FakeClock(), tmp_path_factory.mktemp("journal")
-    versions.prepare(f"sqlite:///{folder}/journal.db")
+    prepare(f"sqlite:///{folder}/journal.db")
     journal = Journal(settings=JournalSettings(url=f"sqlite:///{folder}/journal.db"), clock=clock)
     crm: dict[tuple[str, str], str] = {}
     delivered = data.draw(st.sets(st.integers(0, 8)))

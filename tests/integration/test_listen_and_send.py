@@ -19,6 +19,7 @@ import requests
 
 from bridge.cli import run
 from bridge.settings import Scheme
+from tests.forked import Forked
 from tests.listening import Listening, listening
 from tests.running import Running, eventually, free_port
 
@@ -424,11 +425,12 @@ def test_on_a_terminal_it_fits_eighty_columns(configured: Running, tmp_path: Pat
     main, terminal = pty.openpty()
     ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
     port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bridge", "listen", "none", "--config", str(configured.config), "--port", str(port)],
-        stdin=subprocess.DEVNULL, stdout=terminal, stderr=subprocess.DEVNULL,
+    process = Forked(
+        ["listen", "none", "--config", str(configured.config), "--port", str(port)],
+        stdout=terminal,
+        stderr=subprocess.DEVNULL,
         env={name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"},
-    )  # fmt: skip
+    )
     os.close(terminal)
     try:
         assert eventually(lambda: _ready(port))

@@ -19,11 +19,11 @@ from bridge.delivery.oauth import OAuthTokens
 from bridge.delivery.ports import Answer, NoAnswer
 from bridge.errors import BridgeError, JournalUnavailableError, TokenOutageError, TokenRefusedError
 from bridge.journal.store import Journal
-from bridge.journal.versions import prepare
 from bridge.sandbox import Answer as SandboxAnswer
 from bridge.sandbox import Crm, Fault, SandboxServer
 from bridge.settings import LOOK_AGAIN_S, OAuth, Secret
 from bridge.settings import Journal as JournalSettings
+from tests.empty_journal import prepare
 from tests.fakes import FakeClock
 from tests.fakes_delivery import CLIENTS, record
 

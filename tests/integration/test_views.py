@@ -28,12 +28,12 @@ from werkzeug.test import Client
 from bridge.cli import run
 from bridge.config import load_settings
 from bridge.delivery.complaints import text
-from bridge.journal import versions
 from bridge.journal.retry_log import Filter
 from bridge.model import Outcome, Parked, Pause, Reason, Refused, RetryLater, Scope, to_us
 from bridge.operations import logs
 from bridge.service import Service
 from tests.builders import LANE, call
+from tests.empty_journal import prepare
 from tests.examples import examples as times_the_day
 
 CONFIG = """\
@@ -167,7 +167,7 @@ def place(folder: Path) -> Iterator[Place]:
         config.write_text(CONFIG.replace("FOLDER", str(folder)), encoding="utf-8")
         patch.setenv("BRIDGE_CONFIG", str(config))
         loaded = load_settings(config)
-        versions.prepare(loaded.journal.url)
+        prepare(loaded.journal.url)
         service = Service(settings=loaded)
         log = io.StringIO()
         log_to(log)
