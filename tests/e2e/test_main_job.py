@@ -205,8 +205,8 @@ def kill_round(folder: Path, *, workers: int, seed: int, kills: int) -> None:
         try:
             for _ in range(kills):
                 service.start()
-                until = time.monotonic() + chance.uniform(0.3, 1.0)
-                while time.monotonic() < until:
+                until, enough = time.monotonic() + chance.uniform(0.3, 1.0), len(accepted) + 40
+                while time.monotonic() < until or len(accepted) <= enough:
                     events = []
                     for _ in range(40):
                         number += 1

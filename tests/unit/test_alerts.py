@@ -204,7 +204,7 @@ def firing(tmp_path: Path, changes: dict[str, str | None], expected: list[dict[s
     samples = [{"labels": "ALERTS" + as_labels(labels | {"alertstate": "firing"}), "value": 1} for labels in expected]
     wanted = {"expr": 'ALERTS{alertstate="firing"}', "eval_time": f"{MINUTES}m", "exp_samples": samples}
     test = {"interval": "1m", "input_series": series, "promql_expr_test": [wanted]}
-    document = {"rule_files": ["rules.yaml"], "evaluation_interval": "2m", "tests": [test]}
+    document = {"rule_files": ["rules.yaml"], "evaluation_interval": "5m", "tests": [test]}
     (tmp_path / "test.yaml").write_text(json.dumps(document), encoding="utf-8")
     done = subprocess.run(
         [PROMTOOL, "test", "rules", "test.yaml"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False

@@ -685,7 +685,7 @@ def replaced(value: Any, keys: tuple[str | int, ...], junk: object) -> Any:
     return copy
 
 
-@pytest.mark.parametrize("turn", [0, 4])
+@pytest.mark.parametrize("turn", [0, pytest.param(4, marks=pytest.mark.heavy)])
 def test_whatever_stands_in_the_file_there_is_no_crash(tmp_path: Path, turn: int) -> None:
     """Every value in turn becomes junk: there are problems with lines, or the file is sound."""
     whole = read_yaml(write(tmp_path, EVERYTHING)).data
