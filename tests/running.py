@@ -70,7 +70,7 @@ ACME = """\
 
 
 #: Services that may be forked, by their names: those that change only what others take over later.
-FORKED = {"bridge": forked.PROGRAM} | {name: name for name in ("tests.impatient", "tests.cramped", "tests.mortal")}
+FORKED = {"bridge": forked.PROGRAM, "tests.impatient": "tests.impatient", "tests.cramped": "tests.cramped"}
 
 
 def free_port() -> int:
