@@ -82,6 +82,14 @@ def free_port() -> int:
             return port
 
 
+def has_ended(pid: int) -> bool:
+    """Whether there is no such process, or only its exit status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
 def eventually(check: Callable[[], bool], *, within_s: float = 60.0, every_s: float = 0.05) -> bool:
     """Whether `check` comes true within the time."""
     deadline = time.monotonic() + within_s
@@ -219,12 +227,14 @@ class Running:
         return max(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.pids()[1:])
 
     def kill_all(self) -> None:
-        """`kill -9` of master and workers at once."""
+        """`kill -9` of master and workers at once; all of them have let go of their ports and files."""
         assert self.process is not None
-        for pid in self.pids():
+        pids = self.pids()
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait(10)
+        assert eventually(lambda: all(map(has_ended, pids)), every_s=0.01)
 
     def stop(self, *, within_s: float = 30.0) -> int:
         """SIGTERM, and wait for the end; returns the exit status."""
