@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import structlog
 
+from bridge.delivery.answer_handler import AnswerHandler
 from bridge.delivery.answers import doubtful, judge
 from bridge.delivery.board import Board, Work
+from bridge.delivery.cases import Moment
 from bridge.delivery.daily import DailyBudget
-from bridge.delivery.digesting import Decision, Digester, Moment
 from bridge.delivery.hubspot import inputs_of
 from bridge.delivery.limiter import Grant, Limiter
 from bridge.delivery.pauses import DAILY_LIMIT
@@ -51,7 +52,7 @@ class Caller:
     limiter: Limiter
     open_bytes: OpenBytes
     board: Board
-    digester: Digester
+    handler: AnswerHandler
     budget: DailyBudget
     lock: threading.Lock
     clock: Clock
@@ -88,10 +89,10 @@ class Caller:
             work.sent = isinstance(answer, Answer) or answer.doubtful
             refused = isinstance(verdict, Stopped) and verdict.stop.reason == DAILY_LIMIT
             self.budget.answered(answer, refused=refused)
-            decision = self.digester.digest(work, inputs, verdict, at)
-        if decision.hold_s > 0:
-            self.limiter.hold(at.now + decision.hold_s)
-        outcomes = [*outcomes, *decision.outcomes]
+            decided, hold_s = self.handler.handle(work, inputs, verdict, at)
+        if hold_s > 0:
+            self.limiter.hold(at.now + hold_s)
+        outcomes = [*outcomes, *decided]
         settled = summary(work, outcomes, answer, verdict, records=len(records))
         call = call_of(settled, answer, verdict, began_at_us=sent_at_us)
         self.journal.settle(taken.records, outcomes, call=call, doubtful=doubtful(answer))
@@ -104,7 +105,7 @@ class Caller:
         taken = self.journal.take(work.refs, began_at_us=began_at_us, max_bytes=max_bytes, only=work.only)
         if taken.left:
             with self.lock:
-                self.board.narrow(work, taken)
+                self.board.leave(work, taken)
         return taken
 
     def _prepare(self, work: Work, taken: Sequence[PendingRecord]) -> tuple[list[PendingRecord], list[Outcome]]:
@@ -117,8 +118,8 @@ class Caller:
             left, refused = self.board.retired.strip(work.lane.object_type, records, now)
             work.partly = work.only is not None and any(work.only != record.values.keys() for record in left)
             gone = set(work.refs).difference(record.ref for record in left)
-            extra = self.digester.vanished(work, sorted(gone)) if gone else Decision()
-        return left, [*ruled_out, *refused, *extra.outcomes]
+            decided = self.handler.vanished(work, sorted(gone)) if gone else ()
+        return left, [*ruled_out, *refused, *decided]
 
     def _is_paused(self, lane: Lane) -> bool:
         """Whether a person has paused this lane. Asked after the records were read: nothing that is accepted once the

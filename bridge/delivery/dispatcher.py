@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 import structlog
 
+from bridge.delivery.answer_handler import AnswerHandler
 from bridge.delivery.board import Board, Work
 from bridge.delivery.buffer import Buffer
 from bridge.delivery.caller import Caller
+from bridge.delivery.cases import Moment
 from bridge.delivery.choosing import Chooser
 from bridge.delivery.clock_watch import ClockWatch
 from bridge.delivery.daily import SPENT, DailyBudget, day_began_us
-from bridge.delivery.digesting import Digester, Moment
 from bridge.delivery.limiter import Grant, Limiter
 from bridge.delivery.patience import Patience
 from bridge.delivery.pauses import DAILY_LIMIT, Backoff, Pauses
@@ -121,7 +122,7 @@ class Dispatcher:
             patience=Patience(backoff, retry.give_up_after_s),
         )
         self._chooser = Chooser(self._board)
-        self._digester = Digester(self._board)
+        self._handler = AnswerHandler(self._board)
         self._clock_watch = ClockWatch()
         self._lock = threading.Lock()
         self._state = _State()
@@ -131,7 +132,7 @@ class Dispatcher:
             limiter=self.limiter,
             open_bytes=self._open_bytes,
             board=self._board,
-            digester=self._digester,
+            handler=self._handler,
             budget=self._budget,
             lock=self._lock,
             clock=clock,
@@ -387,7 +388,7 @@ class Dispatcher:
             self._observer.stumbled(type(error).__name__)
             with self._lock:
                 now = self._clock.monotonic()
-                self._digester.stumbled(work, now)
+                self._handler.stumbled(work, now)
                 self._state.resume_at = now + POLL_S
         finally:
             with self._lock:

@@ -148,8 +148,8 @@ class Pauses:
         calls that were open together fail together and count once. `known`: with records that had failed
         before.
         """
-        target = _target(lane, stop.scope)
-        key = (stop.scope, target, stop.reason)
+        of = target(lane, stop.scope)
+        key = (stop.scope, of, stop.reason)
         held = self._held.get(key)
         failures = 1 if held is None else held.failures + (began >= held.since)
         delay_s = self._backoff.delay_s(failures) if stop.delay_s is None else stop.delay_s
@@ -157,7 +157,7 @@ class Pauses:
             delay_s = max(held.until - now, delay_s if stop.delay_s is not None else 0.0)
         pause = Pause(
             stop.scope,
-            target,
+            of,
             stop.reason,
             stop.detail,
             since_us=now_us if held is None else held.pause.since_us,
@@ -292,7 +292,8 @@ class Pauses:
         return [held for held in self._held.values() if _covers(held.pause, lane)]
 
 
-def _target(lane: Lane, scope: Scope) -> str:
+def target(lane: Lane, scope: Scope) -> str:
+    """What of this lane a scope covers."""
     match scope:
         case Scope.ALL:
             return ""
@@ -303,4 +304,4 @@ def _target(lane: Lane, scope: Scope) -> str:
 
 
 def _covers(pause: Pause, lane: Lane) -> bool:
-    return pause.scope is Scope.ALL or pause.target == _target(lane, pause.scope)
+    return pause.scope is Scope.ALL or pause.target == target(lane, pause.scope)

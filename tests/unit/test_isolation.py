@@ -11,10 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bridge.delivery.cases import Decision, Moment, Sent, Successes
 from bridge.delivery.complaints import Complaint, read_complaint
-from bridge.delivery.isolation import MAX_CALLS, MAX_UNDECIDED_CALLS, Isolation
+from bridge.delivery.patience import Patience
+from bridge.delivery.pauses import Backoff, Stop
 from bridge.delivery.ports import Input
-from bridge.model import Lane, Outcome, Parked, PendingRecord, Reason, Refused, RetryLater, Value
+from bridge.delivery.search import MAX_CALLS, MAX_UNDECIDED_CALLS, Search
+from bridge.delivery.verdicts import Judged
+from bridge.model import Delivered, Lane, Outcome, Parked, PendingRecord, Refused, RetryLater, Scope, Value
 from tests.fakes_delivery import CLIENTS, inputs, record
 
 Bad = Callable[[PendingRecord], bool]
@@ -26,14 +30,55 @@ def mute(_: list[Input], __: list[Input]) -> Complaint:
     return Complaint("VALIDATION_ERROR", "nope")
 
 
+class Searched:
+    """A search, told in few words what became of its calls."""
+
+    def __init__(
+        self,
+        refs: Collection[int],
+        *,
+        proven: bool,
+        flows: bool = False,
+        flowing: Collection[str] = (),
+        lane: Lane = CLIENTS,
+    ) -> None:
+        """`flows`: something else in its lane succeeds after it began."""
+        successes = Successes()
+        self.search = Search(
+            lane=lane,
+            refs=list(refs),
+            patience=Patience(Backoff(base_s=1.0, max_s=60.0), 3_600.0),
+            since=successes.since_now(lane, Scope.LANE),
+            proven=proven,
+            flowing=flowing,
+        )
+        if flows:
+            successes.note(lane)
+        self.next_group = self.search.next_group
+        self.holding = self.search.holding
+        self.vanished = self.search.vanished
+
+    def taken(self, made: list[Input]) -> Decision:
+        delivered = Judged(tuple(Delivered(one.record) for one in made))
+        return self.search.taken(Sent(made, Moment(0.0, 0)), delivered)
+
+    def refused(self, made: list[Input], complaint: Complaint) -> Decision:
+        return self.search.refused(Sent(made, Moment(0.0, 0)), complaint)
+
+
+def is_exhausted(outcome: Outcome) -> bool:
+    """Whether the search gave up looking at the record for now."""
+    return isinstance(outcome, RetryLater) and outcome.reason.category == "ISOLATION"
+
+
 @dataclass
 class Trial:
-    """What an isolation came to against a simulated CRM."""
+    """What a search came to against a simulated CRM."""
 
     calls: int = 0
     taken: set[tuple[int, str]] = field(default_factory=set)
     outcomes: dict[int, list[Outcome]] = field(default_factory=dict)
-    misconfigured: Reason | None = None
+    misconfigured: Stop | None = None
     retired: set[str] = field(default_factory=set)
     exhausted: list[PendingRecord] = field(default_factory=list)
 
@@ -48,12 +93,12 @@ def isolate(
     flowing: Collection[str] = (),
     lane: Lane = CLIENTS,
 ) -> Trial:
-    """Run an isolation to its end, as the dispatcher would."""
+    """Run a search to its end, as the dispatcher would."""
     trial, left = Trial(), dict(records)
-    isolation = Isolation(lane=lane, refs=list(records), proven=proven, flowing=flowing)
-    while trial.misconfigured is None and (group := isolation.next_group()) is not None:
-        assert group == isolation.next_group()
-        assert set(group.refs) <= isolation.holding()
+    search = Searched(records, proven=proven, flows=flows, flowing=flowing, lane=lane)
+    while trial.misconfigured is None and (group := search.next_group()) is not None:
+        assert group == search.next_group()
+        assert set(group.refs) <= search.holding()
         trial.calls += 1
         sent = [left[ref] for ref in group.refs]
         if group.only is not None:
@@ -61,18 +106,20 @@ def isolate(
         made = inputs(*sent)
         culprits = [one for one in made if bad(one.record)]
         if culprits:
-            ruling = isolation.rejected(made, says(made, culprits), flows=flows)
+            decision = search.refused(made, says(made, culprits))
         else:
             trial.taken.update((one.record.ref, name) for one in made for name in one.record.values)
-            ruling = isolation.accepted()
-        for outcome in ruling.outcomes:
+            decision = search.taken(made)
+        for outcome in decision.outcomes:
             ref = outcome.record.ref
+            if is_exhausted(outcome):
+                trial.exhausted.append(outcome.record)
+                continue
             trial.outcomes.setdefault(ref, []).append(outcome)
             if isinstance(outcome, Refused):
                 left[ref] = without(left[ref], outcome.properties)
-        trial.misconfigured = ruling.misconfigured
-        trial.retired |= set(ruling.retire)
-        trial.exhausted += ruling.exhausted
+        trial.misconfigured = decision.stop
+        trial.retired |= set(decision.retire)
     return trial
 
 
@@ -217,16 +264,16 @@ def test_another_partners_records_go_within_three_calls_however_many_are_refused
     mixed = of(sources[0], {ref: many[ref] for ref in range(bad)}) | of(
         sources[1], {ref: many[ref] for ref in range(bad, 100)}
     )
-    isolation = Isolation(lane=CLIENTS, refs=list(mixed), proven=False)
+    search = Searched(mixed, proven=False)
     left = set(range(bad, 100))
     for _ in range(3):
-        group = isolation.next_group()
+        group = search.next_group()
         assert group is not None
         made = inputs(*(mixed[ref] for ref in group.refs))
         if min(group.refs) < bad:
-            assert isolation.rejected(made, mute(made, []), flows=False).misconfigured is None
+            assert search.refused(made, mute(made, [])).stop is None
         else:
-            isolation.accepted()
+            search.taken(made)
             left -= set(group.refs)
     assert left == set()
 
@@ -400,15 +447,15 @@ def test_of_several_ids_of_one_record_the_one_that_changed_last_goes_last() -> N
         ref: replace(one, key=replace(one.key, id=told[ref]), values={"p": Value("v", 1, (9, changed[ref]))})
         for ref, one in records(4, 1).items()
     }
-    isolation, taken = Isolation(lane=CLIENTS, refs=list(many), proven=True), list[str]()
-    while (group := isolation.next_group()) is not None:
+    search, taken = Searched(many, proven=True), list[str]()
+    while (group := search.next_group()) is not None:
         sent = inputs(*(many[ref] for ref in group.refs))
         if sum(one.record.key.id.strip().lower() == "a" for one in sent) > 1:
             message = {"message": "Duplicate IDs found in batch input: [a].", "context": {"ids": ["a"]}}
-            isolation.rejected(sent, read_complaint(message), flows=False)
+            search.refused(sent, read_complaint(message))
         else:
             taken += [one.record.key.id for one in sent if one.record.key.id != "c3"]
-            isolation.accepted()
+            search.taken(sent)
     assert taken == ["A", " a", "a"]
 
 
@@ -420,39 +467,39 @@ def test_a_twin_that_cannot_be_seen_goes_alone() -> None:
     def says(_: list[Input], __: list[Input]) -> Complaint:
         return read_complaint({"message": "Duplicate IDs found in batch input", "context": {"ids": ["8"]}})
 
-    isolation_calls = run_duplicates(many, says, same=same)
-    assert isolation_calls == 3
+    search_calls = run_duplicates(many, says, same=same)
+    assert search_calls == 3
 
 
 def run_duplicates(many: dict[int, PendingRecord], says: Says, *, same: set[int] | None = None) -> int:
     """A CRM that refuses a call with two inputs of one record; everything must get through."""
-    isolation = Isolation(lane=CLIENTS, refs=list(many), proven=True)
+    search = Searched(many, proven=True, flows=True)
     calls = 0
     through: set[int] = set()
-    while (group := isolation.next_group()) is not None:
+    while (group := search.next_group()) is not None:
         calls += 1
         assert calls < 40
         made = inputs(*(many[ref] for ref in group.refs))
         ids = ["same" if same and one.record.ref in same else one.record.key.id.strip().casefold() for one in made]
         if len(set(ids)) < len(ids):
-            assert isolation.rejected(made, says(made, []), flows=True).outcomes == ()
+            assert search.refused(made, says(made, [])).outcomes == ()
         else:
             through.update(group.refs)
-            isolation.accepted()
+            search.taken(made)
     assert through == many.keys()
     return calls
 
 
 def test_records_that_vanish_are_dropped() -> None:
-    isolation = Isolation(lane=CLIENTS, refs=range(10), proven=True)
-    isolation.next_group()
-    isolation.drop([0, 1])
-    group = isolation.next_group()
+    search = Searched(range(10), proven=True)
+    search.next_group()
+    search.vanished([0, 1])
+    group = search.next_group()
     assert group is not None
     assert group.refs == tuple(range(2, 10))
-    isolation.drop(range(10))
-    assert isolation.next_group() is None
-    assert isolation.holding() == set()
+    search.vanished(range(10))
+    assert search.next_group() is None
+    assert search.holding() == set()
 
 
 @settings(max_examples=200, deadline=None)

@@ -24,14 +24,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
+from bridge.delivery.cases import Decision, Group, Sent, Since, Step
 from bridge.delivery.complaints import Complaint
+from bridge.delivery.patience import Patience
+from bridge.delivery.pauses import MISCONFIGURED, Stop
 from bridge.delivery.ports import Input
-from bridge.delivery.salvage import Salvage, is_cheap
-from bridge.model import Lane, Outcome, Parked, PendingRecord, Reason, Refused, RetryLater
+from bridge.delivery.verdicts import Judged
+from bridge.model import Delivered, Lane, Outcome, Parked, PendingRecord, Reason, Refused, RetryLater, Scope
 
-#: Calls that one isolation may cost. Five culprits among 100 need some 45; what is left then waits and
+#: Calls that one search may cost. Five culprits among 100 need some 45; what is left then waits and
 #: is tried again at growing intervals, so that a hundred culprits never mean a hundred calls at once.
 MAX_CALLS = 60
 
@@ -42,56 +45,57 @@ SUSPICIOUS_AFTER = 4
 #: whom one must be among them, where there are so many.
 SINGLES = 3
 
-#: Calls of an isolation in which everything is refused alike although another partner's records were taken lately:
+#: Calls of a search in which everything is refused alike although another partner's records were taken lately:
 #: to ask for single records, to search a few of those and to halve down to another one.
 MAX_UNDECIDED_CALLS = 20
 
 #: Seconds until what was not judged then is looked at again: some calls in every few minutes, not a storm.
 UNDECIDED_S = 300.0
 
-#: Records whose properties are searched for a culprit in one isolation.
-MAX_SALVAGES = 3
+#: Records whose properties are searched in one search.
+MAX_PROPERTY_SEARCHES = 3
+
+#: Properties of a record that may be searched for a culprit: 8 take at most 4 calls.
+MAX_PROPERTIES = 8
+
+#: Calls of a search that may come to nothing before what was in the last one is sent again by itself.
+MAX_BREAKS = 2
+
+_EXHAUSTED = Reason("ISOLATION", "refused in company; its turn to be looked at alone will come")
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """What to send in one call: records, or (`only`) some properties of a single one."""
-
-    refs: tuple[int, ...]
-    only: frozenset[str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ruling:
-    """What one answer decided. `retire`: properties that nobody can write; `exhausted`: records that
-    the isolation gives up looking at for now.
-    """
-
-    outcomes: tuple[Outcome, ...] = ()
-    misconfigured: Reason | None = None
-    retire: Mapping[str, Reason] = field(default_factory=dict)
-    exhausted: tuple[PendingRecord, ...] = ()
-
-
-class Isolation:
-    """The narrowing of one refused call. Pure; not thread-safe."""
+class Search:
+    """The search of one refused call. Not thread-safe."""
 
     def __init__(
-        self, *, lane: Lane, refs: Sequence[int], proven: bool, flowing: Collection[str] = frozenset()
+        self,
+        *,
+        lane: Lane,
+        refs: Sequence[int],
+        patience: Patience,
+        since: Since,
+        proven: bool,
+        flowing: Collection[str] = frozenset(),
+        ready_at: float = 0.0,
     ) -> None:
-        """`proven`: the lane has taken records before, so a record refused alone is worth a search. `flowing`: the
-        sources whose records it took lately.
+        """`since`: when it begins, in its lane. `proven`: the lane has taken records before, so a record refused alone
+        is worth a search. `flowing`: the sources whose records it took lately.
         """
         self.lane = lane
+        self.open = False
+        self.ready_at = ready_at
         self.calls = 0
+        self._patience = patience
+        self._since = since
         self._proven = proven
         self._flowing = frozenset(flowing)
+        self._breaks = 0
         self._testing: list[int] = []  # what `next_group` told to send
         self._untested = list(refs)
         self._apart: deque[list[int]] = deque()  # to go before, and not with, anything else
         self._tainted: list[int] = []  # holds at least one culprit, if culprits are single records
-        self._salvages: deque[Salvage] = deque()
-        self._salvaged = 0
+        self._by_property: deque[PropertySearch] = deque()
+        self._searched = 0  # records, by property
         self._records: dict[int, PendingRecord] = {}
         self._withheld: list[tuple[Input, Complaint]] = []  # refused alone, not judged before the lane flows
         self._flows = False
@@ -100,94 +104,116 @@ class Isolation:
         self._signature: tuple[object, ...] | None = None
         self._alike = True
 
+    @property
+    def step(self) -> Step:
+        return Step.SEARCH
+
     def next_group(self) -> Group | None:
-        """What to send next, the same until its answer is told; None when the isolation is over."""
-        if self._salvages:
-            salvage = self._salvages[0]
-            return Group((salvage.record.ref,), only=salvage.names)
+        if self._by_property:
+            one = self._by_property[0]
+            return Group((one.record.ref,), only=one.names)
         if not self._testing:
             self._testing = list(self._next_refs())
         return Group(tuple(self._testing)) if self._testing else None
 
+    def probe_group(self) -> Group | None:
+        return self.next_group()
+
     def holding(self) -> set[int]:
-        """The records that wait for this isolation."""
         refs = {*self._untested, *self._tainted, *(ref for group in self._apart for ref in group)}
-        refs.update(salvage.record.ref for salvage in self._salvages)
+        refs.update(one.record.ref for one in self._by_property)
         refs.update(one.record.ref for one, _ in self._withheld)
         return refs
 
-    def drop(self, refs: Collection[int]) -> Ruling:
-        """These have nothing to be sent any more."""
-        if self._salvages and self._salvages[0].record.ref in refs:
-            return self.abandon()
+    def vanished(self, refs: Collection[int]) -> Decision:
+        if self._by_property and self._by_property[0].record.ref in refs:
+            return self._abandon()
         self._forget(refs)
-        return self._ruled([])
+        return self._decided()
 
-    def leave(self, left: Collection[int]) -> None:
-        """These did not fit into the call: its answer is about the others, and their turn comes next."""
-        self._testing = [ref for ref in self._testing if ref not in left]
+    def left(self, refs: Collection[int]) -> Decision:
+        """Their turn comes next."""
+        self._testing = [ref for ref in self._testing if ref not in refs]
+        return Decision()
 
-    def accepted(self) -> Ruling:
-        """The CRM took the call (what it says about single inputs is not ours to judge)."""
+    def taken(self, sent: Sent, verdict: Judged) -> Decision:
+        """What the CRM says about single inputs is not ours to judge."""
+        if self._by_property and (sent.partly or not any(isinstance(one, Delivered) for one in verdict.outcomes)):
+            return self._abandon()
         self.calls += 1
         self._flows = True
-        if self._salvages:
-            self._salvages[0].accepted()
+        if self._by_property:
+            self._by_property[0].accepted()
         else:
             self._forget(self._testing)
-        return self._ruled([])
+        return self._decided()
 
-    def abandon(self) -> Ruling:
-        """The answer to a part of a record's properties told neither that they were taken nor that they were
-        refused, or not all of them were sent: nothing can be concluded, and what is left of them waits.
-        """
-        self.calls += 1
-        left = (self._salvages.popleft().record,) if self._salvages else ()
-        ruling = self._ruled([])
-        return replace(ruling, exhausted=(*left, *ruling.exhausted))
-
-    def refused_alone(self, refused: Sequence[tuple[Input, Complaint]]) -> Ruling:
+    def refused_alone(self, refused: Sequence[tuple[Input, Complaint]]) -> Decision:
         """A call was taken, but for these inputs of it, of which the answer names no property."""
         self._flows = True
         self._forget([one.record.ref for one, _ in refused])
         self._withheld.extend(refused)
-        return self._ruled([])
+        return self._decided()
 
-    def rejected(self, inputs: Sequence[Input], complaint: Complaint, *, flows: bool) -> Ruling:
-        """The CRM refused the call as a whole. `flows`: something else in this lane has succeeded
-        since the isolation began.
-        """
+    def refused(self, sent: Sent, complaint: Complaint) -> Decision:
+        inputs = sent.inputs
         self.calls += 1
-        self._flows = self._flows or flows
+        self._flows = self._flows or self._since.others_succeeded
         if is_misaddressed(self.lane, inputs, complaint):
-            return Ruling(misconfigured=complaint.reason)
+            return self._misconfigured(complaint)
         self._compare(inputs, complaint)
-        if self._salvages:
-            self._salvages[0].rejected()
-            return self._ruled([])
+        if self._by_property:
+            self._by_property[0].rejected()
+            return self._decided()
         self._records.update((one.record.ref, one.record) for one in inputs)
         self._testing = []
-        self._reopen([one.record.ref for one in inputs])
+        self._reopen(sent.refs)
         outcomes: list[Outcome] = []
         certain = _certain(inputs, complaint)
         if certain:
             for record, names in certain:
                 outcomes.append(self._refuse(record, names, complaint))
         elif len(inputs) == 1:
-            self._forget([inputs[0].record.ref])
+            self._forget(sent.refs)
             self._withheld.append((inputs[0], complaint))
         else:
             self._narrow(inputs, complaint)
         if self._alike and not self._flows and self._have_all_been_heard():
             if self._flowing <= {source for one, _ in self._withheld for source in one.record.sources}:
-                return Ruling(misconfigured=complaint.reason)
+                return self._misconfigured(complaint)
             self._undecided = complaint.reason
         retire = {
             name: complaint.reason_for(name)
             for name in complaint.definitions
             if any(name in one.record.values for one in inputs)
         }
-        return self._ruled(outcomes, retire)
+        return self._decided(outcomes, retire)
+
+    def locked(self, sent: Sent, reason: Reason, ready_at: float) -> Decision:  # noqa: ARG002 (whatever the reason)
+        self.ready_at = ready_at
+        return self._broke()
+
+    def broken(self, sent: Sent, stop: Stop, reason: Reason) -> Decision:  # noqa: ARG002 (as above)
+        return replace(self._broke(), stop=stop)
+
+    def _broke(self) -> Decision:
+        """It goes on after an outage, but not with a group that breaks twice."""
+        self._breaks += 1
+        if self._breaks >= MAX_BREAKS:
+            self._give_up()
+        return Decision()
+
+    def _misconfigured(self, complaint: Complaint) -> Decision:
+        self._give_up()
+        return Decision(stop=misconfigured(complaint))
+
+    def _abandon(self) -> Decision:
+        """The answer to a part of a record's properties told neither that they were taken nor that they were
+        refused, or not all of them were sent: nothing can be concluded, and what is left of them waits.
+        """
+        self.calls += 1
+        left = self._by_property.popleft().record
+        return self._decided([self._patience.later(left, _EXHAUSTED)])
 
     # --- which records next -------------------------------------------------------------------
 
@@ -260,13 +286,14 @@ class Isolation:
         apart = ([ref for ref in group if ref not in gone] for group in self._apart)
         self._apart = deque(group for group in apart if group)
 
-    # --- verdicts -----------------------------------------------------------------------------
+    # --- what is decided ----------------------------------------------------------------------
 
-    def _ruled(self, outcomes: list[Outcome], retire: Mapping[str, Reason] | None = None) -> Ruling:
+    def _decided(self, outcomes: Sequence[Outcome] = (), retire: Mapping[str, Reason] | None = None) -> Decision:
+        outcomes = list(outcomes)
         undecided = self._undecided if self._alike and not self._flows else None
-        while self._salvages and (verdict := self._salvages[0].verdict) is not None:
-            self._salvages.popleft()
-            outcomes.append(verdict if undecided is None else _undecided(verdict.record, undecided))
+        while self._by_property and (found := self._by_property[0].found) is not None:
+            self._by_property.popleft()
+            outcomes.append(found if undecided is None else _undecided(found.record, undecided))
         if undecided is not None:
             self._search_withheld()
             if self.next_group() is None or self.calls >= MAX_UNDECIDED_CALLS:
@@ -275,27 +302,31 @@ class Isolation:
             for one, complaint in self._withheld:
                 outcomes.extend(self._judge(one.record, complaint))
             self._withheld = []
-        exhausted = self._give_up() if self.calls >= MAX_CALLS else ()
-        return Ruling(tuple(outcomes), retire=retire or {}, exhausted=tuple(exhausted))
+        if self.calls >= MAX_CALLS:
+            outcomes.extend(self._patience.later(record, _EXHAUSTED) for record in self._give_up())
+        return Decision(tuple(outcomes), retire=retire or {})
 
     def _search_withheld(self) -> None:
         """Ask for parts of a few: if one is taken, the lane is in order."""
         for one, complaint in list(self._withheld):
-            if is_cheap(one.record) and self._salvaged < MAX_SALVAGES:
-                self._salvage(one.record, complaint)
+            if self._may_search(one.record):
+                self._search_properties(one.record, complaint)
                 self._withheld.remove((one, complaint))
 
-    def _salvage(self, record: PendingRecord, complaint: Complaint) -> None:
-        self._salvaged += 1
-        self._salvages.append(Salvage(record, complaint))
+    def _may_search(self, record: PendingRecord) -> bool:
+        return 2 <= len(record.values) <= MAX_PROPERTIES and self._searched < MAX_PROPERTY_SEARCHES
+
+    def _search_properties(self, record: PendingRecord, complaint: Complaint) -> None:
+        self._searched += 1
+        self._by_property.append(PropertySearch(record, complaint))
 
     def _judge(self, record: PendingRecord, complaint: Complaint) -> list[Outcome]:
-        """The verdict on a record that was refused alone."""
+        """What is to become of a record that was refused alone."""
         names = complaint.properties & record.values.keys()
         if names:
             return [self._refuse(record, names, complaint)]
-        if (self._flows or self._proven) and is_cheap(record) and self._salvaged < MAX_SALVAGES:
-            self._salvage(record, complaint)
+        if (self._flows or self._proven) and self._may_search(record):
+            self._search_properties(record, complaint)
             return []
         return [Parked(record, complaint.reason)]
 
@@ -310,7 +341,7 @@ class Isolation:
         left = self.holding()
         self._untested, self._tainted, self._testing = [], [], []
         self._apart.clear()
-        self._salvages.clear()
+        self._by_property.clear()
         self._withheld = []
         return [self._records[ref] for ref in sorted(left) if ref in self._records]
 
@@ -322,6 +353,59 @@ class Isolation:
         if is_about_records(inputs, complaint):
             self._alike = False
         self._alike = self._alike and complaint.signature == self._signature
+
+
+class PropertySearch:
+    """The search for the one property of a record that makes the CRM refuse it without saying why.
+
+    The properties are halved as records are. If what is left over is refused as well, the record as a whole is the
+    trouble.
+    """
+
+    def __init__(self, record: PendingRecord, complaint: Complaint) -> None:
+        self.record = record
+        self._complaint = complaint
+        self._tainted = list(record.values)
+        self._untested: list[str] = []
+        self._culprit: str | None = None
+        self.found: Refused | Parked | None = None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The properties to send next."""
+        if self._culprit is None:
+            return frozenset(self._tainted[: len(self._tainted) // 2])
+        return frozenset(self._untested)
+
+    def accepted(self) -> None:
+        """The CRM took `names`."""
+        if self._culprit is None:
+            self._tainted = self._tainted[len(self._tainted) // 2 :]
+        else:
+            self._untested = []
+        self._conclude()
+
+    def rejected(self) -> None:
+        if self._culprit is not None:
+            self.found = Parked(self.record, self._complaint.reason)
+            return
+        middle = len(self._tainted) // 2
+        self._untested += self._tainted[middle:]
+        self._tainted = self._tainted[:middle]
+        self._conclude()
+
+    def _conclude(self) -> None:
+        if self._culprit is None and len(self._tainted) == 1:
+            self._culprit = self._tainted[0]
+        if self._culprit is not None and not self._untested:
+            reason = self._complaint.reason_for(self._culprit)
+            self.found = Refused(self.record, {self._culprit: reason})
+
+
+def misconfigured(complaint: Complaint) -> Stop:
+    """The lane's trouble, and no record's."""
+    reason = complaint.reason
+    return Stop(Scope.LANE, MISCONFIGURED, f"{reason.category}: {reason.message}"[:300])
 
 
 def _undecided(record: PendingRecord, reason: Reason) -> RetryLater:

@@ -1,0 +1,200 @@
+"""Draws the consequences of a verdict: outcomes for the journal, pauses, and what becomes of the cases.
+
+An answer to a call of a case is for that case to judge; what it then leaves, and what was in a new batch, opens a
+case: a search after a refusal, a retrial after anything else. Two rules are easily got wrong: a 5xx says nothing
+about whose fault it is before another record's call has ended; and nothing that concerns all records of a lane, a
+type or the portal may count against one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+
+from bridge.delivery.board import Board, Work
+from bridge.delivery.cases import MAX_HELD, Case, Decision, Moment, Sent
+from bridge.delivery.complaints import Complaint
+from bridge.delivery.pauses import OUTAGE, Stop
+from bridge.delivery.ports import Input
+from bridge.delivery.retrial import LOCK_S, SILENT, Retrial, halves
+from bridge.delivery.search import Search, is_about_records, is_misaddressed, misconfigured
+from bridge.delivery.verdicts import Again, Broken, Conflict, Judged, Rejected, Stopped, TooLarge, Verdict
+from bridge.model import Category, Delivered, Lane, Outcome, Parked, PendingRecord, Reason, Scope
+
+
+class AnswerHandler:
+    """Not thread-safe: the dispatcher's lock guards it."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._cases = board.cases
+        self._stumbles = Counter[int]()  # by record: calls whose outcome could not be written down
+
+    def handle(
+        self, work: Work, inputs: Sequence[Input], verdict: Verdict, at: Moment
+    ) -> tuple[Sequence[Outcome], float]:
+        """The outcomes of this call, and the seconds for which the limiter is to hold. The work stays open until it
+        is settled.
+        """
+        sent = Sent(inputs, at, probe=work.probe, partly=work.partly)
+        match verdict:
+            case Judged():
+                decision = self._judged(work, sent, verdict)
+            case Rejected(complaint):
+                decision = self._rejected(work, sent, complaint)
+            case TooLarge(reason):
+                decision = self._too_large(work, sent, reason)
+            case Conflict(reason):
+                decision = self._locked(work, sent, reason)
+            case Broken(stop, reason):
+                decision = self._broken(work, sent, stop, reason)
+            case Stopped(stop):
+                decision = Decision(stop=stop)
+            case Again():
+                decision = Decision()  # what was taken stays due or in its case
+        self._board.retired.retire(work.lane.object_type, decision.retire, at.now)
+        hold_s = 0.0 if decision.stop is None else self._stop(work, decision.stop, at)
+        return self._noted(work, decision), hold_s
+
+    def vanished(self, work: Work, refs: Sequence[int]) -> Sequence[Outcome]:
+        """These records had nothing to be sent any more when they were taken."""
+        return self._noted(work, self._ask(work, lambda case: case.vanished(refs)))
+
+    def _ask(self, work: Work, judge: Callable[[Case], Decision]) -> Decision:
+        """What its case makes of this call; nothing, if it is of none."""
+        return Decision() if work.case is None else self._cases.follow(work.case, judge(work.case))
+
+    def _noted(self, work: Work, decision: Decision) -> Sequence[Outcome]:
+        # An outcome may be about a record that a search held back until now.
+        work.held.update(outcome.record.ref for outcome in decision.outcomes)
+        self._cases.forget(decision.outcomes)
+        return decision.outcomes
+
+    def stumbled(self, work: Work, now: float) -> None:
+        """The outcome of this call could not be written down, and nobody knows for which record: again in halves,
+        later each time, so that it is no loop and holds up nobody else.
+        """
+        held = self._cases.holding()
+        refs = tuple(ref for ref in work.refs if ref not in held)
+        if len(self._stumbles) > MAX_HELD:
+            self._stumbles.clear()
+        self._stumbles.update(refs)
+        for half in halves(refs):
+            failures = max(self._stumbles[ref] for ref in half)
+            ready_at = now + self._board.patience.backoff.delay_s(failures)
+            self._retry(work.lane, half, ready_at=ready_at, failures=failures)
+
+    # --- what the answer says -----------------------------------------------------------------
+
+    def _judged(self, work: Work, sent: Sent, verdict: Judged) -> Decision:
+        board, now = self._board, sent.at.now
+        if verdict.outcomes or verdict.unexplained:
+            delivered = [outcome.record for outcome in verdict.outcomes if isinstance(outcome, Delivered)]
+            board.note_success(work.lane, {source for record in delivered for source in record.sources}, now)
+            board.retired.taken(work.lane.object_type, {name for record in delivered for name in record.values})
+            self._answered(work, taken=True)
+            board.pauses.disproved(now=now)
+        elif work.probe:
+            stop = Stop(Scope.ALL, OUTAGE, "an answer that confirms nothing")
+            return self._broken(work, sent, stop, Reason(Category.UNCONFIRMED, stop.detail))
+        decision = Decision(verdict.outcomes, retire=verdict.retire)
+        decision = decision.and_then(self._ask(work, lambda case: case.taken(sent, verdict)))
+        if verdict.unexplained:  # a few are searched, the others parked
+            search = self._search(work.lane, [one.record.ref for one, _ in verdict.unexplained], now, proven=True)
+            decision = decision.and_then(self._cases.follow(search, search.refused_alone(verdict.unexplained)))
+        if silent := self._left([record.ref for record in verdict.silent], decision):
+            records = [record for record in verdict.silent if record.ref in silent]
+            ready_at = now + board.patience.backoff.delay_s(1)
+            decision = decision.and_then(self._in_halves(work.lane, records, SILENT, ready_at))
+        return decision
+
+    def _rejected(self, work: Work, sent: Sent, complaint: Complaint) -> Decision:
+        board, lane, now = self._board, work.lane, sent.at.now
+        self._answered(work, taken=False)
+        if work.probe and board.pauses.stops_lane(lane):
+            if is_misaddressed(lane, sent.inputs, complaint) or not is_about_records(sent.inputs, complaint):
+                return Decision(stop=misconfigured(complaint))
+            self._answered(work, taken=True)  # another trouble, and this record's own: the lane's is over
+        decision = self._ask(work, lambda case: case.refused(sent, complaint))
+        if decision.stop is None and (left := self._left(sent.refs, decision)):
+            flowing = board.flowing(lane, now)
+            search = self._search(lane, left, now, proven=board.is_proven(lane), flowing=flowing)
+            decision = decision.and_then(self._cases.follow(search, search.refused(sent, complaint)))
+        if decision.stop is not None:
+            board.note_misconfigured(lane)
+        return decision
+
+    def _too_large(self, work: Work, sent: Sent, reason: Reason) -> Decision:
+        self._answered(work, taken=False)
+        decision = self._ask(work, lambda case: case.vanished(sent.refs))
+        records = [one.record for one in sent.inputs]
+        if len(records) == 1:
+            return Decision((Parked(records[0], reason),)).and_then(decision)
+        return decision.and_then(self._in_halves(work.lane, records, reason, sent.at.now))
+
+    def _locked(self, work: Work, sent: Sent, reason: Reason) -> Decision:
+        self._answered(work, taken=False)
+        ready_at = sent.at.now + LOCK_S
+        decision = self._ask(work, lambda case: case.locked(sent, reason, ready_at))
+        if not self._retry(work.lane, self._left(sent.refs, decision), ready_at=ready_at):
+            # More records in trouble than can be told apart: that is the CRM's.
+            return replace(decision, stop=Stop(Scope.ALL, OUTAGE, f"{reason.category}: {reason.message}"[:300]))
+        return decision
+
+    def _broken(self, work: Work, sent: Sent, stop: Stop, reason: Reason) -> Decision:
+        if work.case is None and work.probe:
+            return Decision(stop=stop)  # it stays due, and another one is the next probe
+        decision = Decision(stop=stop) if work.case is None else self._ask(work, lambda c: c.broken(sent, stop, reason))
+        self._retry(work.lane, self._left(sent.refs, decision), ready_at=sent.at.now, scope=stop.scope)
+        return decision
+
+    def _stop(self, work: Work, stop: Stop, at: Moment) -> float:
+        """Pause; returns the seconds for which the limiter is to hold."""
+        known = work.case is not None
+        pauses = self._board.pauses
+        delay_s = pauses.stop(work.lane, stop, now=at.now, now_us=at.now_us, began=work.began, known=known)
+        return delay_s if stop.reason == "rate_limited" else 0.0
+
+    def _answered(self, work: Work, *, taken: bool) -> None:
+        """A probe got a sound answer: the trouble is over, as far as this answer tells."""
+        if work.probe:
+            self._board.pauses.answered(work.lane, taken=taken)
+
+    # --- what opens a case --------------------------------------------------------------------
+
+    def _left(self, refs: Sequence[int], decision: Decision) -> tuple[int, ...]:
+        """Those about which nothing was decided and that no case holds."""
+        held = self._cases.holding().union(outcome.record.ref for outcome in decision.outcomes)
+        return tuple(ref for ref in refs if ref not in held)
+
+    def _search(
+        self, lane: Lane, refs: Sequence[int], now: float, *, proven: bool, flowing: Collection[str] = ()
+    ) -> Search:
+        board = self._board
+        since = board.successes.since_now(lane, Scope.LANE)
+        search = Search(
+            lane=lane,
+            refs=refs,
+            patience=board.patience,
+            since=since,
+            proven=proven,
+            flowing=flowing,
+            ready_at=now,
+        )
+        self._cases.add(search)
+        return search
+
+    def _retry(
+        self, lane: Lane, refs: tuple[int, ...], *, ready_at: float, scope: Scope = Scope.ALL, failures: int = 1
+    ) -> bool:
+        """False when these are more than can be held: they stay due."""
+        since = self._board.successes.since_now(lane, scope)
+        retrial = Retrial(lane, refs, self._board.patience, since, ready_at=ready_at, failures=failures)
+        return not refs or self._cases.add(retrial)
+
+    def _in_halves(self, lane: Lane, records: Sequence[PendingRecord], reason: Reason, ready_at: float) -> Decision:
+        """Those beyond what can be held are tried again later."""
+        by_ref = {record.ref: record for record in records}
+        beyond = [half for half in halves(tuple(by_ref)) if not self._retry(lane, half, ready_at=ready_at)]
+        return Decision(tuple(self._board.patience.later(by_ref[ref], reason) for half in beyond for ref in half))

@@ -1,0 +1,251 @@
+"""The calls that went wrong and are not done with: what holds their records, and which of them goes next.
+
+A case holds records until it is known what is wrong with each of them, and decides what an answer to a call of its
+own means. There are two kinds: a search (`search`) asks which records made the CRM refuse a call; a retrial (`retrial`)
+sends records again whose call came to nothing. Here they stand in one list. The kinds take turns, or a stream of
+records that are refused would hold up those of broken calls for ever.
+
+Memory only: after a crash the records simply are due again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from bridge.delivery.complaints import Complaint
+from bridge.delivery.pauses import Stop, target
+from bridge.delivery.ports import Input
+from bridge.delivery.verdicts import Judged
+from bridge.model import Lane, Outcome, Reason, RetryLater, Scope
+
+#: Records of retrials that are held in memory; those of calls that fail beyond that just stay due.
+MAX_HELD = 4_000
+
+#: Records put off that are remembered; forgetting one costs another round of halving.
+MAX_PUT_OFF = 10_000
+
+
+class Step(StrEnum):
+    """Why a call is made, as logs tell it."""
+
+    FRESH = "fresh"
+    PROBE = "probe"
+    RETRIAL = "suspect"
+    SEARCH = "isolation"
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One reading of the clocks."""
+
+    now: float  # monotonic
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What to send in one call: records, or (`only`) some properties of a single one."""
+
+    refs: tuple[int, ...]
+    only: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What was in a call, and when it ended. `partly`: not all of its group's `only` was sent."""
+
+    inputs: Sequence[Input]
+    at: Moment
+    probe: bool = False
+    partly: bool = False
+
+    @property
+    def refs(self) -> tuple[int, ...]:
+        return tuple(one.record.ref for one in self.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What follows from an answer. `opens`: further cases; `put_off`: the case to take up when its record is due
+    again; `retire`: properties that nobody can write.
+    """
+
+    outcomes: tuple[Outcome, ...] = ()
+    opens: tuple[Case, ...] = ()
+    put_off: Case | None = None
+    stop: Stop | None = None
+    retire: Mapping[str, Reason] = field(default_factory=dict)
+
+    def and_then(self, more: Decision) -> Decision:
+        """Both; what they open is taken up already."""
+        outcomes = (*self.outcomes, *more.outcomes)
+        return Decision(outcomes, stop=more.stop or self.stop, retire={**self.retire, **more.retire})
+
+
+class Case(Protocol):
+    """Records whose call went wrong. It is over when it has none to send. One call of it at a time is `open`."""
+
+    lane: Lane
+    open: bool
+    ready_at: float  # when it may go on, but for a probe
+
+    @property
+    def step(self) -> Step:
+        """Its kind."""
+        ...
+
+    def next_group(self) -> Group | None:
+        """What to send next, the same until its answer is told; None when the case is over."""
+        ...
+
+    def probe_group(self) -> Group | None:
+        """What to send next to find out whether a pause is over."""
+        ...
+
+    def holding(self) -> Collection[int]:
+        """The records that must not go in any other call."""
+        ...
+
+    # What became of its call. What it then holds no more, without an outcome, is for others to look at.
+
+    def taken(self, sent: Sent, verdict: Judged) -> Decision:
+        """The CRM took the call, and said so much of its inputs."""
+        ...
+
+    def refused(self, sent: Sent, complaint: Complaint) -> Decision:
+        """The CRM refused the call as a whole for what is in it."""
+        ...
+
+    def locked(self, sent: Sent, reason: Reason, ready_at: float) -> Decision:
+        """The call met a lock, which is not over before `ready_at`."""
+        ...
+
+    def broken(self, sent: Sent, stop: Stop, reason: Reason) -> Decision:
+        """The call came to nothing, for which delivery stops if it may be the CRM's trouble."""
+        ...
+
+    def vanished(self, refs: Collection[int]) -> Decision:
+        """These have nothing to be sent any more."""
+        ...
+
+    def left(self, refs: Collection[int]) -> Decision:
+        """These did not fit into the call: its answer is about the others."""
+        ...
+
+
+class Successes:
+    """How many calls the CRM took: in all, by object type, and by lane."""
+
+    def __init__(self) -> None:
+        self._counts = Counter[tuple[Scope, str]]()
+
+    def note(self, lane: Lane) -> None:
+        self._counts.update((scope, target(lane, scope)) for scope in Scope)
+
+    def count(self, lane: Lane, scope: Scope) -> int:
+        return self._counts[scope, target(lane, scope)]
+
+    def since_now(self, lane: Lane, scope: Scope = Scope.ALL) -> Since:
+        return Since(self, lane, scope, self.count(lane, scope))
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """A moment, by the successes until then."""
+
+    _successes: Successes
+    lane: Lane
+    scope: Scope
+    count: int
+
+    @property
+    def others_succeeded(self) -> bool:
+        """Whether the CRM has taken a call since."""
+        return self._successes.count(self.lane, self.scope) > self.count
+
+    def now(self) -> Since:
+        return self._successes.since_now(self.lane, self.scope)
+
+
+class Cases:
+    """Not thread-safe: the dispatcher's lock guards it."""
+
+    def __init__(self) -> None:
+        self._cases: list[Case] = []
+        self._put_off: dict[int, Case] = {}
+        self._last = Step.RETRIAL
+
+    def __bool__(self) -> bool:
+        return bool(self._cases)
+
+    def holding(self) -> set[int]:
+        """The records of every case."""
+        return set().union(*(case.holding() for case in self._cases))
+
+    def lanes(self) -> set[Lane]:
+        return {case.lane for case in self._cases}
+
+    def searches(self, lane: Lane) -> int:
+        """How many searches are under way in this lane."""
+        return sum(case.step is Step.SEARCH and case.lane == lane for case in self._cases)
+
+    def next(self, now: float, may_send: Callable[[Lane, Group], bool]) -> tuple[Case, Group] | None:
+        """The case that goes on now, and with what: the kinds in turn, of each the one that has waited longest."""
+        ready = [case for case in self._cases if not case.open and case.ready_at <= now]
+        for case in sorted(ready, key=lambda case: (case.step is self._last, case.ready_at)):
+            if (group := case.next_group()) is not None and may_send(case.lane, group):
+                self._last = case.step
+                return case, group
+        return None
+
+    def probes(self) -> list[tuple[Case, Group]]:
+        """What may be sent as a probe, however long it is to wait: a retrial's first, which is a single record."""
+        idle = sorted((case for case in self._cases if not case.open), key=lambda case: case.step is Step.SEARCH)
+        return [(case, group) for case in idle if (group := case.probe_group()) is not None]
+
+    def add(self, case: Case) -> bool:
+        """Take up a case; False when too many records are held already."""
+        if case.step is Step.RETRIAL:
+            held = sum(len(one.holding()) for one in self._cases if one.step is Step.RETRIAL)
+            if held + len(case.holding()) > MAX_HELD:
+                return False
+        self._cases.append(case)
+        return True
+
+    def follow(self, case: Case, decision: Decision) -> Decision:
+        """Take up what this case decided about its call."""
+        if case.next_group() is None and case in self._cases:
+            self._cases.remove(case)
+        for opened in decision.opens:
+            self.add(opened)
+        if decision.put_off is not None:
+            (ref,) = decision.put_off.holding()
+            self._put_off.pop(ref, None)
+            while len(self._put_off) >= MAX_PUT_OFF:
+                del self._put_off[next(iter(self._put_off))]
+            self._put_off[ref] = decision.put_off
+        return decision
+
+    # --- put off until the record is due again ------------------------------------------------
+
+    def is_put_off(self, ref: int) -> bool:
+        return ref in self._put_off
+
+    def resume(self, lane: Lane, ref: int) -> None:
+        """Its record is due again: the case goes on."""
+        if ref not in self.holding():
+            case = copy(self._put_off[ref])
+            case.lane = lane
+            self._cases.append(case)
+
+    def forget(self, outcomes: Iterable[Outcome]) -> None:
+        """Records that were settled one way or the other: nothing is held against them any more."""
+        if self._put_off:
+            for outcome in outcomes:
+                if not isinstance(outcome, RetryLater):
+                    self._put_off.pop(outcome.record.ref, None)
