@@ -1,1 +1,1 @@
-"""From due records to settled values: batches, limits, answers, isolation."""
+"""From due records to settled values: batches, limits, answers, and calls that went wrong."""

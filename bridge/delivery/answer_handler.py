@@ -1,4 +1,4 @@
-"""Draws the consequences of a verdict: outcomes for the journal, pauses, and what becomes of the cases.
+"""Draws the consequences of an answer: outcomes for the journal, pauses, and what becomes of the cases.
 
 An answer to a call of a case is for that case to judge; what it then leaves, and what was in a new batch, opens a
 case: a search after a refusal, a retrial after anything else. Two rules are easily got wrong: a 5xx says nothing
@@ -9,17 +9,17 @@ type or the portal may count against one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bridge.delivery.board import Board, Work
 from bridge.delivery.cases import MAX_HELD, Case, Decision, Moment, Sent
 from bridge.delivery.complaints import Complaint
+from bridge.delivery.meanings import Again, Broken, Judged, Locked, Meaning, Rejected, Stopped, TooLarge
 from bridge.delivery.pauses import OUTAGE, Stop
 from bridge.delivery.ports import Input
 from bridge.delivery.retrial import LOCK_S, SILENT, Retrial, halves
 from bridge.delivery.search import Search, is_about_records, is_misaddressed, misconfigured
-from bridge.delivery.verdicts import Again, Broken, Conflict, Judged, Rejected, Stopped, TooLarge, Verdict
 from bridge.model import Category, Delivered, Lane, Outcome, Parked, PendingRecord, Reason, Scope
 
 
@@ -32,20 +32,20 @@ class AnswerHandler:
         self._stumbles = Counter[int]()  # by record: calls whose outcome could not be written down
 
     def handle(
-        self, work: Work, inputs: Sequence[Input], verdict: Verdict, at: Moment
+        self, work: Work, inputs: Sequence[Input], meaning: Meaning, at: Moment
     ) -> tuple[Sequence[Outcome], float]:
         """The outcomes of this call, and the seconds for which the limiter is to hold. The work stays open until it
         is settled.
         """
         sent = Sent(inputs, at, probe=work.probe, partly=work.partly)
-        match verdict:
+        match meaning:
             case Judged():
-                decision = self._judged(work, sent, verdict)
+                decision = self._judged(work, sent, meaning)
             case Rejected(complaint):
                 decision = self._rejected(work, sent, complaint)
             case TooLarge(reason):
                 decision = self._too_large(work, sent, reason)
-            case Conflict(reason):
+            case Locked(reason):
                 decision = self._locked(work, sent, reason)
             case Broken(stop, reason):
                 decision = self._broken(work, sent, stop, reason)
@@ -82,15 +82,15 @@ class AnswerHandler:
         self._stumbles.update(refs)
         for half in halves(refs):
             failures = max(self._stumbles[ref] for ref in half)
-            ready_at = now + self._board.patience.backoff.delay_s(failures)
+            ready_at = now + self._board.policy.backoff.delay_s(failures)
             self._retry(work.lane, half, ready_at=ready_at, failures=failures)
 
     # --- what the answer says -----------------------------------------------------------------
 
-    def _judged(self, work: Work, sent: Sent, verdict: Judged) -> Decision:
+    def _judged(self, work: Work, sent: Sent, judged: Judged) -> Decision:
         board, now = self._board, sent.at.now
-        if verdict.outcomes or verdict.unexplained:
-            delivered = [outcome.record for outcome in verdict.outcomes if isinstance(outcome, Delivered)]
+        if judged.outcomes or judged.unexplained:
+            delivered = [outcome.record for outcome in judged.outcomes if isinstance(outcome, Delivered)]
             board.note_success(work.lane, {source for record in delivered for source in record.sources}, now)
             board.retired.taken(work.lane.object_type, {name for record in delivered for name in record.values})
             self._answered(work, taken=True)
@@ -98,19 +98,19 @@ class AnswerHandler:
         elif work.probe:
             stop = Stop(Scope.ALL, OUTAGE, "an answer that confirms nothing")
             return self._broken(work, sent, stop, Reason(Category.UNCONFIRMED, stop.detail))
-        decision = Decision(verdict.outcomes, retire=verdict.retire)
-        decision = decision.and_then(self._ask(work, lambda case: case.taken(sent, verdict)))
-        if verdict.unexplained:  # a few are searched, the others parked
-            search = self._search(work.lane, [one.record.ref for one, _ in verdict.unexplained], now, proven=True)
-            decision = decision.and_then(self._cases.follow(search, search.refused_alone(verdict.unexplained)))
-        if silent := self._left([record.ref for record in verdict.silent], decision):
-            records = [record for record in verdict.silent if record.ref in silent]
-            ready_at = now + board.patience.backoff.delay_s(1)
+        decision = Decision(judged.outcomes, retire=judged.retire)
+        decision = decision.and_then(self._ask(work, lambda case: case.taken(sent, judged)))
+        if judged.unexplained:  # a few are searched, the others parked
+            search = self._search(work.lane, [one.record.ref for one, _ in judged.unexplained], now)
+            decision = decision.and_then(self._cases.follow(search, search.refused_alone(judged.unexplained)))
+        if judged.silent and (silent := self._left([record.ref for record in judged.silent], decision)):
+            records = [record for record in judged.silent if record.ref in silent]
+            ready_at = now + board.policy.backoff.delay_s(1)
             decision = decision.and_then(self._in_halves(work.lane, records, SILENT, ready_at))
         return decision
 
     def _rejected(self, work: Work, sent: Sent, complaint: Complaint) -> Decision:
-        board, lane, now = self._board, work.lane, sent.at.now
+        board, lane = self._board, work.lane
         self._answered(work, taken=False)
         if work.probe and board.pauses.stops_lane(lane):
             if is_misaddressed(lane, sent.inputs, complaint) or not is_about_records(sent.inputs, complaint):
@@ -118,8 +118,7 @@ class AnswerHandler:
             self._answered(work, taken=True)  # another trouble, and this record's own: the lane's is over
         decision = self._ask(work, lambda case: case.refused(sent, complaint))
         if decision.stop is None and (left := self._left(sent.refs, decision)):
-            flowing = board.flowing(lane, now)
-            search = self._search(lane, left, now, proven=board.is_proven(lane), flowing=flowing)
+            search = self._search(lane, left, sent.at.now)
             decision = decision.and_then(self._cases.follow(search, search.refused(sent, complaint)))
         if decision.stop is not None:
             board.note_misconfigured(lane)
@@ -168,18 +167,15 @@ class AnswerHandler:
         held = self._cases.holding().union(outcome.record.ref for outcome in decision.outcomes)
         return tuple(ref for ref in refs if ref not in held)
 
-    def _search(
-        self, lane: Lane, refs: Sequence[int], now: float, *, proven: bool, flowing: Collection[str] = ()
-    ) -> Search:
+    def _search(self, lane: Lane, refs: Sequence[int], now: float) -> Search:
         board = self._board
-        since = board.successes.since_now(lane, Scope.LANE)
         search = Search(
             lane=lane,
             refs=refs,
-            patience=board.patience,
-            since=since,
-            proven=proven,
-            flowing=flowing,
+            policy=board.policy,
+            since=board.successes.since_now(lane, Scope.LANE),
+            proven=board.is_proven(lane),
+            flowing=board.flowing(lane, now),
             ready_at=now,
         )
         self._cases.add(search)
@@ -190,11 +186,11 @@ class AnswerHandler:
     ) -> bool:
         """False when these are more than can be held: they stay due."""
         since = self._board.successes.since_now(lane, scope)
-        retrial = Retrial(lane, refs, self._board.patience, since, ready_at=ready_at, failures=failures)
+        retrial = Retrial(lane, refs, self._board.policy, since, ready_at=ready_at, failures=failures)
         return not refs or self._cases.add(retrial)
 
     def _in_halves(self, lane: Lane, records: Sequence[PendingRecord], reason: Reason, ready_at: float) -> Decision:
         """Those beyond what can be held are tried again later."""
         by_ref = {record.ref: record for record in records}
         beyond = [half for half in halves(tuple(by_ref)) if not self._retry(lane, half, ready_at=ready_at)]
-        return Decision(tuple(self._board.patience.later(by_ref[ref], reason) for half in beyond for ref in half))
+        return Decision(tuple(self._board.policy.later(by_ref[ref], reason) for half in beyond for ref in half))

@@ -13,9 +13,9 @@ from typing import Any
 from bridge.delivery import sentences
 from bridge.delivery.complaints import printable, read_complaint, shown, text
 from bridge.delivery.evidence import is_unfinished, judge_inputs
+from bridge.delivery.meanings import Again, Broken, Judged, Locked, Meaning, Rejected, Rules, Stopped, TooLarge
 from bridge.delivery.pauses import DAILY_LIMIT, MISCONFIGURED, OUTAGE, UNAUTHORIZED, Stop
 from bridge.delivery.ports import Answer, Input, NoAnswer
-from bridge.delivery.verdicts import Again, Broken, Conflict, Judged, Rejected, Rules, Stopped, TooLarge, Verdict
 from bridge.model import Reason, Scope
 
 #: Seconds that `Retry-After` may ask for at most on a 429; an absurd value must not stop us for a year.
@@ -42,7 +42,7 @@ def doubtful(answer: Answer | NoAnswer) -> bool:
             return status in DOUBTFUL_STATUSES
 
 
-def judge(inputs: Sequence[Input], answer: Answer | NoAnswer, rules: Rules) -> Verdict:
+def judge(inputs: Sequence[Input], answer: Answer | NoAnswer, rules: Rules) -> Meaning:
     """What this answer to a call with these inputs means."""
     match answer:
         case NoAnswer(kind="token"):
@@ -59,14 +59,14 @@ def judge(inputs: Sequence[Input], answer: Answer | NoAnswer, rules: Rules) -> V
         case Answer(status=400 | 422 as status):
             return Rejected(read_complaint(answer.body, fallback=f"HTTP {status}: {_excerpt(answer)}"))
         case Answer(status=408 | 409 | 423 | 425):
-            return Conflict(_reason(answer))
+            return Locked(_reason(answer))
         case Answer(status=413 | 414):
             return TooLarge(_reason(answer))
         case Answer():
             return _trouble(answer, rules)
 
 
-def _unread(inputs: Sequence[Input], answer: NoAnswer, beginning: dict[str, Any], rules: Rules) -> Verdict:
+def _unread(inputs: Sequence[Input], answer: NoAnswer, beginning: dict[str, Any], rules: Rules) -> Meaning:
     """The CRM's own answer, but too large to be read, is no outage: again in halves. That to a single record is
     believed as far as it was read: a result that names it, or that stands in a complete answer without errors (200),
     which can be nobody else's. If what was read says nothing of the record, it is sent again later.
@@ -76,10 +76,10 @@ def _unread(inputs: Sequence[Input], answer: NoAnswer, beginning: dict[str, Any]
         return TooLarge(reason)
     if answer.status != 400:
         status = beginning.get("status") if answer.status == 200 else None
-        verdict = judge_inputs(inputs, {**beginning, "status": "PROCESSING" if status is None else status}, rules)
-        if isinstance(verdict, Judged) and verdict.outcomes:
-            return verdict
-    return Conflict(reason)
+        meaning = judge_inputs(inputs, {**beginning, "status": "PROCESSING" if status is None else status}, rules)
+        if isinstance(meaning, Judged) and meaning.outcomes:
+            return meaning
+    return Locked(reason)
 
 
 def retry_after_s(answer: Answer, *, now_us: int, at_most_s: float) -> float | None:
@@ -104,7 +104,7 @@ def _until(told: str, now_us: int) -> float:
     return date.timestamp() - now_us / 1_000_000
 
 
-def _trouble(answer: Answer, rules: Rules) -> Verdict:
+def _trouble(answer: Answer, rules: Rules) -> Meaning:
     status = answer.status
     detail = f"HTTP {status}: {_message(answer)}"[:300]
     match status:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from bridge.delivery.buffer import Buffer
 from bridge.delivery.cases import Case, Cases, Step, Successes
-from bridge.delivery.patience import Patience
 from bridge.delivery.pauses import Gate, Pauses
 from bridge.delivery.retired import Retired
+from bridge.delivery.retry_policy import RetryPolicy
 from bridge.model import Lane, Scope, Taken
 
 #: Searches in one lane beyond which no new batch of that lane is begun: its calls are better spent on
@@ -57,7 +57,7 @@ class Board:
 
     buffer: Buffer
     pauses: Pauses
-    patience: Patience
+    policy: RetryPolicy
     cases: Cases = field(default_factory=Cases)
     retired: Retired = field(default_factory=Retired)
     open: set[Work] = field(default_factory=set)
@@ -123,6 +123,14 @@ class Board:
             self.cases.follow(work.case, work.case.left(left))
         served = {source for record in taken.records for source in record.sources}
         self.buffer.left(work.lane, left, served=served)
+
+    def begin(self, work: Work) -> None:
+        """The call is being made: its records are in no other one."""
+        self.open.add(work)
+        if work.probe:
+            self.pauses.probe(work.lane)
+        if work.case is not None:
+            work.case.open = True
 
     def close(self, work: Work) -> None:
         """The call is over and settled (or never began): its records are free unless held otherwise."""

@@ -39,7 +39,7 @@ class _Shelf:
 
 
 class Buffer:
-    """Not thread-safe: the planner's lock guards it."""
+    """Not thread-safe: the dispatcher's lock guards it."""
 
     def __init__(self, *, batch_size: int, flush_interval_s: float, depth: int, max_bytes: int = CALL_BYTES) -> None:
         """`depth`: about how many references are asked of the journal at a time in all."""

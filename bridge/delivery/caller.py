@@ -15,11 +15,11 @@ from bridge.delivery.cases import Moment
 from bridge.delivery.daily import DailyBudget
 from bridge.delivery.hubspot import inputs_of
 from bridge.delivery.limiter import Grant, Limiter
+from bridge.delivery.meanings import Rules, Stopped
 from bridge.delivery.pauses import DAILY_LIMIT
 from bridge.delivery.portal_rules import PortalRules
 from bridge.delivery.ports import Answer, Crm, Input, Journal, NoAnswer, Observer, OnUnknown
 from bridge.delivery.summary import call_of, log_call, summary, where
-from bridge.delivery.verdicts import Rules, Stopped
 from bridge.delivery.weight import OpenBytes
 from bridge.errors import JournalError
 from bridge.model import Clock, Lane, Outcome, PendingRecord, Taken, to_us
@@ -84,17 +84,17 @@ class Caller:
         answer = self._update(work.lane, inputs)
         with self.lock:
             at = Moment(self.clock.monotonic(), to_us(self.clock.now()))
-            rules = Rules(self.on_unknown, self.board.patience, at.now_us)
-            verdict = judge(inputs, answer, rules)
+            rules = Rules(self.on_unknown, self.board.policy, at.now_us)
+            meaning = judge(inputs, answer, rules)
             work.sent = isinstance(answer, Answer) or answer.doubtful
-            refused = isinstance(verdict, Stopped) and verdict.stop.reason == DAILY_LIMIT
+            refused = isinstance(meaning, Stopped) and meaning.stop.reason == DAILY_LIMIT
             self.budget.answered(answer, refused=refused)
-            decided, hold_s = self.handler.handle(work, inputs, verdict, at)
+            decided, hold_s = self.handler.handle(work, inputs, meaning, at)
         if hold_s > 0:
             self.limiter.hold(at.now + hold_s)
         outcomes = [*outcomes, *decided]
-        settled = summary(work, outcomes, answer, verdict, records=len(records))
-        call = call_of(settled, answer, verdict, began_at_us=sent_at_us)
+        settled = summary(work, outcomes, answer, meaning, records=len(records))
+        call = call_of(settled, answer, meaning, began_at_us=sent_at_us)
         self.journal.settle(taken.records, outcomes, call=call, doubtful=doubtful(answer))
         log_call(_log, settled)
         self.observer.called(settled)

@@ -15,12 +15,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from bridge.delivery.complaints import Complaint
+from bridge.delivery.meanings import Judged
 from bridge.delivery.pauses import Stop, target
 from bridge.delivery.ports import Input
-from bridge.delivery.verdicts import Judged
 from bridge.model import Lane, Outcome, Reason, RetryLater, Scope
 
 #: Records of retrials that are held in memory; those of calls that fail beyond that just stay due.
@@ -90,21 +90,13 @@ class Decision:
 class Case(Protocol):
     """Records whose call went wrong. It is over when it has none to send. One call of it at a time is `open`."""
 
+    step: ClassVar[Step]  # its kind
     lane: Lane
     open: bool
     ready_at: float  # when it may go on, but for a probe
 
-    @property
-    def step(self) -> Step:
-        """Its kind."""
-        ...
-
-    def next_group(self) -> Group | None:
+    def next_group(self, *, probe: bool = False) -> Group | None:
         """What to send next, the same until its answer is told; None when the case is over."""
-        ...
-
-    def probe_group(self) -> Group | None:
-        """What to send next to find out whether a pause is over."""
         ...
 
     def holding(self) -> Collection[int]:
@@ -113,7 +105,7 @@ class Case(Protocol):
 
     # What became of its call. What it then holds no more, without an outcome, is for others to look at.
 
-    def taken(self, sent: Sent, verdict: Judged) -> Decision:
+    def taken(self, sent: Sent, judged: Judged) -> Decision:
         """The CRM took the call, and said so much of its inputs."""
         ...
 
@@ -206,7 +198,7 @@ class Cases:
     def probes(self) -> list[tuple[Case, Group]]:
         """What may be sent as a probe, however long it is to wait: a retrial's first, which is a single record."""
         idle = sorted((case for case in self._cases if not case.open), key=lambda case: case.step is Step.SEARCH)
-        return [(case, group) for case in idle if (group := case.probe_group()) is not None]
+        return [(case, group) for case in idle if (group := case.next_group(probe=True)) is not None]
 
     def add(self, case: Case) -> bool:
         """Take up a case; False when too many records are held already."""
@@ -236,12 +228,15 @@ class Cases:
     def is_put_off(self, ref: int) -> bool:
         return ref in self._put_off
 
-    def resume(self, lane: Lane, ref: int) -> None:
-        """Its record is due again: the case goes on."""
+    def resume(self, lane: Lane, ref: int) -> bool:
+        """This record is due again: its case goes on, if it was put off."""
+        if (case := self._put_off.get(ref)) is None:
+            return False
         if ref not in self.holding():
-            case = copy(self._put_off[ref])
+            case = copy(case)
             case.lane = lane
             self._cases.append(case)
+        return True
 
     def forget(self, outcomes: Iterable[Outcome]) -> None:
         """Records that were settled one way or the other: nothing is held against them any more."""

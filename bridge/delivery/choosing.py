@@ -8,6 +8,7 @@ may never end: first one that had no part in the failure, because only that tell
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from bridge.delivery.board import Board, Work
 from bridge.delivery.cases import Case, Group
@@ -32,7 +33,7 @@ class Chooser:
         if self._board.pauses.none:
             self._probed.clear()
         else:
-            work = self._probe(now)
+            work = next(self._probes(now), None)
         if work is None and not self._fresh_next:
             work = self._of_case(now)
         if work is None:
@@ -41,7 +42,7 @@ class Chooser:
             work = self._of_case(now)
         if work is not None:
             self._fresh_next = work.probe or work.case is not None
-            self._board.open.add(work)
+            self._board.begin(work)
         return work
 
     def flush_in(self, *, now: float, now_us: int) -> float | None:
@@ -60,24 +61,8 @@ class Chooser:
             )
             if lane is None:
                 return None
-            refs = self._cut(lane, now)
-            if refs:
+            if refs := board.buffer.cut(lane, now=now, skip=partial(board.cases.resume, lane)):
                 return Work(lane, tuple(refs), now)
-
-    def _cut(self, lane: Lane, now: float) -> list[int]:
-        cases = self._board.cases
-        put_off: list[int] = []
-
-        def is_put_off(ref: int) -> bool:
-            if cases.is_put_off(ref):
-                put_off.append(ref)
-                return True
-            return False
-
-        refs = self._board.buffer.cut(lane, now=now, skip=is_put_off)
-        for ref in put_off:
-            cases.resume(lane, ref)
-        return refs
 
     def _of_case(self, now: float) -> Work | None:
         board = self._board
@@ -89,17 +74,7 @@ class Chooser:
             return busy.isdisjoint(group.refs) and board.is_free(lane, now)
 
         found = board.cases.next(now, may_send)
-        return None if found is None else self._begun(*found, now)
-
-    def _begun(self, case: Case, group: Group, now: float, *, probe: bool = False) -> Work:
-        case.open = True
-        return Work(case.lane, group.refs, now, probe=probe, only=group.only, case=case)
-
-    def _probe(self, now: float) -> Work | None:
-        for work in self._probes(now):
-            self._board.pauses.probe(work.lane)
-            return work
-        return None
+        return None if found is None else _work(*found, now)
 
     def _probes(self, now: float) -> Iterator[Work]:
         board = self._board
@@ -112,7 +87,7 @@ class Chooser:
         busy = board.busy()
         for case, group in board.cases.probes():
             if busy.isdisjoint(group.refs) and board.pauses.gate(case.lane, now) is Gate.PROBE:
-                yield self._begun(case, group, now, probe=True)
+                yield _work(case, group, now, probe=True)
 
     def _cut_probe(self, lane: Lane, now: float, *, anyone: bool) -> list[int]:
         """A record that has not been a probe yet; in the end (`anyone`) one that has."""
@@ -136,3 +111,7 @@ class Chooser:
             for ref in put_off:
                 cases.resume(lane, ref)
         return refs
+
+
+def _work(case: Case, group: Group, now: float, *, probe: bool = False) -> Work:
+    return Work(case.lane, group.refs, now, probe=probe, only=group.only, case=case)

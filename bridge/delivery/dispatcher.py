@@ -24,10 +24,10 @@ from bridge.delivery.choosing import Chooser
 from bridge.delivery.clock_watch import ClockWatch
 from bridge.delivery.daily import SPENT, DailyBudget, day_began_us
 from bridge.delivery.limiter import Grant, Limiter
-from bridge.delivery.patience import Patience
 from bridge.delivery.pauses import DAILY_LIMIT, Backoff, Pauses
 from bridge.delivery.portal_rules import Portal, PortalRules
 from bridge.delivery.ports import Crm, Journal, Observer, OnUnknown
+from bridge.delivery.retry_policy import RetryPolicy
 from bridge.delivery.summary import log_pauses, where
 from bridge.delivery.threads import CallThreads, Pool
 from bridge.delivery.weight import OpenBytes
@@ -119,7 +119,7 @@ class Dispatcher:
                 max_bytes=self._open_bytes.each,
             ),
             pauses=Pauses(backoff=backoff),
-            patience=Patience(backoff, retry.give_up_after_s),
+            policy=RetryPolicy(backoff, retry.give_up_after_s),
         )
         self._chooser = Chooser(self._board)
         self._handler = AnswerHandler(self._board)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bridge.delivery.complaints import Complaint, read_complaint, shown, texts
+from bridge.delivery.meanings import Broken, Judged, Meaning, Rejected, Rules
 from bridge.delivery.pauses import OUTAGE, Stop
 from bridge.delivery.ports import Input
-from bridge.delivery.verdicts import Broken, Judged, Rejected, Rules, Verdict
 from bridge.model import Delivered, Ignored, Outcome, Parked, PendingRecord, Reason, Refused, Scope
 
 #: Per-input categories that may pass by themselves.
@@ -39,8 +39,8 @@ def is_unfinished(body: dict[str, Any]) -> bool:
     return isinstance(told, str) and told.upper() in _UNFINISHED
 
 
-def judge_inputs(inputs: Sequence[Input], body: Any, rules: Rules) -> Verdict:
-    """The verdict on a 2xx with this body."""
+def judge_inputs(inputs: Sequence[Input], body: Any, rules: Rules) -> Meaning:
+    """What a 2xx with this body means."""
     if not isinstance(body, dict):
         return _outage("an answer that is no JSON object")
     sheet = _Sheet(inputs)
@@ -64,7 +64,7 @@ def judge_inputs(inputs: Sequence[Input], body: Any, rules: Rules) -> Verdict:
         return _outage("an answer that confirms nothing")
     if unfinished:
         reason = Reason("UNFINISHED", "HubSpot had not finished the call when it answered")
-        later = (rules.patience.later(one, reason, at_least_s=_UNFINISHED_S) for one in silent)
+        later = (rules.policy.later(one, reason, at_least_s=_UNFINISHED_S) for one in silent)
         return Judged((*sheet.outcomes, *later), (), unexplained, sheet.retire)
     return Judged(tuple(sheet.outcomes), silent, unexplained, sheet.retire)
 
@@ -169,11 +169,11 @@ def _judge_error(record: PendingRecord, complaint: Complaint, about: Collection[
                 case "park":
                     return Parked(record, reason)
                 case "wait":
-                    return rules.patience.await_creation(record, reason, now_us=rules.now_us)
+                    return rules.policy.await_creation(record, reason, now_us=rules.now_us)
                 case "ignore":
                     return Ignored(record)
         case category if category in TRANSIENT_CATEGORIES or not category:
-            return rules.patience.wear(record, reason, now_us=rules.now_us)
+            return rules.policy.failed(record, reason, now_us=rules.now_us)
         case "VALIDATION_ERROR" if about:
             return Refused(record, {name: complaint.reason_for(name) for name in sorted(about)})
         case _:

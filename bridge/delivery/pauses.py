@@ -128,11 +128,6 @@ class Pauses:
                 gate = Gate.PROBE
         return gate
 
-    def next_change_in(self, now: float) -> float | None:
-        """Seconds until the next pause may be probed or is over by itself."""
-        waits = [h.until - now for h in self._held.values() if h.stop is not None and h.until > now]
-        return min(waits) if waits else None
-
     def probe(self, lane: Lane) -> None:
         """A probe of this lane begins."""
         for held in self._covering(lane):

@@ -26,7 +26,7 @@ class _Retirement:
 
 
 class Retired:
-    """The retired properties by object type. Not thread-safe: the planner's lock guards it."""
+    """The retired properties by object type. Not thread-safe: the dispatcher's lock guards it."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], _Retirement] = {}

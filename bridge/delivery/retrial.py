@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from bridge.delivery.cases import Decision, Group, Sent, Since, Step
 from bridge.delivery.complaints import Complaint
-from bridge.delivery.patience import Patience
+from bridge.delivery.meanings import Judged
 from bridge.delivery.pauses import Stop
-from bridge.delivery.verdicts import Judged
+from bridge.delivery.retry_policy import RetryPolicy
 from bridge.model import Category, Lane, Outcome, Parked, Reason, RetryLater
 
 _SILENT = "HubSpot took the call and said nothing about this record"
@@ -42,9 +43,10 @@ class Retrial:
     call, or of its object type's). Not thread-safe.
     """
 
+    step: ClassVar = Step.RETRIAL
     lane: Lane
     refs: tuple[int, ...]
-    patience: Patience
+    policy: RetryPolicy
     since: Since
     ready_at: float = 0.0
     failures: int = 1
@@ -52,15 +54,9 @@ class Retrial:
     alone: bool = False  # it failed alone before, while others succeeded
     open: bool = False
 
-    @property
-    def step(self) -> Step:
-        return Step.RETRIAL
-
-    def next_group(self) -> Group | None:
-        return Group(self.refs) if self.refs else None
-
-    def probe_group(self) -> Group | None:
-        return Group(self.refs[:1]) if self.refs else None
+    def next_group(self, *, probe: bool = False) -> Group | None:
+        """A single record as a probe, which does for all."""
+        return Group(self.refs[:1] if probe else self.refs) if self.refs else None
 
     def holding(self) -> Collection[int]:
         return self.refs
@@ -73,17 +69,17 @@ class Retrial:
         self.vanished(refs)
         return Decision(opens=(replace(self, refs=tuple(sorted(refs)), open=False),))
 
-    def taken(self, sent: Sent, verdict: Judged) -> Decision:
-        self.vanished({outcome.record.ref for outcome in verdict.outcomes})
-        self.vanished({one.record.ref for one, _ in verdict.unexplained})
-        if not verdict.silent or len(sent.inputs) > 1:
-            return self.vanished({record.ref for record in verdict.silent})
+    def taken(self, sent: Sent, judged: Judged) -> Decision:
+        settled = (*(outcome.record for outcome in judged.outcomes), *(one.record for one, _ in judged.unexplained))
+        self.vanished({record.ref for record in settled})
+        if not judged.silent or len(sent.inputs) > 1:
+            return self.vanished({record.ref for record in judged.silent})
         if not self.since.others_succeeded:
             return self._nobody_else(sent, SILENT)
         self.silences += 1
         if self.silences < 2:
-            return self._put_off(self.patience.later(verdict.silent[0], SILENT))
-        return self._ended(Parked(verdict.silent[0], _SILENT_TWICE))
+            return self._put_off(self.policy.later(judged.silent[0], SILENT))
+        return self._ended(Parked(judged.silent[0], _SILENT_TWICE))
 
     def refused(self, sent: Sent, complaint: Complaint) -> Decision:  # noqa: ARG002 (whatever it says)
         """Whose fault it is, a search will tell."""
@@ -91,7 +87,7 @@ class Retrial:
 
     def locked(self, sent: Sent, reason: Reason, ready_at: float) -> Decision:
         if len(self.refs) == 1:
-            return self._worn(sent, reason, at_least_s=LOCK_S)
+            return self._own_failure(sent, reason, at_least_s=LOCK_S)
         ready_at = max(ready_at, sent.at.now + self._delay_s())
         return self._halved(ready_at) if self.since.others_succeeded else self._postponed(ready_at)
 
@@ -100,7 +96,9 @@ class Retrial:
             self._rotate()
             return Decision(stop=stop)
         if self.since.others_succeeded:  # no outage, but something in this group
-            return self._halved(sent.at.now + self._delay_s()) if len(self.refs) > 1 else self._worn(sent, reason)
+            return (
+                self._halved(sent.at.now + self._delay_s()) if len(self.refs) > 1 else self._own_failure(sent, reason)
+            )
         if self.alone:  # as before, and nobody else to ask: no news about the CRM
             return self._nobody_else(sent, reason)
         return replace(self._postponed(sent.at.now), stop=stop)
@@ -124,10 +122,10 @@ class Retrial:
         self.refs = ()
         return Decision(opens=opens)
 
-    def _worn(self, sent: Sent, reason: Reason, *, at_least_s: float = 0.0) -> Decision:
+    def _own_failure(self, sent: Sent, reason: Reason, *, at_least_s: float = 0.0) -> Decision:
         """It failed alone while others succeed: its own fault."""
         record = sent.inputs[0].record
-        outcome = self.patience.wear(record, reason, now_us=sent.at.now_us, at_least_s=at_least_s)
+        outcome = self.policy.failed(record, reason, now_us=sent.at.now_us, at_least_s=at_least_s)
         return self._put_off(outcome) if isinstance(outcome, RetryLater) else self._ended(outcome)
 
     def _nobody_else(self, sent: Sent, reason: Reason) -> Decision:
@@ -148,4 +146,4 @@ class Retrial:
         return Decision((outcome,))
 
     def _delay_s(self) -> float:
-        return self.patience.backoff.delay_s(self.failures)
+        return self.policy.backoff.delay_s(self.failures)

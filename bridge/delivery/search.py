@@ -25,13 +25,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from bridge.delivery.cases import Decision, Group, Sent, Since, Step
 from bridge.delivery.complaints import Complaint
-from bridge.delivery.patience import Patience
+from bridge.delivery.meanings import Judged
 from bridge.delivery.pauses import MISCONFIGURED, Stop
 from bridge.delivery.ports import Input
-from bridge.delivery.verdicts import Judged
+from bridge.delivery.retry_policy import RetryPolicy
 from bridge.model import Delivered, Lane, Outcome, Parked, PendingRecord, Reason, Refused, RetryLater, Scope
 
 #: Calls that one search may cost. Five culprits among 100 need some 45; what is left then waits and
@@ -59,7 +60,7 @@ MAX_PROPERTY_SEARCHES = 3
 MAX_PROPERTIES = 8
 
 #: Calls of a search that may come to nothing before what was in the last one is sent again by itself.
-MAX_BREAKS = 2
+MAX_BROKEN = 2
 
 _EXHAUSTED = Reason("ISOLATION", "refused in company; its turn to be looked at alone will come")
 
@@ -67,12 +68,14 @@ _EXHAUSTED = Reason("ISOLATION", "refused in company; its turn to be looked at a
 class Search:
     """The search of one refused call. Not thread-safe."""
 
+    step: ClassVar = Step.SEARCH
+
     def __init__(
         self,
         *,
         lane: Lane,
         refs: Sequence[int],
-        patience: Patience,
+        policy: RetryPolicy,
         since: Since,
         proven: bool,
         flowing: Collection[str] = frozenset(),
@@ -85,7 +88,7 @@ class Search:
         self.open = False
         self.ready_at = ready_at
         self.calls = 0
-        self._patience = patience
+        self._policy = policy
         self._since = since
         self._proven = proven
         self._flowing = frozenset(flowing)
@@ -104,20 +107,13 @@ class Search:
         self._signature: tuple[object, ...] | None = None
         self._alike = True
 
-    @property
-    def step(self) -> Step:
-        return Step.SEARCH
-
-    def next_group(self) -> Group | None:
+    def next_group(self, *, probe: bool = False) -> Group | None:  # noqa: ARG002 (what tells most, is to be told anyway)
         if self._by_property:
             one = self._by_property[0]
             return Group((one.record.ref,), only=one.names)
         if not self._testing:
             self._testing = list(self._next_refs())
         return Group(tuple(self._testing)) if self._testing else None
-
-    def probe_group(self) -> Group | None:
-        return self.next_group()
 
     def holding(self) -> set[int]:
         refs = {*self._untested, *self._tainted, *(ref for group in self._apart for ref in group)}
@@ -136,9 +132,9 @@ class Search:
         self._testing = [ref for ref in self._testing if ref not in refs]
         return Decision()
 
-    def taken(self, sent: Sent, verdict: Judged) -> Decision:
+    def taken(self, sent: Sent, judged: Judged) -> Decision:
         """What the CRM says about single inputs is not ours to judge."""
-        if self._by_property and (sent.partly or not any(isinstance(one, Delivered) for one in verdict.outcomes)):
+        if self._by_property and (sent.partly or not any(isinstance(one, Delivered) for one in judged.outcomes)):
             return self._abandon()
         self.calls += 1
         self._flows = True
@@ -168,16 +164,12 @@ class Search:
         self._records.update((one.record.ref, one.record) for one in inputs)
         self._testing = []
         self._reopen(sent.refs)
-        outcomes: list[Outcome] = []
-        certain = _certain(inputs, complaint)
-        if certain:
-            for record, names in certain:
-                outcomes.append(self._refuse(record, names, complaint))
-        elif len(inputs) == 1:
+        outcomes = [self._refuse(record, names, complaint) for record, names in _certain(inputs, complaint)]
+        if not outcomes and len(inputs) == 1:
             self._forget(sent.refs)
             self._withheld.append((inputs[0], complaint))
-        else:
-            self._narrow(inputs, complaint)
+        elif not outcomes:
+            self._halve(inputs, complaint)
         if self._alike and not self._flows and self._have_all_been_heard():
             if self._flowing <= {source for one, _ in self._withheld for source in one.record.sources}:
                 return self._misconfigured(complaint)
@@ -199,7 +191,7 @@ class Search:
     def _broke(self) -> Decision:
         """It goes on after an outage, but not with a group that breaks twice."""
         self._breaks += 1
-        if self._breaks >= MAX_BREAKS:
+        if self._breaks >= MAX_BROKEN:
             self._give_up()
         return Decision()
 
@@ -213,7 +205,7 @@ class Search:
         """
         self.calls += 1
         left = self._by_property.popleft().record
-        return self._decided([self._patience.later(left, _EXHAUSTED)])
+        return self._decided([self._policy.later(left, _EXHAUSTED)])
 
     # --- which records next -------------------------------------------------------------------
 
@@ -268,13 +260,13 @@ class Search:
         self._untested += [*(ref for ref in self._tainted if ref in refused), *rest]
         self._tainted = []
 
-    def _narrow(self, inputs: Sequence[Input], complaint: Complaint) -> None:
+    def _halve(self, inputs: Sequence[Input], complaint: Complaint) -> None:
         if complaint.duplicates and (layers := _layers(inputs, complaint.ids)):
             self._forget([ref for layer in layers for ref in layer])
             self._apart.extend(layers)
             return
-        suspects = _suspects(inputs, complaint)
-        tainted = suspects or [one.record.ref for one in inputs]
+        pointed_at = _pointed_at(inputs, complaint)
+        tainted = pointed_at or [one.record.ref for one in inputs]
         self._forget(tainted)
         self._tainted = sorted(tainted, key=self._partner)
 
@@ -303,7 +295,7 @@ class Search:
                 outcomes.extend(self._judge(one.record, complaint))
             self._withheld = []
         if self.calls >= MAX_CALLS:
-            outcomes.extend(self._patience.later(record, _EXHAUSTED) for record in self._give_up())
+            outcomes.extend(self._policy.later(record, _EXHAUSTED) for record in self._give_up())
         return Decision(tuple(outcomes), retire=retire or {})
 
     def _search_withheld(self) -> None:
@@ -453,7 +445,7 @@ def _by_trace(inputs: Sequence[Input], complaint: Complaint) -> list[Input]:
     return [one for one in inputs if one.trace_id in complaint.trace_ids]
 
 
-def _suspects(inputs: Sequence[Input], complaint: Complaint) -> list[int]:
+def _pointed_at(inputs: Sequence[Input], complaint: Complaint) -> list[int]:
     """The inputs that the complaint points at, by its best evidence; none if that is all of them."""
     values, properties = complaint.values, complaint.properties
     folded = {told.casefold() for told in complaint.ids}

@@ -10,13 +10,13 @@ from pathlib import Path
 from structlog.typing import FilteringBoundLogger
 
 from bridge.delivery.board import Work
+from bridge.delivery.meanings import Again, Broken, Judged, Locked, Meaning, Rejected, Stopped, TooLarge
 from bridge.delivery.ports import Answer, NoAnswer, Settled
-from bridge.delivery.verdicts import Again, Broken, Conflict, Judged, Rejected, Stopped, TooLarge, Verdict
 from bridge.model import Call, Delivered, Ignored, Outcome, Parked, Pause, Refused, RetryLater
 
 
 def summary(
-    work: Work, outcomes: Sequence[Outcome], answer: Answer | NoAnswer, verdict: Verdict, *, records: int
+    work: Work, outcomes: Sequence[Outcome], answer: Answer | NoAnswer, meaning: Meaning, *, records: int
 ) -> Settled:
     """What this call came to, in ids and counts."""
     counts = Counter(type(outcome) for outcome in outcomes)
@@ -31,15 +31,15 @@ def summary(
         parked=counts[Parked],
         ignored=counts[Ignored],
         correlation_id=answer.correlation_id if isinstance(answer, Answer) else None,
-        error=_explained(verdict)[0],
+        error=_explained(meaning)[0],
         step=work.step.value,
         sources=tuple(sorted({source for outcome in outcomes for source in outcome.record.sources})),
     )
 
 
-def call_of(settled: Settled, answer: Answer | NoAnswer, verdict: Verdict, *, began_at_us: int) -> Call:
+def call_of(settled: Settled, answer: Answer | NoAnswer, meaning: Meaning, *, began_at_us: int) -> Call:
     """The row that `trace` and the console show; unlike the log it may quote the CRM."""
-    word, message = _explained(verdict)
+    word, message = _explained(meaning)
     return Call(
         lane=settled.lane,
         started_at_us=began_at_us,
@@ -84,14 +84,14 @@ def log_pauses(log: FilteringBoundLogger, *, before: Collection[Pause], now: Col
             log.info("delivery resumed", scope=pause.scope.value, target=pause.target, reason=pause.reason)
 
 
-def _explained(verdict: Verdict) -> tuple[str | None, str]:
+def _explained(meaning: Meaning) -> tuple[str | None, str]:
     """A bounded word for what went wrong with the call as a whole, and the CRM's message."""
-    match verdict:
+    match meaning:
         case Judged():
             return None, ""
         case Rejected(complaint):
             return complaint.category or "REJECTED", complaint.words
-        case TooLarge(reason) | Conflict(reason) | Again(reason):
+        case TooLarge(reason) | Locked(reason) | Again(reason):
             return reason.category, reason.message
         case Stopped(stop) | Broken(stop):
             return stop.reason, stop.detail

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from bridge.delivery.answers import doubtful, judge, retry_after_s
 from bridge.delivery.complaints import read_complaint
-from bridge.delivery.patience import Patience
+from bridge.delivery.meanings import Broken, Judged, Locked, Meaning, Rejected, Rules, Stopped, TooLarge
 from bridge.delivery.pauses import Backoff, Stop
 from bridge.delivery.ports import Answer, Input, NoAnswer, OnUnknown
-from bridge.delivery.verdicts import Broken, Conflict, Judged, Rejected, Rules, Stopped, TooLarge, Verdict
+from bridge.delivery.retry_policy import RetryPolicy
 from bridge.model import Delivered, Ignored, Outcome, Parked, Refused, RetryLater, Scope
 from tests.examples import examples
 from tests.fakes_delivery import BY_RECORD_ID, CLIENTS, confirmed, inputs, ok, record
@@ -26,10 +26,10 @@ NOW_US = 1_700_000_000_000_000
 
 def rules(on_unknown: OnUnknown = "park") -> Rules:
     backoff = Backoff(base_s=2.0, max_s=60.0, chance=random.Random(1))
-    return Rules(lambda _: on_unknown, Patience(backoff, 86_400.0), NOW_US)
+    return Rules(lambda _: on_unknown, RetryPolicy(backoff, 86_400.0), NOW_US)
 
 
-def verdict(sent: Sequence[Input], answer: Answer | NoAnswer, on_unknown: OnUnknown = "park") -> Verdict:
+def verdict(sent: Sequence[Input], answer: Answer | NoAnswer, on_unknown: OnUnknown = "park") -> Meaning:
     return judge(sent, answer, rules(on_unknown))
 
 
@@ -338,7 +338,7 @@ def test_trouble_pauses_exactly_what_it_concerns(
 
 @pytest.mark.parametrize("status", [408, 409, 423, 425])
 def test_locks_are_conflicts(status: int) -> None:
-    assert isinstance(verdict(sent(1), Answer(status)), Conflict)
+    assert isinstance(verdict(sent(1), Answer(status)), Locked)
 
 
 @pytest.mark.parametrize("status", [413, 414])
@@ -382,7 +382,7 @@ def test_a_single_record_is_confirmed_by_the_result_that_was_read(result: dict[s
     ],
 )
 def test_a_single_record_of_which_nothing_was_read_is_sent_again_later(answer: NoAnswer) -> None:
-    assert isinstance(verdict(sent(1), answer), Conflict)
+    assert isinstance(verdict(sent(1), answer), Locked)
 
 
 def test_an_error_that_was_read_counts_too() -> None:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from bridge.delivery.cases import Decision, Moment, Sent, Successes
 from bridge.delivery.complaints import Complaint, read_complaint
-from bridge.delivery.patience import Patience
+from bridge.delivery.meanings import Judged
 from bridge.delivery.pauses import Backoff, Stop
 from bridge.delivery.ports import Input
+from bridge.delivery.retry_policy import RetryPolicy
 from bridge.delivery.search import MAX_CALLS, MAX_UNDECIDED_CALLS, Search
-from bridge.delivery.verdicts import Judged
 from bridge.model import Delivered, Lane, Outcome, Parked, PendingRecord, Refused, RetryLater, Scope, Value
 from tests.fakes_delivery import CLIENTS, inputs, record
 
@@ -47,7 +47,7 @@ class Searched:
         self.search = Search(
             lane=lane,
             refs=list(refs),
-            patience=Patience(Backoff(base_s=1.0, max_s=60.0), 3_600.0),
+            policy=RetryPolicy(Backoff(base_s=1.0, max_s=60.0), 3_600.0),
             since=successes.since_now(lane, Scope.LANE),
             proven=proven,
             flowing=flowing,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.delivery.patience import Patience
 from bridge.delivery.pauses import Backoff, Gate, Pauses, Stop
+from bridge.delivery.retry_policy import RetryPolicy
 from bridge.model import Category, Lane, Parked, Pause, Reason, RetryLater, Scope
 from tests.fakes_delivery import record
 
@@ -182,12 +182,12 @@ def test_patience_used_is_what_the_delays_take_at_most(failures: int) -> None:
 def test_patience_does_not_run_in_pauses() -> None:
     """A day has passed since the first failure, but in a pause: the record is tried on."""
     backoff = Backoff(base_s=2.0, max_s=600.0, chance=random.Random(1))
-    patience = Patience(backoff, give_up_after_s=86_400.0)
+    policy = RetryPolicy(backoff, give_up_after_s=86_400.0)
     reason, day_us = Reason("HTTP_500", "boom"), 86_400 * 1_000_000
-    few = patience.wear(record(1, attempts=5, failing_since_us=1), reason, now_us=2 * day_us)
+    few = policy.failed(record(1, attempts=5, failing_since_us=1), reason, now_us=2 * day_us)
     assert isinstance(few, RetryLater)
-    early = patience.wear(record(1, attempts=500, failing_since_us=1), reason, now_us=day_us // 2)
+    early = policy.failed(record(1, attempts=500, failing_since_us=1), reason, now_us=day_us // 2)
     assert isinstance(early, RetryLater)
-    over = patience.wear(record(1, attempts=500, failing_since_us=1), reason, now_us=2 * day_us)
+    over = policy.failed(record(1, attempts=500, failing_since_us=1), reason, now_us=2 * day_us)
     assert isinstance(over, Parked)
     assert over.reason.category == Category.GAVE_UP

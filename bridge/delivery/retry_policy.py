@@ -1,6 +1,6 @@
 """When a record that keeps failing by itself is tried again, and when it is parked at last.
 
-Patience does not run in pauses: beside the time since the first failure, the delays that the record's
+The time does not run in pauses: beside the time since the first failure, the delays that the record's
 own failures asked for must add up to `give_up_after` as well. That needs no record of past pauses and
 survives restarts and a jumping clock.
 """
@@ -17,16 +17,16 @@ AWAIT_CREATION_S = 7 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """Pure but for the backoff's jitter; safe to share between threads."""
 
     backoff: Backoff
     give_up_after_s: float
 
-    def wear(
+    def failed(
         self, record: PendingRecord, reason: Reason, *, now_us: int, at_least_s: float = 0.0
     ) -> RetryLater | Parked:
-        """The record failed by its own fault: later again, or parked when its patience is used up."""
+        """The record failed by its own fault: later again, or parked when its time is over."""
         if self._is_over(record, self.give_up_after_s, now_us):
             hours = self.give_up_after_s / 3600
             message = f"gave up after {record.attempts + 1} attempts in {hours:.4g} h: {reason.message}"
@@ -43,8 +43,8 @@ class Patience:
         delay_s = max(at_least_s, self.backoff.delay_s(record.attempts + 1))
         return RetryLater(record, reason, delay_s)
 
-    def _is_over(self, record: PendingRecord, patience_s: float, now_us: int) -> bool:
+    def _is_over(self, record: PendingRecord, longest_s: float, now_us: int) -> bool:
         if record.failing_since_us is None:
             return False
         failing_s = (now_us - record.failing_since_us) / MICROSECONDS
-        return failing_s >= patience_s and self.backoff.patience_used_s(record.attempts) >= patience_s
+        return failing_s >= longest_s and self.backoff.patience_used_s(record.attempts) >= longest_s

@@ -1,4 +1,4 @@
-"""The verdicts on an answer: what it says about the call as a whole or about each of its inputs."""
+"""What an answer means: for the call as a whole, or for each of its inputs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from bridge.delivery.complaints import Complaint
-from bridge.delivery.patience import Patience
 from bridge.delivery.pauses import Stop
 from bridge.delivery.ports import Input, OnUnknown
+from bridge.delivery.retry_policy import RetryPolicy
 from bridge.model import Outcome, PendingRecord, Reason
 
 
@@ -26,7 +26,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The CRM refused the call as a whole for what is in it: to be isolated."""
+    """The CRM refused the call as a whole for what is in it: to be searched."""
 
     complaint: Complaint
 
@@ -39,7 +39,7 @@ class TooLarge:
 
 
 @dataclass(frozen=True, slots=True)
-class Conflict:
+class Locked:
     """The call met a lock: to be sent again after a short while, delivery goes on."""
 
     reason: Reason
@@ -61,13 +61,13 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """Delivery is to pause, and if the CRM turns out to be well, the records of this call are suspect."""
+    """Delivery is to pause, and if the CRM turns out to be well, the records of this call are retried by themselves."""
 
     stop: Stop
     reason: Reason
 
 
-Verdict = Judged | Rejected | TooLarge | Conflict | Again | Stopped | Broken
+Meaning = Judged | Rejected | TooLarge | Locked | Again | Stopped | Broken
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,5 +75,5 @@ class Rules:
     """What judging needs to know beside the answer."""
 
     on_unknown: Callable[[PendingRecord], OnUnknown]
-    patience: Patience
+    policy: RetryPolicy
     now_us: int
