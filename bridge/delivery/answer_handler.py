@@ -9,11 +9,11 @@ type or the portal may count against one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from bridge.delivery.board import Board, Work
-from bridge.delivery.cases import MAX_HELD, Case, Decision, Moment, Sent
+from bridge.delivery.cases import MAX_HELD, Decision, Moment, Sent
 from bridge.delivery.complaints import Complaint
 from bridge.delivery.meanings import Again, Broken, Judged, Locked, Meaning, Rejected, Stopped, TooLarge
 from bridge.delivery.pauses import OUTAGE, Stop
@@ -37,7 +37,7 @@ class AnswerHandler:
         """The outcomes of this call, and the seconds for which the limiter is to hold. The work stays open until it
         is settled.
         """
-        sent = Sent(inputs, at, probe=work.probe, partly=work.partly)
+        sent = Sent(inputs, tuple(one.record.ref for one in inputs), at, probe=work.probe, partly=work.partly)
         match meaning:
             case Judged():
                 decision = self._judged(work, sent, meaning)
@@ -52,23 +52,20 @@ class AnswerHandler:
             case Stopped(stop):
                 decision = Decision(stop=stop)
             case Again():
-                decision = Decision()  # what was taken stays due or in its case
-        self._board.retired.retire(work.lane.object_type, decision.retire, at.now)
+                decision = Decision()  # what was sent stays due, or in its case
+        if decision.retire:
+            self._board.retired.retire(work.lane.object_type, decision.retire, at.now)
         hold_s = 0.0 if decision.stop is None else self._stop(work, decision.stop, at)
-        return self._noted(work, decision), hold_s
+        return self._followed(work, decision), hold_s
 
     def vanished(self, work: Work, refs: Sequence[int]) -> Sequence[Outcome]:
         """These records had nothing to be sent any more when they were taken."""
-        return self._noted(work, self._ask(work, lambda case: case.vanished(refs)))
+        return () if work.case is None else self._followed(work, work.case.vanished(refs))
 
-    def _ask(self, work: Work, judge: Callable[[Case], Decision]) -> Decision:
-        """What its case makes of this call; nothing, if it is of none."""
-        return Decision() if work.case is None else self._cases.follow(work.case, judge(work.case))
-
-    def _noted(self, work: Work, decision: Decision) -> Sequence[Outcome]:
+    def _followed(self, work: Work, decision: Decision) -> Sequence[Outcome]:
+        self._cases.follow(work.case, decision)
         # An outcome may be about a record that a search held back until now.
         work.held.update(outcome.record.ref for outcome in decision.outcomes)
-        self._cases.forget(decision.outcomes)
         return decision.outcomes
 
     def stumbled(self, work: Work, now: float) -> None:
@@ -99,14 +96,13 @@ class AnswerHandler:
             stop = Stop(Scope.ALL, OUTAGE, "an answer that confirms nothing")
             return self._broken(work, sent, stop, Reason(Category.UNCONFIRMED, stop.detail))
         decision = Decision(judged.outcomes, retire=judged.retire)
-        decision = decision.and_then(self._ask(work, lambda case: case.taken(sent, judged)))
+        decision = decision.and_then(work.case.taken(sent, judged) if work.case else Decision(free=sent.refs))
         if judged.unexplained:  # a few are searched, the others parked
             search = self._search(work.lane, [one.record.ref for one, _ in judged.unexplained], now)
-            decision = decision.and_then(self._cases.follow(search, search.refused_alone(judged.unexplained)))
-        if judged.silent and (silent := self._left([record.ref for record in judged.silent], decision)):
-            records = [record for record in judged.silent if record.ref in silent]
+            decision = decision.and_then(search.refused_alone(judged.unexplained)).and_then(Decision(opens=(search,)))
+        if silent := [record for record in judged.silent if record.ref in decision.free]:
             ready_at = now + board.policy.backoff.delay_s(1)
-            decision = decision.and_then(self._in_halves(work.lane, records, SILENT, ready_at))
+            decision = decision.and_then(self._in_halves(work.lane, silent, SILENT, ready_at))
         return decision
 
     def _rejected(self, work: Work, sent: Sent, complaint: Complaint) -> Decision:
@@ -116,18 +112,18 @@ class AnswerHandler:
             if is_misaddressed(lane, sent.inputs, complaint) or not is_about_records(sent.inputs, complaint):
                 return Decision(stop=misconfigured(complaint))
             self._answered(work, taken=True)  # another trouble, and this record's own: the lane's is over
-        decision = self._ask(work, lambda case: case.refused(sent, complaint))
-        if decision.stop is None and (left := self._left(sent.refs, decision)):
-            search = self._search(lane, left, sent.at.now)
-            decision = decision.and_then(self._cases.follow(search, search.refused(sent, complaint)))
+        decision = work.case.refused(sent, complaint) if work.case else Decision(free=sent.refs)
+        if decision.free:
+            search = self._search(lane, decision.free, sent.at.now)
+            decision = search.refused(sent, complaint).and_then(Decision(opens=(search,)))
         if decision.stop is not None:
             board.note_misconfigured(lane)
         return decision
 
     def _too_large(self, work: Work, sent: Sent, reason: Reason) -> Decision:
         self._answered(work, taken=False)
-        decision = self._ask(work, lambda case: case.vanished(sent.refs))
         records = [one.record for one in sent.inputs]
+        decision = work.case.vanished(sent.refs) if work.case else Decision()
         if len(records) == 1:
             return Decision((Parked(records[0], reason),)).and_then(decision)
         return decision.and_then(self._in_halves(work.lane, records, reason, sent.at.now))
@@ -135,24 +131,22 @@ class AnswerHandler:
     def _locked(self, work: Work, sent: Sent, reason: Reason) -> Decision:
         self._answered(work, taken=False)
         ready_at = sent.at.now + LOCK_S
-        decision = self._ask(work, lambda case: case.locked(sent, reason, ready_at))
-        if not self._retry(work.lane, self._left(sent.refs, decision), ready_at=ready_at):
+        decision = work.case.locked(sent, reason, ready_at) if work.case else Decision(free=sent.refs)
+        if not self._retry(work.lane, decision.free, ready_at=ready_at):
             # More records in trouble than can be told apart: that is the CRM's.
             return replace(decision, stop=Stop(Scope.ALL, OUTAGE, f"{reason.category}: {reason.message}"[:300]))
         return decision
 
     def _broken(self, work: Work, sent: Sent, stop: Stop, reason: Reason) -> Decision:
-        if work.case is None and work.probe:
-            return Decision(stop=stop)  # it stays due, and another one is the next probe
-        decision = Decision(stop=stop) if work.case is None else self._ask(work, lambda c: c.broken(sent, stop, reason))
-        self._retry(work.lane, self._left(sent.refs, decision), ready_at=sent.at.now, scope=stop.scope)
+        fresh = Decision(stop=stop, free=() if work.probe else sent.refs)  # a probe stays due, the next is another one
+        decision = work.case.broken(sent, stop, reason) if work.case else fresh
+        self._retry(work.lane, decision.free, ready_at=sent.at.now, scope=stop.scope)
         return decision
 
     def _stop(self, work: Work, stop: Stop, at: Moment) -> float:
         """Pause; returns the seconds for which the limiter is to hold."""
-        known = work.case is not None
-        pauses = self._board.pauses
-        delay_s = pauses.stop(work.lane, stop, now=at.now, now_us=at.now_us, began=work.began, known=known)
+        began, known = work.began, work.case is not None
+        delay_s = self._board.pauses.stop(work.lane, stop, now=at.now, now_us=at.now_us, began=began, known=known)
         return delay_s if stop.reason == "rate_limited" else 0.0
 
     def _answered(self, work: Work, *, taken: bool) -> None:
@@ -162,32 +156,19 @@ class AnswerHandler:
 
     # --- what opens a case --------------------------------------------------------------------
 
-    def _left(self, refs: Sequence[int], decision: Decision) -> tuple[int, ...]:
-        """Those about which nothing was decided and that no case holds."""
-        held = self._cases.holding().union(outcome.record.ref for outcome in decision.outcomes)
-        return tuple(ref for ref in refs if ref not in held)
-
     def _search(self, lane: Lane, refs: Sequence[int], now: float) -> Search:
-        board = self._board
-        search = Search(
-            lane=lane,
-            refs=refs,
-            policy=board.policy,
-            since=board.successes.since_now(lane, Scope.LANE),
-            proven=board.is_proven(lane),
-            flowing=board.flowing(lane, now),
-            ready_at=now,
-        )
-        self._cases.add(search)
-        return search
+        since = self._board.successes.since_now(lane, Scope.LANE)
+        proven, flowing = self._board.is_proven(lane), self._board.flowing(lane, now)
+        return Search(lane, refs, self._board.policy, since, proven=proven, flowing=flowing, ready_at=now)
 
     def _retry(
         self, lane: Lane, refs: tuple[int, ...], *, ready_at: float, scope: Scope = Scope.ALL, failures: int = 1
     ) -> bool:
         """False when these are more than can be held: they stay due."""
+        if not refs:
+            return True
         since = self._board.successes.since_now(lane, scope)
-        retrial = Retrial(lane, refs, self._board.policy, since, ready_at=ready_at, failures=failures)
-        return not refs or self._cases.add(retrial)
+        return self._cases.add(Retrial(lane, refs, self._board.policy, since, ready_at=ready_at, failures=failures))
 
     def _in_halves(self, lane: Lane, records: Sequence[PendingRecord], reason: Reason, ready_at: float) -> Decision:
         """Those beyond what can be held are tried again later."""

@@ -11,7 +11,7 @@ Memory only: after a crash the records simply are due again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -19,7 +19,7 @@ from typing import ClassVar, Protocol
 
 from bridge.delivery.complaints import Complaint
 from bridge.delivery.meanings import Judged
-from bridge.delivery.pauses import Stop, target
+from bridge.delivery.pauses import Stop
 from bridge.delivery.ports import Input
 from bridge.model import Lane, Outcome, Reason, RetryLater, Scope
 
@@ -60,50 +60,54 @@ class Sent:
     """What was in a call, and when it ended. `partly`: not all of its group's `only` was sent."""
 
     inputs: Sequence[Input]
+    refs: tuple[int, ...]
     at: Moment
     probe: bool = False
     partly: bool = False
 
-    @property
-    def refs(self) -> tuple[int, ...]:
-        return tuple(one.record.ref for one in self.inputs)
-
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What follows from an answer. `opens`: further cases; `put_off`: the case to take up when its record is due
-    again; `retire`: properties that nobody can write.
+    """What follows from an answer. `free`: records of the call that its case holds no more, though nothing was decided
+    about them; `opens`: further cases; `put_off`: the case to take up when its record is due again; `retire`:
+    properties that nobody can write.
     """
 
     outcomes: tuple[Outcome, ...] = ()
+    free: tuple[int, ...] = ()
     opens: tuple[Case, ...] = ()
     put_off: Case | None = None
     stop: Stop | None = None
     retire: Mapping[str, Reason] = field(default_factory=dict)
 
     def and_then(self, more: Decision) -> Decision:
-        """Both; what they open is taken up already."""
-        outcomes = (*self.outcomes, *more.outcomes)
-        return Decision(outcomes, stop=more.stop or self.stop, retire={**self.retire, **more.retire})
+        """Both together."""
+        return Decision(
+            (*self.outcomes, *more.outcomes),
+            (*self.free, *more.free),
+            (*self.opens, *more.opens),
+            put_off=more.put_off or self.put_off,
+            stop=more.stop or self.stop,
+            retire={**self.retire, **more.retire},
+        )
 
 
 class Case(Protocol):
-    """Records whose call went wrong. It is over when it has none to send. One call of it at a time is `open`."""
+    """Records whose call went wrong. It is over when it has none left. One call of it at a time is `open`."""
 
     step: ClassVar[Step]  # its kind
     lane: Lane
     open: bool
     ready_at: float  # when it may go on, but for a probe
 
-    def next_group(self, *, probe: bool = False) -> Group | None:
-        """What to send next, the same until its answer is told; None when the case is over."""
-        ...
-
-    def holding(self) -> Collection[int]:
+    @property
+    def refs(self) -> Collection[int]:
         """The records that must not go in any other call."""
         ...
 
-    # What became of its call. What it then holds no more, without an outcome, is for others to look at.
+    def next_group(self, *, probe: bool = False) -> Group | None:
+        """What to send next, the same until its answer is told; None when the case is over."""
+        ...
 
     def taken(self, sent: Sent, judged: Judged) -> Decision:
         """The CRM took the call, and said so much of its inputs."""
@@ -134,13 +138,15 @@ class Successes:
     """How many calls the CRM took: in all, by object type, and by lane."""
 
     def __init__(self) -> None:
-        self._counts = Counter[tuple[Scope, str]]()
+        self._counts = Counter[Lane | str]()
 
     def note(self, lane: Lane) -> None:
-        self._counts.update((scope, target(lane, scope)) for scope in Scope)
+        self._counts.update(("", lane.object_type, lane))
 
     def count(self, lane: Lane, scope: Scope) -> int:
-        return self._counts[scope, target(lane, scope)]
+        if scope is Scope.LANE:
+            return self._counts[lane]
+        return self._counts[lane.object_type if scope is Scope.OBJECT_TYPE else ""]
 
     def since_now(self, lane: Lane, scope: Scope = Scope.ALL) -> Since:
         return Since(self, lane, scope, self.count(lane, scope))
@@ -177,7 +183,7 @@ class Cases:
 
     def holding(self) -> set[int]:
         """The records of every case."""
-        return set().union(*(case.holding() for case in self._cases))
+        return set().union(*(case.refs for case in self._cases))
 
     def lanes(self) -> set[Lane]:
         return {case.lane for case in self._cases}
@@ -203,25 +209,29 @@ class Cases:
     def add(self, case: Case) -> bool:
         """Take up a case; False when too many records are held already."""
         if case.step is Step.RETRIAL:
-            held = sum(len(one.holding()) for one in self._cases if one.step is Step.RETRIAL)
-            if held + len(case.holding()) > MAX_HELD:
+            held = sum(len(one.refs) for one in self._cases if one.step is Step.RETRIAL)
+            if held + len(case.refs) > MAX_HELD:
                 return False
         self._cases.append(case)
         return True
 
-    def follow(self, case: Case, decision: Decision) -> Decision:
-        """Take up what this case decided about its call."""
-        if case.next_group() is None and case in self._cases:
+    def follow(self, case: Case | None, decision: Decision) -> None:
+        """This was decided about a call of this case, or about one that was of none."""
+        if case in self._cases and not case.refs:
             self._cases.remove(case)
         for opened in decision.opens:
-            self.add(opened)
+            if opened.refs:
+                self.add(opened)
+        if self._put_off:
+            for outcome in decision.outcomes:
+                if not isinstance(outcome, RetryLater):  # settled one way or the other
+                    self._put_off.pop(outcome.record.ref, None)
         if decision.put_off is not None:
-            (ref,) = decision.put_off.holding()
+            (ref,) = decision.put_off.refs
             self._put_off.pop(ref, None)
             while len(self._put_off) >= MAX_PUT_OFF:
                 del self._put_off[next(iter(self._put_off))]
             self._put_off[ref] = decision.put_off
-        return decision
 
     # --- put off until the record is due again ------------------------------------------------
 
@@ -237,10 +247,3 @@ class Cases:
             case.lane = lane
             self._cases.append(case)
         return True
-
-    def forget(self, outcomes: Iterable[Outcome]) -> None:
-        """Records that were settled one way or the other: nothing is held against them any more."""
-        if self._put_off:
-            for outcome in outcomes:
-                if not isinstance(outcome, RetryLater):
-                    self._put_off.pop(outcome.record.ref, None)

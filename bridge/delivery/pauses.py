@@ -33,7 +33,6 @@ OUTAGE = "outage"
 #: long as the backoff at most. The wall clock may have been set meanwhile.
 _LONGEST_S = {"rate_limited": 3_600.0, DAILY_LIMIT: 86_400.0, "migrating": 86_400.0}
 
-
 #: Seconds for which nothing may wait for the end of a lane's or an object type's stop before it is dropped.
 LAPSES_S = 60.0
 
@@ -143,8 +142,8 @@ class Pauses:
         calls that were open together fail together and count once. `known`: with records that had failed
         before.
         """
-        of = target(lane, stop.scope)
-        key = (stop.scope, of, stop.reason)
+        target = _target(lane, stop.scope)
+        key = (stop.scope, target, stop.reason)
         held = self._held.get(key)
         failures = 1 if held is None else held.failures + (began >= held.since)
         delay_s = self._backoff.delay_s(failures) if stop.delay_s is None else stop.delay_s
@@ -152,7 +151,7 @@ class Pauses:
             delay_s = max(held.until - now, delay_s if stop.delay_s is not None else 0.0)
         pause = Pause(
             stop.scope,
-            of,
+            target,
             stop.reason,
             stop.detail,
             since_us=now_us if held is None else held.pause.since_us,
@@ -287,8 +286,7 @@ class Pauses:
         return [held for held in self._held.values() if _covers(held.pause, lane)]
 
 
-def target(lane: Lane, scope: Scope) -> str:
-    """What of this lane a scope covers."""
+def _target(lane: Lane, scope: Scope) -> str:
     match scope:
         case Scope.ALL:
             return ""
@@ -299,4 +297,4 @@ def target(lane: Lane, scope: Scope) -> str:
 
 
 def _covers(pause: Pause, lane: Lane) -> bool:
-    return pause.scope is Scope.ALL or pause.target == target(lane, pause.scope)
+    return pause.scope is Scope.ALL or pause.target == _target(lane, pause.scope)

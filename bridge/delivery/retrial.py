@@ -58,9 +58,6 @@ class Retrial:
         """A single record as a probe, which does for all."""
         return Group(self.refs[:1] if probe else self.refs) if self.refs else None
 
-    def holding(self) -> Collection[int]:
-        return self.refs
-
     def vanished(self, refs: Collection[int]) -> Decision:
         self.refs = tuple(ref for ref in self.refs if ref not in refs)
         return Decision()
@@ -73,7 +70,8 @@ class Retrial:
         settled = (*(outcome.record for outcome in judged.outcomes), *(one.record for one, _ in judged.unexplained))
         self.vanished({record.ref for record in settled})
         if not judged.silent or len(sent.inputs) > 1:
-            return self.vanished({record.ref for record in judged.silent})
+            self.vanished({record.ref for record in judged.silent})
+            return Decision(free=sent.refs)
         if not self.since.others_succeeded:
             return self._nobody_else(sent, SILENT)
         self.silences += 1
@@ -83,7 +81,8 @@ class Retrial:
 
     def refused(self, sent: Sent, complaint: Complaint) -> Decision:  # noqa: ARG002 (whatever it says)
         """Whose fault it is, a search will tell."""
-        return self.vanished(sent.refs)
+        self.vanished(sent.refs)
+        return Decision(free=sent.refs)
 
     def locked(self, sent: Sent, reason: Reason, ready_at: float) -> Decision:
         if len(self.refs) == 1:

@@ -16,8 +16,6 @@ were taken lately, it may be the lane or the records: it does not pause, but not
 a call of it is taken, be it with a part of a record; what is left waits. After four refusals in a row
 single records are probed for, of each partner first, so that a misconfigured lane costs at most eight calls
 and no partner alone can make it look like one.
-
-The state is memory only: after a crash the records simply are due again.
 """
 
 from __future__ import annotations
@@ -72,11 +70,11 @@ class Search:
 
     def __init__(
         self,
-        *,
         lane: Lane,
-        refs: Sequence[int],
+        untested: Sequence[int],
         policy: RetryPolicy,
         since: Since,
+        *,
         proven: bool,
         flowing: Collection[str] = frozenset(),
         ready_at: float = 0.0,
@@ -94,7 +92,7 @@ class Search:
         self._flowing = frozenset(flowing)
         self._breaks = 0
         self._testing: list[int] = []  # what `next_group` told to send
-        self._untested = list(refs)
+        self._untested = list(untested)
         self._apart: deque[list[int]] = deque()  # to go before, and not with, anything else
         self._tainted: list[int] = []  # holds at least one culprit, if culprits are single records
         self._by_property: deque[PropertySearch] = deque()
@@ -115,7 +113,8 @@ class Search:
             self._testing = list(self._next_refs())
         return Group(tuple(self._testing)) if self._testing else None
 
-    def holding(self) -> set[int]:
+    @property
+    def refs(self) -> set[int]:
         refs = {*self._untested, *self._tainted, *(ref for group in self._apart for ref in group)}
         refs.update(one.record.ref for one in self._by_property)
         refs.update(one.record.ref for one, _ in self._withheld)
@@ -140,9 +139,9 @@ class Search:
         self._flows = True
         if self._by_property:
             self._by_property[0].accepted()
-        else:
-            self._forget(self._testing)
-        return self._decided()
+            return self._decided()
+        self._forget(self._testing)
+        return replace(self._decided(), free=sent.refs)
 
     def refused_alone(self, refused: Sequence[tuple[Input, Complaint]]) -> Decision:
         """A call was taken, but for these inputs of it, of which the answer names no property."""
@@ -174,26 +173,24 @@ class Search:
             if self._flowing <= {source for one, _ in self._withheld for source in one.record.sources}:
                 return self._misconfigured(complaint)
             self._undecided = complaint.reason
-        retire = {
-            name: complaint.reason_for(name)
-            for name in complaint.definitions
-            if any(name in one.record.values for one in inputs)
-        }
+        names = {name for one in inputs for name in one.record.values}
+        retire = {name: complaint.reason_for(name) for name in complaint.definitions & names}
         return self._decided(outcomes, retire)
 
     def locked(self, sent: Sent, reason: Reason, ready_at: float) -> Decision:  # noqa: ARG002 (whatever the reason)
         self.ready_at = ready_at
-        return self._broke()
+        return self._broke(sent)
 
     def broken(self, sent: Sent, stop: Stop, reason: Reason) -> Decision:  # noqa: ARG002 (as above)
-        return replace(self._broke(), stop=stop)
+        return replace(self._broke(sent), stop=stop)
 
-    def _broke(self) -> Decision:
+    def _broke(self, sent: Sent) -> Decision:
         """It goes on after an outage, but not with a group that breaks twice."""
         self._breaks += 1
-        if self._breaks >= MAX_BROKEN:
-            self._give_up()
-        return Decision()
+        if self._breaks < MAX_BROKEN:
+            return Decision()
+        self._give_up()
+        return Decision(free=sent.refs)
 
     def _misconfigured(self, complaint: Complaint) -> Decision:
         self._give_up()
@@ -330,7 +327,7 @@ class Search:
 
     def _give_up(self) -> list[PendingRecord]:
         """Look at nothing any more; returns the records that were left."""
-        left = self.holding()
+        left = self.refs
         self._untested, self._tainted, self._testing = [], [], []
         self._apart.clear()
         self._by_property.clear()

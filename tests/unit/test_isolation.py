@@ -45,25 +45,31 @@ class Searched:
         """`flows`: something else in its lane succeeds after it began."""
         successes = Successes()
         self.search = Search(
-            lane=lane,
-            refs=list(refs),
-            policy=RetryPolicy(Backoff(base_s=1.0, max_s=60.0), 3_600.0),
-            since=successes.since_now(lane, Scope.LANE),
+            lane,
+            list(refs),
+            RetryPolicy(Backoff(base_s=1.0, max_s=60.0), 3_600.0),
+            successes.since_now(lane, Scope.LANE),
             proven=proven,
             flowing=flowing,
         )
         if flows:
             successes.note(lane)
         self.next_group = self.search.next_group
-        self.holding = self.search.holding
         self.vanished = self.search.vanished
+
+    def holding(self) -> set[int]:
+        return self.search.refs
 
     def taken(self, made: list[Input]) -> Decision:
         delivered = Judged(tuple(Delivered(one.record) for one in made))
-        return self.search.taken(Sent(made, Moment(0.0, 0)), delivered)
+        return self.search.taken(sent_of(made), delivered)
 
     def refused(self, made: list[Input], complaint: Complaint) -> Decision:
-        return self.search.refused(Sent(made, Moment(0.0, 0)), complaint)
+        return self.search.refused(sent_of(made), complaint)
+
+
+def sent_of(made: list[Input]) -> Sent:
+    return Sent(made, tuple(one.record.ref for one in made), Moment(0.0, 0))
 
 
 def is_exhausted(outcome: Outcome) -> bool:
