@@ -100,10 +100,9 @@ class AnswerHandler:
         if judged.unexplained:  # a few are searched, the others parked
             search = self._search(work.lane, [one.record.ref for one, _ in judged.unexplained], now)
             decision = decision.and_then(search.refused_alone(judged.unexplained)).and_then(Decision(opens=(search,)))
-        if silent := [record for record in judged.silent if record.ref in decision.free]:
-            ready_at = now + board.policy.backoff.delay_s(1)
-            decision = decision.and_then(self._in_halves(work.lane, silent, SILENT, ready_at))
-        return decision
+        if not judged.silent:
+            return decision
+        return self._in_halves(work.lane, judged.silent, decision, SILENT, now + board.policy.backoff.delay_s(1))
 
     def _rejected(self, work: Work, sent: Sent, complaint: Complaint) -> Decision:
         board, lane = self._board, work.lane
@@ -123,10 +122,11 @@ class AnswerHandler:
     def _too_large(self, work: Work, sent: Sent, reason: Reason) -> Decision:
         self._answered(work, taken=False)
         records = [one.record for one in sent.inputs]
-        decision = work.case.vanished(sent.refs) if work.case else Decision()
         if len(records) == 1:
+            decision = work.case.vanished(sent.refs) if work.case else Decision()
             return Decision((Parked(records[0], reason),)).and_then(decision)
-        return decision.and_then(self._in_halves(work.lane, records, reason, sent.at.now))
+        decision = work.case.too_large(sent) if work.case else Decision(free=sent.refs)
+        return self._in_halves(work.lane, records, decision, reason, sent.at.now)
 
     def _locked(self, work: Work, sent: Sent, reason: Reason) -> Decision:
         self._answered(work, taken=False)
@@ -170,8 +170,11 @@ class AnswerHandler:
         since = self._board.successes.since_now(lane, scope)
         return self._cases.add(Retrial(lane, refs, self._board.policy, since, ready_at=ready_at, failures=failures))
 
-    def _in_halves(self, lane: Lane, records: Sequence[PendingRecord], reason: Reason, ready_at: float) -> Decision:
-        """Those beyond what can be held are tried again later."""
-        by_ref = {record.ref: record for record in records}
+    def _in_halves(
+        self, lane: Lane, records: Sequence[PendingRecord], decision: Decision, reason: Reason, ready_at: float
+    ) -> Decision:
+        """Those of them that are free. Those beyond what can be held are tried again later."""
+        by_ref = {record.ref: record for record in records if record.ref in decision.free}
         beyond = [half for half in halves(tuple(by_ref)) if not self._retry(lane, half, ready_at=ready_at)]
-        return Decision(tuple(self._board.policy.later(by_ref[ref], reason) for half in beyond for ref in half))
+        later = tuple(self._board.policy.later(by_ref[ref], reason) for half in beyond for ref in half)
+        return decision.and_then(Decision(later))

@@ -117,6 +117,10 @@ class Case(Protocol):
         """The CRM refused the call as a whole for what is in it."""
         ...
 
+    def too_large(self, sent: Sent) -> Decision:
+        """The call was too large, and of several records."""
+        ...
+
     def locked(self, sent: Sent, reason: Reason, ready_at: float) -> Decision:
         """The call met a lock, which is not over before `ready_at`."""
         ...
@@ -148,7 +152,7 @@ class Successes:
             return self._counts[lane]
         return self._counts[lane.object_type if scope is Scope.OBJECT_TYPE else ""]
 
-    def since_now(self, lane: Lane, scope: Scope = Scope.ALL) -> Since:
+    def since_now(self, lane: Lane, scope: Scope) -> Since:
         return Since(self, lane, scope, self.count(lane, scope))
 
 
@@ -178,9 +182,6 @@ class Cases:
         self._put_off: dict[int, Case] = {}
         self._last = Step.RETRIAL
 
-    def __bool__(self) -> bool:
-        return bool(self._cases)
-
     def holding(self) -> set[int]:
         """The records of every case."""
         return set().union(*(case.refs for case in self._cases))
@@ -208,10 +209,9 @@ class Cases:
 
     def add(self, case: Case) -> bool:
         """Take up a case; False when too many records are held already."""
-        if case.step is Step.RETRIAL:
-            held = sum(len(one.refs) for one in self._cases if one.step is Step.RETRIAL)
-            if held + len(case.refs) > MAX_HELD:
-                return False
+        held = sum(len(one.refs) for one in self._cases if one.step is Step.RETRIAL)
+        if case.step is Step.RETRIAL and held + len(case.refs) > MAX_HELD:
+            return False
         self._cases.append(case)
         return True
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from bridge.delivery.board import Board, Work
-from bridge.delivery.cases import Case, Group
+from bridge.delivery.cases import Group
 from bridge.delivery.pauses import Gate
 from bridge.model import Lane
 
@@ -66,15 +66,15 @@ class Chooser:
 
     def _of_case(self, now: float) -> Work | None:
         board = self._board
-        if not board.cases:
-            return None
         busy = board.busy()
 
         def may_send(lane: Lane, group: Group) -> bool:
             return busy.isdisjoint(group.refs) and board.is_free(lane, now)
 
-        found = board.cases.next(now, may_send)
-        return None if found is None else _work(*found, now)
+        if (found := board.cases.next(now, may_send)) is None:
+            return None
+        case, group = found
+        return Work(case.lane, group.refs, now, only=group.only, case=case)
 
     def _probes(self, now: float) -> Iterator[Work]:
         board = self._board
@@ -87,7 +87,7 @@ class Chooser:
         busy = board.busy()
         for case, group in board.cases.probes():
             if busy.isdisjoint(group.refs) and board.pauses.gate(case.lane, now) is Gate.PROBE:
-                yield _work(case, group, now, probe=True)
+                yield Work(case.lane, group.refs, now, probe=True, only=group.only, case=case)
 
     def _cut_probe(self, lane: Lane, now: float, *, anyone: bool) -> list[int]:
         """A record that has not been a probe yet; in the end (`anyone`) one that has."""
@@ -111,7 +111,3 @@ class Chooser:
             for ref in put_off:
                 cases.resume(lane, ref)
         return refs
-
-
-def _work(case: Case, group: Group, now: float, *, probe: bool = False) -> Work:
-    return Work(case.lane, group.refs, now, probe=probe, only=group.only, case=case)

@@ -20,12 +20,8 @@ from bridge.delivery.pauses import Stop
 from bridge.delivery.retry_policy import RetryPolicy
 from bridge.model import Category, Lane, Outcome, Parked, Reason, RetryLater
 
-_SILENT = "HubSpot took the call and said nothing about this record"
-
 #: Why a record goes again about which the CRM said nothing.
-SILENT = Reason(Category.UNCONFIRMED, _SILENT)
-
-_SILENT_TWICE = Reason(Category.UNCONFIRMED, f"{_SILENT}, twice while it was alone")
+SILENT = Reason(Category.UNCONFIRMED, "HubSpot took the call and said nothing about this record")
 
 #: Seconds that a call which met a lock waits at least: HubSpot's locks last 2 s.
 LOCK_S = 2.0
@@ -67,26 +63,30 @@ class Retrial:
         return Decision(opens=(replace(self, refs=tuple(sorted(refs)), open=False),))
 
     def taken(self, sent: Sent, judged: Judged) -> Decision:
-        settled = (*(outcome.record for outcome in judged.outcomes), *(one.record for one, _ in judged.unexplained))
-        self.vanished({record.ref for record in settled})
         if not judged.silent or len(sent.inputs) > 1:
-            self.vanished({record.ref for record in judged.silent})
-            return Decision(free=sent.refs)
+            return self._let_go(sent)
         if not self.since.others_succeeded:
             return self._nobody_else(sent, SILENT)
         self.silences += 1
         if self.silences < 2:
             return self._put_off(self.policy.later(judged.silent[0], SILENT))
-        return self._ended(Parked(judged.silent[0], _SILENT_TWICE))
+        twice = replace(SILENT, message=f"{SILENT.message}, twice while it was alone")
+        return self._ended(Parked(judged.silent[0], twice))
 
     def refused(self, sent: Sent, complaint: Complaint) -> Decision:  # noqa: ARG002 (whatever it says)
         """Whose fault it is, a search will tell."""
+        return self._let_go(sent)
+
+    def _let_go(self, sent: Sent) -> Decision:
         self.vanished(sent.refs)
         return Decision(free=sent.refs)
 
+    def too_large(self, sent: Sent) -> Decision:
+        return self._halved(sent.at.now)
+
     def locked(self, sent: Sent, reason: Reason, ready_at: float) -> Decision:
         if len(self.refs) == 1:
-            return self._own_failure(sent, reason, at_least_s=LOCK_S)
+            return self._blamed(sent, reason, at_least_s=LOCK_S)
         ready_at = max(ready_at, sent.at.now + self._delay_s())
         return self._halved(ready_at) if self.since.others_succeeded else self._postponed(ready_at)
 
@@ -95,9 +95,7 @@ class Retrial:
             self._rotate()
             return Decision(stop=stop)
         if self.since.others_succeeded:  # no outage, but something in this group
-            return (
-                self._halved(sent.at.now + self._delay_s()) if len(self.refs) > 1 else self._own_failure(sent, reason)
-            )
+            return self._halved(sent.at.now + self._delay_s()) if len(self.refs) > 1 else self._blamed(sent, reason)
         if self.alone:  # as before, and nobody else to ask: no news about the CRM
             return self._nobody_else(sent, reason)
         return replace(self._postponed(sent.at.now), stop=stop)
@@ -115,13 +113,13 @@ class Retrial:
         self.refs = (*self.refs[1:], *self.refs[:1])
 
     def _halved(self, ready_at: float) -> Decision:
-        """It failed while others succeed: the culprit is in one of the halves."""
+        """It failed while others succeed: the culprit is in one of the halves; or it was too large."""
         again = replace(self, failures=self.failures + 1, ready_at=ready_at, since=self.since.now(), open=False)
         opens = tuple(replace(again, refs=half) for half in halves(self.refs))
         self.refs = ()
         return Decision(opens=opens)
 
-    def _own_failure(self, sent: Sent, reason: Reason, *, at_least_s: float = 0.0) -> Decision:
+    def _blamed(self, sent: Sent, reason: Reason, *, at_least_s: float = 0.0) -> Decision:
         """It failed alone while others succeed: its own fault."""
         record = sent.inputs[0].record
         outcome = self.policy.failed(record, reason, now_us=sent.at.now_us, at_least_s=at_least_s)

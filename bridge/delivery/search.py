@@ -177,6 +177,9 @@ class Search:
         retire = {name: complaint.reason_for(name) for name in complaint.definitions & names}
         return self._decided(outcomes, retire)
 
+    def too_large(self, sent: Sent) -> Decision:
+        return replace(self.vanished(sent.refs), free=sent.refs)
+
     def locked(self, sent: Sent, reason: Reason, ready_at: float) -> Decision:  # noqa: ARG002 (whatever the reason)
         self.ready_at = ready_at
         return self._broke(sent)
