@@ -100,7 +100,7 @@ class AnswerHandler:
         if judged.unexplained:  # a few are searched, the others parked
             search = self._search(work.lane, [one.record.ref for one, _ in judged.unexplained], now)
             decision = decision.and_then(search.refused_alone(judged.unexplained)).and_then(Decision(opens=(search,)))
-        if not judged.silent:
+        if not judged.silent or not decision.free:
             return decision
         return self._in_halves(work.lane, judged.silent, decision, SILENT, now + board.policy.backoff.delay_s(1))
 
