@@ -75,22 +75,20 @@ def _log(
     first: dict[tuple[str, str], Event] = {}
     for event in events:
         first.setdefault((event.source, event.id), event)
-    if is_postgresql(connection):
-        numbers = _log_events(connection, first, now_us)
-        known = _known_hashes(connection, [key for key in first if key not in numbers])
-    else:  # within the transaction lock nobody else writes: what is not known now is new
-        known = _known_hashes(connection, list(first))
-        numbers = _log_events(connection, {key: event for key, event in first.items() if key not in known}, now_us)
+    numbers = _log_events(connection, first, now_us)
+    known = _known_hashes(connection, [key for key in first if key not in numbers])
     return numbers, known | {key: first[key].content_hash for key in numbers}
 
 
-def _log_events(connection: Connection, new: dict[tuple[str, str], Event], now_us: int) -> dict[tuple[str, str], int]:
-    """Insert these events, on PostgreSQL but those that are there; returns their numbers by (source, event id)."""
-    if not new:
+def _log_events(
+    connection: Connection, events: dict[tuple[str, str], Event], now_us: int
+) -> dict[tuple[str, str], int]:
+    """Insert these events but those that are there; returns the numbers of what is new by (source, event id)."""
+    if not events:
         return {}
     hashes: dict[str, str] = {}  # by root: the events of a request share theirs, which may be long
     rows = []
-    for event in new.values():
+    for event in events.values():
         root = None
         if event.root is not None:
             root = hashes.get(event.root)
@@ -123,15 +121,24 @@ def _log_events(connection: Connection, new: dict[tuple[str, str], Event], now_u
         # Numbered in the order of arrival, locked in that of their keys, so that two groups cannot wait for each other.
         logged = fetch(connection, _INSERT_NEW, rows=rows)
         return {(source, event_id): seq for seq, source, event_id in logged}
-    last = run(connection, _INSERT, rows=rows).lastrowid
-    return dict(zip(new, range(last - len(rows) + 1, last + 1), strict=True))
+    inserted = run(connection, _INSERT, rows=rows)
+    last, new = inserted.lastrowid, inserted.rowcount
+    if new == len(rows):
+        return dict(zip(events, range(last - new + 1, last + 1), strict=True))
+    # Of those that are there now the last are new: numbers only grow.
+    found = select(connection, "source, event_id, seq", _LATEST, rows=list(events), new=new)
+    return {(source, event_id): seq for source, event_id, seq in found}
 
 
 _COLUMNS = """source, event_id, received_us, occurred_us, content_hash, payload, context, root, intake, unmappable,
               waits"""
 _ROWS = """{rows:source text, event_id text, received_us int, occurred_us int, content_hash text, payload text,
                  context text, root text, intake text, unmappable text, waits int}"""
-_INSERT = f"INSERT INTO events ({_COLUMNS}) SELECT {_COLUMNS} FROM {_ROWS}"
+_INSERT = f"""INSERT INTO events ({_COLUMNS}) SELECT {_COLUMNS} FROM {_ROWS} WHERE true
+              ON CONFLICT (event_id, source) DO NOTHING"""
+_LATEST = """SELECT e.source, e.event_id, e.seq FROM events e
+               JOIN {rows:source text, event_id text} r ON e.event_id = r.event_id AND e.source = r.source
+              ORDER BY e.seq DESC LIMIT :new"""
 _INSERT_NEW = f"""
 WITH numbered AS MATERIALIZED (
   SELECT nextval(pg_get_serial_sequence('events', 'seq')) AS seq, {_COLUMNS} FROM {_ROWS} AS given)

@@ -133,7 +133,8 @@ def _sqlite_macro(match: re.Match[str]) -> str:
         case "ids":
             return "(SELECT value AS id FROM json_each(:ids))"
     picked = ", ".join(f"value ->> {at} AS {name}" for at, (name, _) in enumerate(_columns(columns)))
-    return f"(SELECT {picked} FROM json_each(:rows))"
+    # The limit keeps SQLite from putting the search through a row's text wherever a column is used: each is one only.
+    return f"(SELECT {picked} FROM json_each(:rows) LIMIT -1)"
 
 
 def _postgresql_macro(match: re.Match[str]) -> str:

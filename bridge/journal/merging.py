@@ -12,14 +12,16 @@ arrives later wins over it. So neither a partner's clock nor ours can freeze a v
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import orjson
 from sqlalchemy.engine import Connection
 
-from bridge.journal.database import fetch, run, select
-from bridge.journal.reconciling import WRITTEN, make_due, reconcile
+from bridge.journal.database import fetch, is_postgresql, run, select
+from bridge.journal.reconciling import WRITTEN, making_due, reconcile
 from bridge.journal.schema import State
 from bridge.model import FUTURE_TOLERANCE_US, Category, Lane, RecordKey
 
@@ -75,6 +77,7 @@ class _Record:
     newest_us: int
     retry_us: int | None
     parked: bool
+    doubt: bool
     given: int = 0
     asks: list[tuple[Ask, int, int]] = field(default_factory=list)  # (ask, n, time)
 
@@ -126,28 +129,20 @@ def merge(connection: Connection, asks: Sequence[Ask], *, now_us: int, replay: b
     if not asks:
         return merged
     records = _raise_n(connection, asks, now_us, merged)
-    best: dict[tuple[int, str], tuple[int, int, Ask, str | None]] = {}
-    rows_asked = []
+    best: dict[tuple[int, str], tuple[int, int, Ask]] = {}
     for touched in records.values():
         for ask, n, time_us in touched.asks:
-            names = [*ask.properties, *ask.invalid]
-            asked = names if ask.names is None else list(ask.names)
-            rows_asked.append((touched.ref, n, ask.event, time_us, orjson.dumps(asked).decode()))
-            for name in names:
+            for name in (*ask.properties, *ask.invalid):
                 key = (touched.ref, name)
                 standing = best.get(key)
-                if standing is None:
-                    best[key] = (time_us, n, ask, ask.properties.get(name))
-                    continue
-                merged.superseded += 1
-                if (time_us, n) > standing[:2]:
-                    best[key] = (time_us, n, ask, ask.properties.get(name))
-    _log_asks(connection, rows_asked)
+                if standing is not None:
+                    merged.superseded += 1
+                if standing is None or (time_us, n) > standing[:2]:
+                    best[key] = (time_us, n, ask)
     by_ref = {touched.ref: touched for touched in records.values()}
     rows = _rows(best, by_ref, now_us=now_us, at_once=replay)
     merged.superseded += len(best)
-    may_leave = _upsert_desired(connection, rows, merged, now_us=now_us, replay=replay)
-    make_due(connection, [row[:6] for row in rows], now_us=now_us, at_once=replay)
+    may_leave = _write(connection, rows, by_ref, merged, now_us=now_us, replay=replay)
     if unsettled := [ref for ref, touched in by_ref.items() if may_leave or touched.parked]:
         reconcile(connection, unsettled, now_us=now_us)
     return merged
@@ -177,30 +172,17 @@ def _raise_n(
         dated.append((key, ask, time_us))
     # Sorted: two groups that touch the same records take their locks in one order.
     rows = [(*key, count, time_us, spelt[key]) for key, (count, time_us) in sorted(newest.items())]
-    run(
-        connection,
-        """INSERT INTO records (lane, record, n, newest_us, spelling)
-           SELECT lane, record, count, newest_us, spelling
-             FROM {rows:lane int, record text, count int, newest_us int, spelling text} AS given WHERE true
-           ON CONFLICT (lane, record) DO UPDATE
-             SET n = records.n + excluded.n,
-                 spelling = CASE WHEN records.newest_us > excluded.newest_us AND records.newest_us <= :believed
-                                 THEN records.spelling ELSE excluded.spelling END,
-                 newest_us = CASE WHEN records.newest_us > :believed THEN excluded.newest_us
-                                  ELSE {greatest}(records.newest_us, excluded.newest_us) END""",
-        rows=rows,
-        believed=now_us + FUTURE_TOLERANCE_US,
-    )
-    found = select(
-        connection,
-        "lane, record, id, n, newest_us, retry_us, parked_us",
-        """SELECT o.lane, o.record, o.id, o.n, o.newest_us, o.retry_us, o.parked_us
-             FROM {rows:lane int, record text} r JOIN records o ON o.lane = r.lane AND o.record = r.record""",
-        rows=rows,
-    )
+    believed = now_us + FUTURE_TOLERANCE_US
+    if is_postgresql(connection):
+        found = fetch(connection, f"{_RAISE_N} RETURNING {_TOUCHED}", rows=rows, believed=believed)
+    else:
+        run(connection, _RAISE_N, rows=rows, believed=believed)
+        found = select(connection, _TOUCHED, _READ_TOUCHED, rows=rows)
     records = {
-        (lane, record): _Record(ref, lane, n - newest[lane, record][0], newest_us, retry_us, parked_us is not None)
-        for lane, record, ref, n, newest_us, retry_us, parked_us in found
+        (lane, record): _Record(
+            ref, lane, n - newest[lane, record][0], newest_us, retry_us, parked_us is not None, doubt_us is not None
+        )
+        for lane, record, ref, n, newest_us, retry_us, parked_us, doubt_us in found
     }
     for key, ask, time_us in dated:
         touched = records[key]
@@ -210,24 +192,56 @@ def _raise_n(
     return records
 
 
-def _log_asks(connection: Connection, rows: Sequence[tuple[int, int, int, int, str]]) -> None:
-    run(
-        connection,
-        """INSERT INTO asks (record, n, event, time_us, properties)
-           SELECT record, n, event, time_us, properties
-             FROM {rows:record int, n int, event int, time_us int, properties text} AS given WHERE true
-           ON CONFLICT (record, n) DO UPDATE SET properties = excluded.properties""",
-        rows=sorted(rows),
-    )
+_RAISE_N = """INSERT INTO records (lane, record, n, newest_us, spelling)
+           SELECT lane, record, count, newest_us, spelling
+             FROM {rows:lane int, record text, count int, newest_us int, spelling text} AS given WHERE true
+           ON CONFLICT (lane, record) DO UPDATE
+             SET n = records.n + excluded.n,
+                 spelling = CASE WHEN records.newest_us > excluded.newest_us AND records.newest_us <= :believed
+                                 THEN records.spelling ELSE excluded.spelling END,
+                 newest_us = CASE WHEN records.newest_us > :believed THEN excluded.newest_us
+                                  ELSE {greatest}(records.newest_us, excluded.newest_us) END"""
+_TOUCHED = "lane, record, id, n, newest_us, retry_us, parked_us, doubt_us"
+_READ_TOUCHED = """SELECT o.lane, o.record, o.id, o.n, o.newest_us, o.retry_us, o.parked_us, o.doubt_us
+                     FROM {rows:lane int, record text} r JOIN records o ON o.lane = r.lane AND o.record = r.record"""
 
 
-#: The values by which asks win. An ask's properties stand in JSON objects, because every column of `rows` costs a
-#: search through a row's JSON text.
-_WON = f"""
+def _noting_asks(asked: str) -> str:
+    return f"""
+INSERT INTO asks (record, n, event, time_us, properties) SELECT ref, n, event, time_us, names FROM {asked} a WHERE true
+ON CONFLICT (record, n) DO UPDATE SET properties = excluded.properties"""
+
+
+class _Row(NamedTuple):
+    """One ask, with the values by which it wins."""
+
+    ref: int
+    n: int
+    revision: int
+    source: str
+    event: int
+    time_us: int
+    skip: int
+    valid: dict[str, str]
+    invalid: dict[str, str]
+    doubt: int
+    lane: int
+    due_us: int
+    names: str  # JSON array
+
+
+#: Columns of `_Row`: those from which values are written, and all of them.
+_VALUES = "ref int, n int, revision int, source text, event int, time_us int, skip int, valid text, invalid text"
+_ALL = f"{_VALUES}, doubt int, lane int, due_us int, names text"
+
+
+def _won(columns: str) -> str:
+    """`asked` with these columns, and `won`: the values by which asks win. An ask's properties stand in JSON objects,
+    because every column of `rows` costs a search through a row's JSON text.
+    """
+    return f"""
 WITH asked AS MATERIALIZED (
-  SELECT ref, n, revision, source, time_us, event, skip, valid, invalid
-    FROM {{rows:ref int, n int, revision int, source text, lane int, due_us int, time_us int, event int, skip int,
-               valid text, invalid text}} given),
+  SELECT {re.sub(" (int|text)", "", columns)} FROM {{rows:{columns}}} given),
 won AS (
   SELECT a.ref, a.n, a.time_us, a.revision, a.event, a.source, a.skip, p.key AS property, p.value AS value,
          {int(State.PENDING)} AS state, cast(NULL AS text) AS category, cast(NULL AS text) AS message
@@ -237,12 +251,12 @@ won AS (
          {int(State.REFUSED)}, '{Category.UNMAPPABLE}', p.value
     FROM asked a CROSS JOIN {{pairs:a.invalid}} p)"""
 
+
 #: Equal to what was refused of late; a time ahead of now was noted while our clock was wrong.
 _STILL_REFUSED = """desired.state = 2 AND desired.value = excluded.value
       AND desired.settled_us > :refused_after AND desired.settled_us <= :now"""
 #: The desired value's next state. `excluded.state` is what the mapping says: pending, or refused as invalid.
 _UPSERT = f"""
-{_WON}
 INSERT INTO desired (record, property, value, time_us, n, revision, event, source, state, skip, category,
                      message, settled_us)
 SELECT ref, property, value, time_us, n, revision, event, source, state, skip, category, message, :now
@@ -269,61 +283,102 @@ ON CONFLICT (record, property) DO UPDATE SET
 WHERE (excluded.time_us, excluded.n) >= (desired.time_us, desired.n) OR desired.time_us > :believed"""
 
 
-#: One ask with the values by which it wins: the columns of `_WON`.
-_Row = tuple[int, int, int, str, int, int, int, int, int, dict[str, str], dict[str, str]]
+def _counted(asked: str, desired: str) -> str:
+    """Of what was just written of `asked`: all values, those that took the place of one that waited, those that stand
+    as delivered or refused, and those with which some source may have nothing left that waits.
+    """
+    return f"""
+SELECT count(*), count(d.displaced), count(*) FILTER (WHERE d.state = 1), count(*) FILTER (WHERE d.state = 2),
+       count(*) FILTER (WHERE (d.displaced IS NOT NULL OR a.doubt = 1) AND EXISTS (
+         SELECT 1 FROM due WHERE due.record = d.record AND (d.state = 2 OR due.source <> d.source)))
+  FROM {asked} a CROSS JOIN {desired} d WHERE {WRITTEN}"""
+
+
+#: On PostgreSQL all in one statement, which need not look for what it has just written.
+_WRITE_AT_ONCE = f"""{_won(_ALL)},
+noted AS ({_noting_asks("asked")}),
+written AS ({_UPSERT} RETURNING record, n, revision, source, state, displaced),
+waiting AS ({making_due("asked", "written")})
+{_counted("asked", "written")}"""
+#: On SQLite one by one, each given no more columns than it needs.
+_NOTE_ASKS = _noting_asks("{rows:ref int, n int, event int, time_us int, names text}")
+_WRITE_VALUES = f"{_won(_VALUES)}{_UPSERT}"
+_COUNT = _counted("{rows:ref int, n int, revision int, doubt int}", "desired")
+_MAKE_DUE = making_due("{rows:ref int, n int, revision int, source text, lane int, due_us int}", "desired")
 
 
 def _rows(
-    best: Mapping[tuple[int, str], tuple[int, int, Ask, str | None]],
+    best: Mapping[tuple[int, str], tuple[int, int, Ask]],
     records: Mapping[int, _Record],
     *,
     now_us: int,
     at_once: bool,
 ) -> list[_Row]:
-    """The winning values by ask, in the order of records.
+    """The asks with the values by which they win, in the order of records.
 
     A record that waits out a failure of its own keeps waiting: events for a poisonous record must not make a
     loop of it. What is due later for another reason (a value to be sent again after a doubt) is due now too.
     """
     rows: dict[tuple[int, int], _Row] = {}
-    for (ref, name), (time_us, n, ask, value) in best.items():
-        row = rows.get((ref, n))
-        if row is None:
-            touched = records[ref]
-            due_us = now_us if at_once or touched.retry_us is None else max(now_us, touched.retry_us)
-            revision, skip = touched.n + touched.given, int(ask.skip_unchanged)
-            row = (ref, n, revision, ask.source, touched.lane, due_us, time_us, ask.event, skip, {}, {})
-            rows[ref, n] = row
-        if value is None:
-            row[-1][name] = ask.invalid[name]
+    for ref, touched in records.items():
+        due_us = now_us if at_once or touched.retry_us is None else max(now_us, touched.retry_us)
+        for ask, n, time_us in touched.asks:
+            names = [*ask.properties, *ask.invalid] if ask.names is None else list(ask.names)
+            rows[ref, n] = _Row(
+                ref=ref,
+                n=n,
+                revision=touched.n + touched.given,
+                source=ask.source,
+                event=ask.event,
+                time_us=time_us,
+                skip=int(ask.skip_unchanged),
+                valid={},
+                invalid={},
+                doubt=int(touched.doubt),
+                lane=touched.lane,
+                due_us=due_us,
+                names=orjson.dumps(names).decode(),
+            )
+    for (ref, name), (_, n, ask) in best.items():
+        if name in ask.properties:
+            rows[ref, n].valid[name] = ask.properties[name]
         else:
-            row[-2][name] = value
+            rows[ref, n].invalid[name] = ask.invalid[name]
     return [rows[key] for key in sorted(rows)]
 
 
-def _upsert_desired(connection: Connection, rows: Sequence[_Row], merged: Merged, *, now_us: int, replay: bool) -> bool:
-    """Write the values that win, and count what became of all. Returns whether some source may have nothing left that
-    waits: invalid values took the place of what did, or another source's.
+def _write(
+    connection: Connection,
+    rows: Sequence[_Row],
+    records: Mapping[int, _Record],
+    merged: Merged,
+    *,
+    now_us: int,
+    replay: bool,
+) -> bool:
+    """Note the asks, write the values that win, make their records due, and count what became of all. Returns whether
+    some source may have nothing left that waits: invalid values took the place of what did, or another source's.
     """
-    run(
-        connection,
-        _UPSERT,
-        rows=rows,
-        now=now_us,
-        refused_after=now_us if replay else now_us - REFUSED_AGAIN_US,
+    judged = {
+        "now": now_us,
+        "refused_after": now_us if replay else now_us - REFUSED_AGAIN_US,
         # A replay is no new word of the partner's: it wins over nothing that is newer, whatever its date.
-        believed=NEVER_US if replay else now_us + FUTURE_TOLERANCE_US,
-    )
-    [(written, displaced, unchanged, refused, leaving)] = fetch(
-        connection,
-        f"""SELECT count(*), count(d.displaced), count(*) FILTER (WHERE d.state = 1),
-                   count(*) FILTER (WHERE d.state = 2),
-                   count(*) FILTER (WHERE (d.displaced IS NOT NULL OR EXISTS (
-                     SELECT 1 FROM records r WHERE r.id = d.record AND r.doubt_us IS NOT NULL)) AND EXISTS (
-                     SELECT 1 FROM due WHERE due.record = d.record AND (d.state = 2 OR due.source <> d.source)))
-              FROM {{rows:ref int, n int, revision int}} a CROSS JOIN desired d WHERE {WRITTEN}""",
-        rows=[row[:3] for row in rows],
-    )
+        "believed": NEVER_US if replay else now_us + FUTURE_TOLERANCE_US,
+    }
+    if is_postgresql(connection):
+        [counts] = fetch(connection, _WRITE_AT_ONCE, rows=[tuple(row) for row in rows], at_once=int(replay), **judged)
+    else:
+        asks = [(row.ref, row.n, row.event, row.time_us, row.names) for row in rows]
+        run(connection, _NOTE_ASKS, rows=asks)
+        run(connection, _WRITE_VALUES, rows=[row[: len(_VALUES.split(","))] for row in rows], **judged)
+        if any(record.n for record in records.values()):
+            [counts] = fetch(connection, _COUNT, rows=[(row.ref, row.n, row.revision, row.doubt) for row in rows])
+        else:  # all are new: each value was written, and stands as it was given
+            refused = sum(len(row.invalid) for row in rows)
+            counts = (refused + sum(len(row.valid) for row in rows), 0, 0, refused, 0)
+        changes = [(row.ref, row.n, row.revision, row.source, row.lane, row.due_us) for row in rows]
+        run(connection, _MAKE_DUE, rows=changes, now=now_us, at_once=int(replay))
+    written, displaced, unchanged, refused, leaving = counts
     merged.superseded += displaced - written
     merged.unchanged += unchanged
     merged.refused += refused

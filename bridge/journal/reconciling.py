@@ -112,26 +112,17 @@ def reconcile(
     return left
 
 
-def make_due(
-    connection: Connection, changes: Sequence[tuple[int, int, int, str, int, int]], *, now_us: int, at_once: bool
-) -> None:
-    """Add what follows from changes that were just merged: (record, n, revision, source, lane, due). All that a group
-    commit needs, unless a record was parked or something left. A record that is due earlier stays so; with `at_once`
-    it is due as said.
+def making_due(asked: str, desired: str) -> str:
+    """The statement that adds what follows from changes that were just merged: `asked` of them, and their values in
+    `desired`. All that a group commit needs, unless a record was parked or something left. A record that is due earlier
+    stays so; with `:at_once` it is due as said.
     """
-    keep = "excluded.due_us"
-    if not at_once:
-        keep = "CASE WHEN due.due_us < excluded.due_us THEN due.due_us ELSE excluded.due_us END"
-    run(
-        connection,
-        f"""INSERT INTO due (record, source, lane, due_us, since_us)
-            SELECT DISTINCT a.ref, a.source, a.lane, a.due_us, :now
-              FROM {{rows:ref int, n int, revision int, source text, lane int, due_us int}} a
-             WHERE EXISTS (SELECT 1 FROM desired d WHERE {WRITTEN} AND d.state = 0)
-            ON CONFLICT (record, source) DO UPDATE SET due_us = {keep}""",
-        rows=changes,
-        now=now_us,
-    )
+    return f"""
+INSERT INTO due (record, source, lane, due_us, since_us)
+SELECT DISTINCT a.ref, a.source, a.lane, a.due_us, :now FROM {asked} a
+ WHERE EXISTS (SELECT 1 FROM {desired} d WHERE {WRITTEN} AND d.state = 0)
+ON CONFLICT (record, source) DO UPDATE SET due_us = excluded.due_us
+ WHERE :at_once = 1 OR due.due_us IS NULL OR due.due_us > excluded.due_us"""
 
 
 def _found(connection: Connection, refs: Collection[int]) -> dict[int, _Record]:
