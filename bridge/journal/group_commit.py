@@ -4,6 +4,9 @@ A data error of one request must not fail the others: when a group's transaction
 in its rows, each request is tried alone and only the culprit's sender gets the error. Trouble with the
 journal itself (full disk, lock, full journal) is the answer for all.
 
+What is written at once of a large request is the longest that the others wait for. So it is merged in slices, and kept
+for that in pieces where it is long; each is a group of its own, lest others wait for two in a row.
+
 Writer and senders take turns: a group is handed over when everything that came in together has been queued,
 and the next one when the senders of the last have been answered. Were they to overlap, two threads would pass
 the interpreter's lock to and fro many times a request, which costs a third of the throughput.
@@ -21,7 +24,7 @@ from typing import Any, Protocol, TypeVar
 
 from bridge.errors import JournalError, JournalUnavailableError
 from bridge.journal.appending import Appended
-from bridge.journal.staging import SLICE_BYTES, Left, slices, weight
+from bridge.journal.staging import SLICE_BYTES, Left, pieces, slices, weight
 from bridge.model import Event, Receipt
 
 #: Events merged in one transaction, beside `SLICE_BYTES`; longer groups make everyone wait longer without saving much.
@@ -48,6 +51,8 @@ class Appender(Protocol):
         staged: Collection[int] = (),
         admitted: bool = False,
     ) -> Appended: ...
+
+    def keep(self, events: Sequence[Event], *, after: Left | None, whole: bool) -> Left: ...
 
     def refuse_if_full(self) -> None: ...
 
@@ -102,21 +107,29 @@ class ThreadSignals:
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """Events of one request on their way to the disk: all of them, or a slice."""
+    """Events of one request on their way to the disk: all of them, a slice, or a piece to be kept."""
 
     events: Sequence[Event]
     bell: Bell
     rest: Sequence[Event] = ()  # with the first slice: what follows
     follows: bool = False  # a later slice: the request is on disk already
     ends: int | None = None  # with the last slice: where that was kept
+    piece: bool = False
+    after: Left | None = None  # with a further piece: what was kept before
+    whole: bool = False  # with the last piece
     receipts: Sequence[Receipt] = ()
-    staged: Left | None = None  # the rest, as it is kept
+    staged: Left | None = None  # the rest, or all of it, as it is kept
     error: BaseException | None = None
     size: int = field(init=False)  # bytes of its texts
 
     def __post_init__(self) -> None:
         root = next((event.root for event in self.events if event.root is not None), "")  # they share it
         self.size = sum(map(weight, self.events)) + len(root)
+
+    @property
+    def large(self) -> bool:
+        """Whether it is a part of a large request."""
+        return bool(self.rest) or self.follows or self.piece
 
 
 class GroupCommit:
@@ -159,13 +172,27 @@ class GroupCommit:
         rest = events[len(head) :]
         if not rest:
             return self._take(_Request(head, self._signals.bell())).receipts
-        self._count(coming=len(rest))
+        self._expect(len(rest))
         try:
+            portions = list(pieces(rest))
+            if len(portions) > 1:
+                return self._take_rest(self._keep(events))
             first = self._take(_Request(head, self._signals.bell(), rest))
             assert first.staged is not None  # noqa: S101 (kept with the first slice)
             return [*first.receipts, *self._take_rest(first.staged)]
         finally:
-            self._count(coming=-len(rest))
+            self._expect(-len(rest))
+
+    def _keep(self, events: Sequence[Event]) -> Left:
+        """In pieces, so that others have their turn in between."""
+        left = None
+        at = 0
+        for part in pieces(events):
+            at += len(part)
+            request = _Request(part, self._signals.bell(), piece=True, after=left, whole=at == len(events))
+            left = self._take(request).staged
+        assert left is not None  # noqa: S101 (there are events)
+        return left
 
     def _take_rest(self, left: Left) -> Sequence[Receipt]:
         """In slices, so that others have their turn in between. All of it is on disk already: what cannot be merged
@@ -187,7 +214,8 @@ class GroupCommit:
                 raise JournalUnavailableError("the journal is closed: the service is stopping")
             if not request.follows:
                 self._refuse_if_stalled()
-                self._refuse_if_many_wait(request)
+            if not request.follows and request.after is None:
+                self._refuse_if_many_wait()
             self._waiting.append(request)
             self._events += len(request.events)
             call, self._called = not self._called, True
@@ -206,17 +234,17 @@ class GroupCommit:
         if since is not None and (stalled_s := time.monotonic() - since) >= STALLED_S:
             raise JournalUnavailableError(f"the journal has not answered for {stalled_s:.0f} s")
 
-    def _refuse_if_many_wait(self, request: _Request) -> None:
+    def _refuse_if_many_wait(self) -> None:
         """`_mutex` is held. However large a request is, alone it is taken."""
         if self._events >= WAITING_EVENTS:
             raise JournalUnavailableError(f"{self._events} events wait to be written")
-        others = self._coming - len(request.rest)
-        if request.rest and others >= COMING_EVENTS:
-            raise JournalUnavailableError(f"{others} events of large requests wait to be written")
 
-    def _count(self, *, coming: int) -> None:
+    def _expect(self, events: int) -> None:
+        """So many events of a large request are yet to come, or not any more where that is negative."""
         with self._mutex:
-            self._coming += coming
+            if events > 0 and self._coming >= COMING_EVENTS:
+                raise JournalUnavailableError(f"{self._coming} events of large requests wait to be written")
+            self._coming += events
 
     @property
     def is_running(self) -> bool:
@@ -262,8 +290,8 @@ class GroupCommit:
             self._signals.ring([request.bell for request in group], self._give_turn)
 
     def _next_group(self) -> list[_Request]:
-        """The oldest requests, at least one unless none waits, up to `GROUP_EVENTS` events and `SLICE_BYTES`; `_mutex`
-        is held.
+        """The oldest requests, at least one unless none waits, up to `GROUP_EVENTS` events and `SLICE_BYTES`, or a part
+        of a large one; `_mutex` is held.
         """
         group: list[_Request] = []
         events = size = 0
@@ -271,9 +299,11 @@ class GroupCommit:
             following = self._waiting[0]
             events += len(following.events)
             size += following.size
-            if group and (events > GROUP_EVENTS or size > SLICE_BYTES):
+            if group and (events > GROUP_EVENTS or size > SLICE_BYTES or following.large):
                 break
             group.append(self._waiting.popleft())
+            if following.large:
+                break
         self._events -= sum(len(request.events) for request in group)
         return group
 
@@ -290,6 +320,9 @@ class GroupCommit:
     def _commit(self, group: Sequence[_Request]) -> None:
         beginnings = [request for request in group if request.rest]
         try:
+            if (piece := group[0]).piece:  # alone
+                piece.staged = self._journal.keep(piece.events, after=piece.after, whole=piece.whole)
+                return
             appended = self._journal.append(
                 [event for request in group for event in request.events],
                 staging=[request.rest for request in beginnings],

@@ -10,7 +10,8 @@ Invariants:
   while it is parked. A record for which nothing waits fails in nothing (`reconciling`).
 * `asks` tells which event asked which record, at which `n`. With `desired.event` it gives every
   event's fate without a write at delivery time.
-* `staged` holds the rest of large requests while they are taken in slices: on disk, but in no other table yet.
+* `staged` holds large requests, or the rest of them, while they are taken in slices: on disk, but in no other table
+  yet.
 * The schema only grows: version N-1 works on version N's journal.
 
 Times are microseconds since the epoch. State is kept as small integers (`State`).
@@ -25,7 +26,7 @@ from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text
 metadata = MetaData()
 
 #: The migration that this code needs; `migrations/versions` holds it.
-HEAD = "0003"
+HEAD = "0004"
 #: Stands for the version of a journal that is being carried over (`moving`): no program serves or migrates it.
 MOVING = "moving"
 
@@ -193,6 +194,8 @@ staged = Table(
     Column("id", Key, primary_key=True, autoincrement=True),
     Column("received_us", BigInteger, nullable=False),
     Column("events", Text, nullable=False),  # JSON: what of a large request is still to be merged
+    Column("request", BigInteger),  # of a further piece: the request's first
+    Column("incomplete", Integer),  # 1, of a first piece: the request is not whole yet, and must not be merged
     sqlite_autoincrement=True,
 )
 

@@ -43,7 +43,7 @@ from bridge.journal.locking import fence
 from bridge.journal.remapping import CHANGES, Difference, Remade, Remapping
 from bridge.journal.retry_log import Chosen, Discarded, Entry, Filter, Reference, Replayed
 from bridge.journal.room import Room
-from bridge.journal.staging import oldest_left, slices, stage, unmergeable, unstage
+from bridge.journal.staging import Left, drop_incomplete, oldest_left, slices, stage, unmergeable, unstage
 from bridge.journal.steering import Known, Resynced
 from bridge.journal.upkeep import DAY_US, Figures, Retention
 from bridge.model import CALL_BYTES, Call, Clock, Due, Event, Lane, Outcome, Pause, PendingRecord, Taken, to_us
@@ -134,15 +134,29 @@ class Journal:
             self._watcher.committed(self._clock.monotonic() - started, appended)
         return appended
 
+    def keep(self, events: Sequence[Event], *, after: Left | None, whole: bool) -> Left:
+        """Keep the next piece of a large request on disk, to be merged when it is whole. Raises JournalUnavailableError
+        when what came before was dropped meanwhile.
+        """
+        return self._database.transact(
+            lambda connection: stage(connection, events, now_us=self._now_us(), after=after, whole=whole),
+            patience_s=INTAKE_PATIENCE_S,
+        )
+
     def merge_left(self) -> bool:
-        """Merge what is left of a large request whose process ended; False when there is none."""
+        """Merge what is left of a large request whose process ended, or drop it if it was not whole; False when there
+        is none.
+        """
         with self._database.read() as connection:
-            left = oldest_left(connection, now_us=self._now_us())
-        if left is None:
+            found = oldest_left(connection, now_us=self._now_us())
+        if found is None:
             return False
-        for events in slices(left.events):
+        if found.incomplete:
+            self._database.transact(partial(drop_incomplete, id_=found.id))
+            return True
+        for events in slices(found.events):
             self._merge(events)
-        self.append((), staged=[left.id], admitted=True)
+        self.append((), staged=[found.id], admitted=True)
         return True
 
     def _merge(self, events: Sequence[Event]) -> None:

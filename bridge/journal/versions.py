@@ -24,7 +24,7 @@ from bridge.journal.sqlite import SqliteDatabase, refuse_mark
 from bridge.model import Clock
 
 #: Every version that this code can read, oldest first.
-KNOWN = ("0001", "0002", "0003")
+KNOWN = ("0001", "0002", "0003", "0004")
 
 
 def check_place(url: str) -> None:

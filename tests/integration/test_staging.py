@@ -5,14 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.errors import JournalUnavailableError
 from bridge.journal.database import fetch
 from bridge.journal.event_log import EventFilter
 from bridge.journal.group_commit import GroupCommit
 from bridge.journal.retry_log import Filter
-from bridge.journal.staging import LEFT_AFTER_US, SLICE_BYTES, SLICE_EVENTS, decode, encode, slices
+from bridge.journal.staging import (
+    LEFT_AFTER_US,
+    PIECE_EVENTS,
+    SLICE_BYTES,
+    SLICE_EVENTS,
+    decode,
+    encode,
+    pieces,
+    slices,
+)
 from bridge.journal.store import Journal
 from bridge.model import Event, Intake, Lane, PropertyUpdate, RecordKey, to_us
 from tests.builders import event
@@ -183,3 +194,60 @@ def test_a_clock_that_was_set_back_does_not_hold_up_what_was_left(journal: Journ
     clock.jump(-86_400)
     assert journal.merge_left()
     assert known(journal) == {one.id for one in events}
+
+
+def test_of_a_long_request_whose_process_ended_before_it_was_whole_nothing_is_merged(
+    journal: Journal, clock: FakeClock
+) -> None:
+    """It was not answered; another one that was whole is merged after it."""
+    first, second, last = pieces(large(3 * PIECE_EVENTS))
+    journal.keep(second, after=journal.keep(first, after=None, whole=False), whole=False)
+    journal.keep(last, after=None, whole=True)
+    assert not journal.merge_left()  # somebody may still be at it
+    clock.advance(LEFT_AFTER_US / 1e6 + 1)
+    assert journal.merge_left()
+    assert staged(journal) == 1
+    assert journal.merge_left()
+    assert known(journal) == {one.id for one in last}
+    assert staged(journal) == 0
+    assert not journal.merge_left()
+
+
+def test_a_long_request_whose_process_ended_once_it_was_whole_is_merged(journal: Journal, clock: FakeClock) -> None:
+    events = large(3 * PIECE_EVENTS)
+    left = None
+    for part in pieces(events):
+        left = journal.keep(part, after=left, whole=part[-1] is events[-1])
+    clock.advance(LEFT_AFTER_US / 1e6 + 1)
+    assert journal.merge_left()
+    assert known(journal) == {one.id for one in events}
+    assert staged(journal) == 0
+
+
+def test_a_request_that_was_dropped_before_its_end_is_not_taken(journal: Journal, clock: FakeClock) -> None:
+    """Its process stood still meanwhile."""
+    first, second, last = pieces(large(3 * PIECE_EVENTS))
+    left = journal.keep(second, after=journal.keep(first, after=None, whole=False), whole=False)
+    clock.advance(LEFT_AFTER_US / 1e6 + 1)
+    assert journal.merge_left()
+    with pytest.raises(JournalUnavailableError):
+        journal.keep(last, after=left, whole=True)
+    assert staged(journal) == 0
+    assert known(journal) == set()
+
+
+def test_the_pieces_of_a_request_share_its_root_and_its_order(journal: Journal, clock: FakeClock) -> None:
+    """What has no time of its own is as new as it stands in the request, whichever piece it is in."""
+    events = [replace(one, root="x" * 1_000_000) for one in large(3 * PIECE_EVENTS, at=None)]
+    ahead = event("first", "7", {"company_name": "first"}, at=clock.now() + 100)
+    events[0] = replace(ahead, root="x" * 1_000_000)
+    events[-1] = event("last", "7", {"company_name": "last"}, at=None)
+    left = None
+    for part in pieces(events):
+        left = journal.keep(part, after=left, whole=part[-1] is events[-1])
+    assert journal.size() < 5 * 1_000_000
+    clock.advance(LEFT_AFTER_US / 1e6 + 1)
+    assert journal.merge_left()
+    refs = [one.ref for one in journal.due(limit=2_000, exclude=())]
+    taken = {record.key.id: record.values for record in journal.take(refs, began_at_us=to_us(clock.now())).records}
+    assert taken["7"]["company_name"].value == "last"

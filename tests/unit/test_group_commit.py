@@ -14,7 +14,7 @@ from bridge.errors import JournalFullError, JournalUnavailableError
 from bridge.journal import group_commit
 from bridge.journal.appending import Appended
 from bridge.journal.group_commit import GROUP_EVENTS, WAITING_EVENTS, GroupCommit
-from bridge.journal.staging import SLICE_BYTES, SLICE_EVENTS, Left
+from bridge.journal.staging import PIECE_EVENTS, SLICE_BYTES, SLICE_EVENTS, Left
 from bridge.model import Event, Receipt
 from tests.builders import event
 from tests.running import eventually
@@ -27,6 +27,7 @@ class MemoryAppender:
         self.groups: list[list[str]] = []
         self.kept: list[list[str]] = []
         self.ended: list[int] = []
+        self.pieces: list[int] = []  # how many events each had
         self.full = False
         self.broken = False
         self.break_after: int | None = None  # so many groups
@@ -39,6 +40,19 @@ class MemoryAppender:
     def refuse_if_full(self) -> None:
         if self.full:
             raise JournalFullError("full")
+
+    def keep(self, events: Sequence[Event], *, after: Left | None, whole: bool) -> Left:
+        self.entered.set()
+        self.gate.wait(20)
+        time.sleep(self.delay_s)
+        if self.broken or len(self.pieces) == self.break_after:
+            raise JournalUnavailableError("disk full")
+        self.pieces.append(len(events))
+        self.full = self.full or len(self.pieces) == self.fill_after
+        before = [] if after is None else [*after.events]
+        if whole:
+            self.kept.append([one.id for one in (*before, *events)])
+        return Left(1, [*before, *events])
 
     def append(
         self,
@@ -321,3 +335,45 @@ def test_a_large_request_is_cut_by_bytes_too(appender: MemoryAppender, commits: 
     assert appender.groups == [["e0", "e1"], ["e2", "e3"], ["e4"]]
     assert appender.kept == [["e2", "e3", "e4"]]
     assert appender.ended == [1]
+
+
+def test_a_long_request_is_kept_in_pieces_before_any_of_it_is_merged(
+    commits: GroupCommit, appender: MemoryAppender
+) -> None:
+    names = [f"e{number}" for number in range(3 * PIECE_EVENTS)]
+    assert in_threads(commits, [names]) == [names]
+    assert appender.pieces == [PIECE_EVENTS] * 3
+    assert appender.kept == [names]
+    assert functools.reduce(operator.iadd, appender.groups, []) == names
+    assert appender.ended == [1]
+
+
+def test_of_a_long_request_that_cannot_be_kept_nothing_is_taken(commits: GroupCommit, appender: MemoryAppender) -> None:
+    """Whether the journal breaks or is full in the midst of it."""
+    names = [f"e{number}" for number in range(3 * PIECE_EVENTS)]
+    appender.break_after = 2
+    (broken,) = in_threads(commits, [names])
+    assert isinstance(broken, JournalUnavailableError)
+    appender.break_after, appender.fill_after = None, 3
+    (full,) = in_threads(commits, [names])
+    assert isinstance(full, JournalFullError)
+    assert appender.pieces == [PIECE_EVENTS] * 3
+    assert appender.kept == []
+    assert appender.groups == []
+
+
+def test_nobody_waits_for_two_parts_of_a_large_request(commits: GroupCommit, appender: MemoryAppender) -> None:
+    """What comes meanwhile is written before the next one, and not together with it."""
+    appender.gate.clear()
+    names = [f"l{number}" for number in range(2 * PIECE_EVENTS + 1)]
+    large = threading.Thread(target=commits.append, args=([event(name) for name in names],))
+    large.start()
+    assert appender.entered.wait(10)
+    small = threading.Thread(target=commits.append, args=([event("small")],))
+    small.start()
+    assert eventually(lambda: len(commits._waiting) == 1)
+    appender.gate.set()
+    small.join(10)
+    large.join(10)
+    assert appender.groups[0] == ["small"]
+    assert appender.kept == [names]

@@ -1,0 +1,19 @@
+"""Large requests are kept in pieces.
+
+An older program merges each piece by itself: nothing that was answered as taken is lost.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("staged", sa.Column("request", sa.BigInteger(), nullable=True))
+    op.add_column("staged", sa.Column("incomplete", sa.Integer(), nullable=True))
