@@ -174,8 +174,7 @@ class GroupCommit:
             return self._take(_Request(head, self._signals.bell())).receipts
         self._expect(len(rest))
         try:
-            portions = list(pieces(rest))
-            if len(portions) > 1:
+            if len(next(pieces(rest))) < len(rest):
                 return self._take_rest(self._keep(events))
             first = self._take(_Request(head, self._signals.bell(), rest))
             assert first.staged is not None  # noqa: S101 (kept with the first slice)

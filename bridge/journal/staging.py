@@ -27,7 +27,7 @@ from bridge.journal.database import fetch, is_postgresql, run, select
 from bridge.model import FUTURE_TOLERANCE_US, Event, Lane, PropertyUpdate, RecordKey
 
 #: Events that one transaction merges of a large request: some 5 ms.
-SLICE_EVENTS = 100
+SLICE_EVENTS = 50
 #: Bytes of payloads and values that one transaction merges: ten times as much in memory, as rows, as JSON and in the
 #: database's hands. A thousand ordinary events are less than half of it. One event is merged however large it is.
 SLICE_BYTES = 2 << 20

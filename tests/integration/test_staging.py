@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -173,7 +176,7 @@ def test_the_rest_of_a_large_request_is_as_new_as_its_beginning(journal: Journal
     ahead = clock.now() + 120
     commits.append([event(f"a{at}", f"r{at}", {"company_name": "old"}, at=ahead, source="a") for at in (1, 250)])
     clock.advance(10)
-    rest = large(3 * SLICE_EVENTS, at=None)
+    rest = large(6 * SLICE_EVENTS, at=None)
     rest[1] = event("b1", "r1", {"company_name": "new"}, at=None)
     rest[250] = event("b250", "r250", {"company_name": "new"}, at=None)
     rest[20] = event("first", "s", {"company_name": "first"}, at=clock.now() + 100)
@@ -251,3 +254,17 @@ def test_the_pieces_of_a_request_share_its_root_and_its_order(journal: Journal, 
     refs = [one.ref for one in journal.due(limit=2_000, exclude=())]
     taken = {record.key.id: record.values for record in journal.take(refs, began_at_us=to_us(clock.now())).records}
     assert taken["7"]["company_name"].value == "last"
+
+
+@pytest.mark.parametrize("commit", range(1, 7))
+def test_a_long_request_whose_process_is_killed_is_taken_whole_or_not_at_all(
+    journal: Journal, journal_url: str, commit: int
+) -> None:
+    """Before each of the commits that keep its three pieces, and of some that merge them."""
+    number = 3 * PIECE_EVENTS
+    command = [sys.executable, "-m", "tests.killed", journal_url, str(number), str(commit)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    while journal.merge_left():  # as of later: the test's clock is far from the time of its arrival
+        pass
+    assert known(journal) == ({f"e{at}" for at in range(number)} if commit > 3 else set())
+    assert staged(journal) == 0
