@@ -2,9 +2,10 @@
 
 `sqlite` and `postgresql` are the backends. Statements are written once, with `:name` parameters and a few macros
 that `render` fills in: `{rows:a int, b text}` (a JSON array of arrays as a table), `{ids}` (a JSON array of integers
-as a table), `{pairs:a.b}` (a JSON object of texts as a table of key and value), `{names:a.b}`, `{list:a.b}` (a JSON
-array of texts, or of arrays, as a table of value), `{octets:a.b}` (the bytes of a text) and `{greatest}`. One statement
-serves a whole group: `executemany` would take the interpreter's lock once per row.
+as a table), `{any_id}` (of a column: it is one of them, each of which is looked up by itself, where PostgreSQL without
+statistics would read a whole table to join it), `{pairs:a.b}` (a JSON object of texts as a table of key and value),
+`{names:a.b}`, `{list:a.b}` (a JSON array of texts, or of arrays, as a table of value), `{octets:a.b}` (the bytes of a
+text) and `{greatest}`. One statement serves a whole group: `executemany` would take the interpreter's lock once a row.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def open_database(url: str, *, troubled: Callable[[str], None] = lambda _kind: N
 
 # --- statements ---------------------------------------------------------------------------------
 
-_MACRO = re.compile(r"\{(rows|ids|pairs|list|names|octets|greatest)(?::([^}]*))?\}")
+_MACRO = re.compile(r"\{(rows|ids|any_id|pairs|list|names|octets|greatest)(?::([^}]*))?\}")
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z]\w*)")
 _CAST = {"int": "bigint", "text": "text"}
 #: Whether SQLite tells a text's bytes without reading it, as PostgreSQL does.
@@ -132,6 +133,8 @@ def _sqlite_macro(match: re.Match[str]) -> str:
             return f"octet_length({columns})" if _TELLS_OCTETS else f"length(cast({columns} AS blob))"
         case "ids":
             return "(SELECT value AS id FROM json_each(:ids))"
+        case "any_id":
+            return "IN (SELECT value FROM json_each(:ids))"
     picked = ", ".join(f"value ->> {at} AS {name}" for at, (name, _) in enumerate(_columns(columns)))
     # The limit keeps SQLite from putting the search through a row's text wherever a column is used: each is one only.
     return f"(SELECT {picked} FROM json_each(:rows) LIMIT -1)"
@@ -152,6 +155,8 @@ def _postgresql_macro(match: re.Match[str]) -> str:
             return f"octet_length({columns})"
         case "ids":
             return "(SELECT cast(value AS bigint) AS id FROM jsonb_array_elements_text(cast(:ids AS jsonb))) AS ids"
+        case "any_id":
+            return "= ANY (ARRAY(SELECT cast(value AS bigint) FROM jsonb_array_elements_text(cast(:ids AS jsonb))))"
     picked = ", ".join(
         f"cast(value ->> {at} AS {_CAST[type_]}) AS {name}" for at, (name, type_) in enumerate(_columns(columns))
     )

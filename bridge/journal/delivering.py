@@ -87,7 +87,7 @@ def take(
     for ref, source in select(
         connection,
         "record, source",
-        "SELECT record, source FROM due WHERE record IN (SELECT id FROM {ids}) AND due_us IS NOT NULL",
+        "SELECT record, source FROM due WHERE record {any_id} AND due_us IS NOT NULL",
         ids=fitting,
     ):
         sources.setdefault(ref, []).append(source)
@@ -112,7 +112,7 @@ def take(
         connection,
         """UPDATE records SET doubt_us = :began,
                   doubt_n = CASE WHEN doubt_us IS NOT NULL AND doubt_n < n THEN doubt_n ELSE n END
-            WHERE id IN (SELECT id FROM {ids})""",
+            WHERE id {any_id}""",
         ids=[record.ref for record in taken],
         began=began_us,
     )
@@ -172,12 +172,8 @@ def _values(
     for ref, name, value, revision, *changed in select(
         connection,
         "record, property, value, revision, time_us, event",
-        f"""SELECT d.record, d.property, d.value, d.revision, d.time_us, d.event FROM desired d
-             WHERE d.record IN (SELECT id FROM {{ids}}) AND d.state = 0{these}
-            UNION ALL
-            SELECT d.record, d.property, d.value, d.revision, d.time_us, d.event
-              FROM records JOIN desired d ON d.record = records.id
-             WHERE records.id IN (SELECT id FROM {{ids}}) AND d.state = 1 AND {_TO_SEND}{these}""",
+        f"""SELECT d.record, d.property, d.value, d.revision, d.time_us, d.event
+              FROM desired d JOIN records ON records.id = d.record WHERE d.record {{any_id}} AND {_TO_SEND}{these}""",
         ids=refs,
         **({} if only is None else {"rows": rows}),
         **when,
@@ -329,7 +325,7 @@ def _settle_doubt(connection: Connection, taken: Sequence[PendingRecord], *, dou
     if doubtful:
         run(
             connection,
-            "UPDATE records SET n = n WHERE id IN (SELECT id FROM {ids})",
+            "UPDATE records SET n = n WHERE id {any_id}",
             ids=sorted(record.ref for record in taken),
         )
         return

@@ -30,7 +30,7 @@ def lock_records(connection: Connection, refs: Collection[int]) -> None:
     if refs and is_postgresql(connection):
         fetch(
             connection,
-            """SELECT count(*) FROM (SELECT 1 FROM records WHERE id IN (SELECT id FROM {ids})
+            """SELECT count(*) FROM (SELECT 1 FROM records WHERE id {any_id}
                                       ORDER BY lane, record COLLATE "C" FOR UPDATE) AS locked""",
             ids=list(refs),
         )
@@ -42,7 +42,7 @@ def select_locked(
     """These columns of the records and, in the end, this `size`, which is told as of before the wait. They are locked
     until the transaction ends; waits for whoever has them.
     """
-    found = f"SELECT {columns}, ({size}) AS size FROM records WHERE id IN (SELECT id FROM {{ids}})"
+    found = f"SELECT {columns}, ({size}) AS size FROM records WHERE id {{any_id}}"
     if is_postgresql(connection):
         found += ' ORDER BY lane, record COLLATE "C" FOR UPDATE'
     return select(connection, f"{columns}, size", found, ids=list(refs), **parameters)

@@ -137,11 +137,11 @@ def _found(connection: Connection, refs: Collection[int]) -> dict[int, _Record]:
                     SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 1 AND d.revision > r.doubt_n)
                   THEN r.doubt_us + :doubt END AS again_us,
                   due.source, due.due_us, due.since_us, cast(NULL AS bigint) AS received_us
-             FROM records r LEFT JOIN due ON due.record = r.id WHERE r.id IN (SELECT id FROM {ids})
+             FROM records r LEFT JOIN due ON due.record = r.id WHERE r.id {any_id}
            UNION ALL
            SELECT d.record, NULL, NULL, NULL, NULL, NULL, coalesce(d.source, ''), NULL, NULL, min(e.received_us)
              FROM desired d LEFT JOIN events e ON e.seq = d.event
-            WHERE d.record IN (SELECT id FROM {ids}) AND d.state = 0 GROUP BY d.record, coalesce(d.source, '')""",
+            WHERE d.record {any_id} AND d.state = 0 GROUP BY d.record, coalesce(d.source, '')""",
         ids=sorted(refs),
         doubt=DOUBT_US,
     ):
@@ -161,6 +161,6 @@ def forget_failures(connection: Connection, refs: Sequence[int]) -> None:
     run(
         connection,
         """UPDATE records SET parked_us = NULL, category = NULL, message = NULL, attempts = 0,
-                  failing_since_us = NULL, retry_us = NULL WHERE id IN (SELECT id FROM {ids})""",
+                  failing_since_us = NULL, retry_us = NULL WHERE id {any_id}""",
         ids=refs,
     )

@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 from sqlalchemy.engine import Connection
 
-from bridge.errors import JournalUnavailableError
+from bridge.errors import JournalError
 from bridge.journal.database import fetch, is_postgresql, run, select
 from bridge.model import FUTURE_TOLERANCE_US, Event, Lane, PropertyUpdate, RecordKey
 
@@ -76,7 +76,7 @@ def stage(
     connection: Connection, events: Sequence[Event], *, now_us: int, after: Left | None = None, whole: bool = True
 ) -> Left:
     """Keep these events until they are merged, dated as of their arrival: the next piece of a request, with which it is
-    `whole` or not. Raises JournalUnavailableError when what came before was dropped.
+    `whole` or not. Raises JournalError when what came before was dropped.
     """
     before = after or Left(0, ())
     newest = _newest_known(connection, events, now_us)
@@ -96,7 +96,7 @@ def stage(
         locked = "FOR SHARE" if is_postgresql(connection) else ""
         piece = f"SELECT :now, :events, id FROM staged WHERE id = :id {locked}"
         if not run(connection, f"INSERT INTO staged (received_us, events, request) {piece}", id=id_, **given).rowcount:
-            raise JournalUnavailableError("it took too long to write the request")
+            raise JournalError("it took too long to write the request")
         if whole:
             run(connection, "UPDATE staged SET incomplete = NULL WHERE id = :id", id=id_)
     return Left(int(id_), [*before.events, *events], newest, roots)

@@ -135,8 +135,8 @@ class Journal:
         return appended
 
     def keep(self, events: Sequence[Event], *, after: Left | None, whole: bool) -> Left:
-        """Keep the next piece of a large request on disk, to be merged when it is whole. Raises JournalUnavailableError
-        when what came before was dropped meanwhile.
+        """Keep the next piece of a large request on disk, to be merged when it is whole. Raises JournalError when what
+        came before was dropped meanwhile.
         """
         return self._database.transact(
             lambda connection: stage(connection, events, now_us=self._now_us(), after=after, whole=whole),

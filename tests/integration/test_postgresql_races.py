@@ -5,21 +5,25 @@ Whatever the interleaving under READ COMMITTED, the journal must end as if one a
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from bridge.errors import JournalError
 from bridge.journal.event_log import EventFilter
 from bridge.journal.inspection import INVARIANTS
 from bridge.journal.retry_log import Filter, KeptEvent, Remapped
 from bridge.journal.schema import metadata
+from bridge.journal.staging import Left, drop_incomplete
 from bridge.journal.steering import Known
 from bridge.journal.store import Journal
 from bridge.model import (
@@ -55,6 +59,7 @@ class Stage:
     admin: psycopg.Connection[Any]
     journals: tuple[Journal, Journal]
     taken: list[PendingRecord]
+    incomplete: Left
     rows: Mapping[str, list[tuple[Any, ...]]]
     serial: dict[tuple[str, str], tuple[Any, Any]]
 
@@ -116,7 +121,7 @@ class Stage:
                 ).fetchall(),
                 key=repr,
             ),
-            "staged": len(self.read("staged")),
+            "staged": sorted(query("SELECT request, incomplete FROM staged").fetchall(), key=repr),
             "calls": sorted(query("SELECT status FROM calls").fetchall(), key=repr),
         }
 
@@ -222,6 +227,15 @@ def replays_events(stage: Stage, journal: Journal) -> Any:
     return journal.replay_events(EventFilter(ids=("e1", "e2", "e3", "e4", "e5")), remap, differences=lambda _: None)
 
 
+def keeps_last(stage: Stage, journal: Journal) -> Any:
+    with contextlib.suppress(JournalError):  # it was dropped before
+        journal.keep([event("s3", "r2", {"notes": "staged"})], after=stage.incomplete, whole=True)
+
+
+def drops(stage: Stage, journal: Journal) -> Any:
+    journal._database.transact(partial(drop_incomplete, id_=stage.incomplete.id))
+
+
 def takes(stage: Stage, journal: Journal) -> Any:
     refs = sorted({ref for (ref, *_rest) in stage.rows["records"]})
     journal.take(refs, began_at_us=to_us(stage.clock.now()))
@@ -262,6 +276,8 @@ ACTS: dict[str, Callable[[Stage, Journal], Any]] = {
     "discarded": lambda stage, journal: journal.discard_all(Filter()),
     "resync": lambda stage, journal: journal.resync(Known()),
     "staged merged": lambda stage, journal: journal.merge_left(),
+    "last piece kept": keeps_last,
+    "incomplete dropped": drops,
     "pruned": lambda stage, journal: journal.prune(),
 }
 
@@ -286,12 +302,13 @@ def stage() -> Iterator[Stage]:
     clock.advance(7_200)
     journal.append([event("e2", "r1", {"company_name": "second"}, at=AT + 1), event("e3", "r2", at=AT)])
     journal.append([event("e4", "r3", {"tier": "t"}, at=AT)], staging=[[event("s1", "r1", {"notes": "staged"})]])
+    incomplete = journal.keep([event("s2", "r1", {"notes": "staged"})], after=None, whole=False)
     taken = list(journal.take([2, 4, 5], began_at_us=to_us(clock.now())).records)
     clock.advance(100)  # what is staged counts as left behind
     admin = shared().connect(url.rpartition("/")[2])
     admin.execute("SET deadlock_timeout = '10ms'")
     admin.execute(f"ALTER DATABASE {url.rpartition('/')[2]} SET deadlock_timeout = '10ms'".encode())
-    made = Stage(url, clock, admin, journals, taken, {}, {})
+    made = Stage(url, clock, admin, journals, taken, incomplete, {}, {})
     made.rows = {table.name: made.read(table.name) for table in metadata.sorted_tables}
     for one in journals:
         one._database._engine.dispose()  # type: ignore[attr-defined]  # connections from before the setting
@@ -326,6 +343,8 @@ NAMED = [
     ("retries replayed", "retried"),
     ("events replayed", "retries replayed"),
     ("discarded", "unparks"),
+    ("last piece kept", "incomplete dropped"),
+    ("incomplete dropped", "last piece kept"),
 ]
 
 
