@@ -5,7 +5,7 @@ in its rows, each request is tried alone and only the culprit's sender gets the 
 journal itself (full disk, lock, full journal) is the answer for all.
 
 What is written at once of a large request is the longest that the others wait for. So it is merged in slices, and kept
-for that in pieces where it is long; each is a group of its own, lest others wait for two in a row.
+for that in pieces where it is long; each is a group of its own, so that nobody waits for two in a row.
 
 Writer and senders take turns: a group is handed over when everything that came in together has been queued,
 and the next one when the senders of the last have been answered. Were they to overlap, two threads would pass

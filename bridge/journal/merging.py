@@ -207,6 +207,7 @@ _READ_TOUCHED = """SELECT o.lane, o.record, o.id, o.n, o.newest_us, o.retry_us, 
 
 
 def _noting_asks(asked: str) -> str:
+    """The statement that notes who asked for what."""
     return f"""
 INSERT INTO asks (record, n, event, time_us, properties) SELECT ref, n, event, time_us, names FROM {asked} a WHERE true
 ON CONFLICT (record, n) DO UPDATE SET properties = excluded.properties"""
