@@ -196,6 +196,12 @@ staged = Table(
     Column("events", Text, nullable=False),  # JSON: what of a large request is still to be merged
     Column("request", BigInteger),  # of a further piece: the request's first
     Column("incomplete", Integer),  # 1, of a first piece: the request is not whole yet, and must not be merged
+    Index(
+        "staged_request",
+        "request",
+        sqlite_where=text("request IS NOT NULL"),
+        postgresql_where=text("request IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,
 )
 

@@ -141,7 +141,7 @@ def oldest_left(connection: Connection, *, now_us: int) -> Left | None:
         connection,
         # What came later than now came while our clock was ahead: nobody is at that either.
         """SELECT id, incomplete FROM staged
-            WHERE request IS NULL AND (received_us < :before OR received_us > :now) ORDER BY id LIMIT 1""",
+            WHERE (received_us < :before OR received_us > :now) AND request IS NULL ORDER BY id LIMIT 1""",
         before=now_us - LEFT_AFTER_US,
         now=now_us,
     )

@@ -17,6 +17,7 @@ from tests.fakes import FakeClock
 
 #: What made today's version of 0002, taken back.
 BACK = (
+    "DROP INDEX staged_request",
     "ALTER TABLE staged DROP COLUMN request",
     "ALTER TABLE staged DROP COLUMN incomplete",
     "ALTER TABLE lanes DROP COLUMN caseless",

@@ -17,3 +17,5 @@ depends_on = None
 def upgrade() -> None:
     op.add_column("staged", sa.Column("request", sa.BigInteger(), nullable=True))
     op.add_column("staged", sa.Column("incomplete", sa.Integer(), nullable=True))
+    further = sa.text("request IS NOT NULL")
+    op.create_index("staged_request", "staged", ["request"], sqlite_where=further, postgresql_where=further)
