@@ -19,6 +19,7 @@ import orjson
 import structlog
 from flask import Blueprint, Request, Response, request
 from flask.blueprints import BlueprintSetupState
+from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.routing import Rule
 
 from bridge.errors import JournalError, JournalFullError, PayloadError
@@ -127,6 +128,24 @@ class WSGI(Protocol):
     def __call__(self, environ: dict[str, Any], start_response: Any, /) -> Iterable[bytes]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The ordinary answer to a webhook, with JSON or no body. Flask's response, which can be changed, streamed and given
+    cookies, takes as long as to read a webhook's values.
+    """
+
+    status_code: int
+    body: bytes = b""
+
+    def __call__(self, _environ: dict[str, Any], start_response: Any, /) -> Iterable[bytes]:
+        headers = [("Content-Length", str(len(self.body)))]
+        if self.body:
+            headers.append(("Content-Type", "application/json"))
+        phrase = HTTP_STATUS_CODES.get(self.status_code, "Unknown")
+        start_response(f"{self.status_code} {phrase.upper()}", headers)
+        return (self.body,)
+
+
 @dataclass(slots=True)
 class _Webhook:
     """One request to a source."""
@@ -197,12 +216,13 @@ class Webhooks:
 
         return wsgi
 
-    def receive(self, source: str, environ: dict[str, Any]) -> Response:
+    def receive(self, source: str, environ: dict[str, Any]) -> Response | Answer:
         """Answer one webhook."""
         began = self._clock.monotonic()
         endpoint = self._sources().get(source)
         path = f"{PATH}{source}"
         counts = Counts()
+        response: Response | Answer
         try:
             if endpoint is None:
                 raise Refusal(404, "There is no such source.", slug="unknown-source")  # noqa: TRY301
@@ -227,7 +247,7 @@ class Webhooks:
         self._observer.webhook(name, response.status_code, self._clock.monotonic() - began, counts)
         return response
 
-    def _take(self, webhook: _Webhook) -> tuple[Response, Counts]:
+    def _take(self, webhook: _Webhook) -> tuple[Response | Answer, Counts]:
         if self._draining():
             raise _busy("draining", "The service is shutting down.", _SOON_RETRY_S)
         endpoint, environ = webhook.endpoint, webhook.environ
@@ -287,7 +307,7 @@ class Webhooks:
 
     def _work(
         self, webhook: _Webhook, body: bytes, verdict: Accepted, *, mapped: Callable[[], None]
-    ) -> tuple[Response, Counts]:
+    ) -> tuple[Response | Answer, Counts]:
         """The answer to a request of the partner's. `mapped` is called when the next one may be mapped."""
         endpoint = webhook.endpoint
         value = self._decode(endpoint, body)
@@ -383,7 +403,7 @@ class Webhooks:
             self._log.warning("journal unavailable", error=type(error).__name__)
             raise _busy("unavailable", "The journal cannot be written just now.", _SOON_RETRY_S) from error
 
-    def _answer(self, endpoint: Endpoint, mapped: Mapped, receipts: Sequence[Receipt]) -> tuple[Response, Counts]:
+    def _answer(self, endpoint: Endpoint, mapped: Mapped, receipts: Sequence[Receipt]) -> tuple[Answer, Counts]:
         counts = count(receipts, mapped)
         if counts.conflicts:
             conflicts = [receipt.event_id for receipt in receipts if receipt.conflict]
@@ -394,7 +414,7 @@ class Webhooks:
             )
         reply = endpoint.source.source.reply
         if reply.body == "none" or reply.status in _WITHOUT_BODY:
-            return Response(status=reply.status), counts
+            return Answer(reply.status), counts
         body = {
             "accepted": counts.accepted,
             "duplicates": counts.duplicates,
@@ -403,7 +423,7 @@ class Webhooks:
             "ids": [receipt.event_id for receipt in receipts[:MAX_LISTED]],
             "invalid": _listed(mapped),
         }
-        return Response(orjson.dumps(body), status=reply.status, mimetype="application/json"), counts
+        return Answer(reply.status, orjson.dumps(body)), counts
 
 
 def count(receipts: Sequence[Receipt], mapped: Mapped) -> Counts:
