@@ -9,6 +9,7 @@ maximum, never their sum.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections import Counter as Tally
@@ -182,7 +183,11 @@ class Metrics:
             ["source", "property", "outcome"],
             registry=registry,
         )
-        #: Source and outcome → property → counter: to find one by its labels takes as long as to count.
+        # By their labels, of which the library makes texts under a lock: that takes as long as to count.
+        self._webhooks = functools.cache(self.webhooks.labels)
+        self._verifications = functools.cache(self.verifications.labels)
+        self._events = functools.cache(self.events.labels)
+        #: Source and outcome → property → counter, for the same reason.
         self._mapped: dict[tuple[str, str], dict[str, Counter]] = {}
         self._flushing = threading.Lock()  # guards the next two
         self._found: dict[tuple[str, str], Tally[str]] = {}  # by source and outcome: properties
@@ -229,10 +234,18 @@ class Metrics:
         if number:
             self.values_settled.labels(outcome).inc(number)
 
-    def event(self, source: str, outcome: Intake | str, number: int = 1) -> None:
+    def webhook(self, source: str, code: str) -> None:
+        """Count an answer."""
+        self._webhooks(source, code).inc()
+
+    def verification(self, source: str, result: str, secret: str) -> None:
+        """Count the verdict on one signature."""
+        self._verifications(source, result, secret).inc()
+
+    def event(self, source: str, outcome: str, number: int) -> None:
         """Count events of one source."""
         if number:
-            self.events.labels(source, str(outcome)).inc(number)
+            self._events(source, outcome).inc(number)
 
     def mapped(self, source: str, found: Found) -> None:
         """Count what events brought for the properties of one source, within `FLUSH_S`: there are many of them, and to

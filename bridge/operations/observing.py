@@ -31,7 +31,7 @@ class Observing:
     def webhook(self, source: str, code: int, duration_s: float, counts: Counts) -> None:
         """One line and the counts of one webhook request."""
         metrics = self._metrics
-        metrics.webhooks.labels(source, str(code)).inc()
+        metrics.webhook(source, str(code))
         metrics.webhook_duration.observe(duration_s)
         metrics.event(source, Intake.ACCEPTED, counts.accepted)
         metrics.event(source, Intake.DUPLICATE, counts.duplicates)
@@ -61,11 +61,11 @@ class Observing:
 
     def verification(self, source: str, result: str, secret: int | None) -> None:
         """The verdict on one signature."""
-        self._metrics.verifications.labels(source, result, "" if secret is None else str(secret)).inc()
+        self._metrics.verification(source, result, "" if secret is None else str(secret))
 
     def unreadable(self, code: int, error: str, address: str) -> None:
         """A request that the HTTP parser refused, on either port: its content is not logged."""
-        self._metrics.webhooks.labels(UNKNOWN_SOURCE, str(code)).inc()
+        self._metrics.webhook(UNKNOWN_SOURCE, str(code))
         self._log.warning("request unreadable", code=str(code), error=error, address=address)
 
     # --- journal ---
