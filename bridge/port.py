@@ -20,8 +20,7 @@ from gevent import socket
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn import util
-from gunicorn.http import body, errors
-from gunicorn.http.parser import RequestParser
+from gunicorn.http import body, errors, message, parser
 
 from bridge.intake.unreadable import GaveWayError, answer_to
 from bridge.loop import WSGI
@@ -154,6 +153,25 @@ class Connection(socket.socket):
                 gevent.sleep(0)
 
 
+class Request(message.Request):  # type: ignore[misc]  # gunicorn ships no types
+    """gunicorn's. Its parser in C, taken where the extra `fast` is installed, passes over any number of spaces in a
+    request line, in which others may see another target or version.
+    """
+
+    def _parse_fast(self, unreader: Any, buf: bytearray) -> bytes:
+        rest: bytes = super()._parse_fast(unreader, buf)  # which has read all of the head into `buf`
+        end_of_line = buf.find(b"\r\n", 2)  # an empty line may stand before it
+        if buf.find(b"  ", 0, end_of_line) >= 0:
+            raise errors.InvalidRequestLine("more than one space")
+        return rest
+
+
+class Parser(parser.RequestParser):  # type: ignore[misc]  # gunicorn ships no types
+    """The requests of one connection."""
+
+    mesg_class = Request
+
+
 class Body(body.Body):  # type: ignore[misc]  # gunicorn ships no types
     """A request's body. `100 Continue` is sent when it is first read: a refusal at the head is the only answer then."""
 
@@ -278,13 +296,13 @@ class Port:
         """Answer its requests until it ends; True when it was us who ended it, with an answer."""
         request = None
         try:
-            parser = RequestParser(self._worker.cfg, connection, addr)
-            while (self._worker.alive or parser.req_count == 0) and not connection.is_hung_up:
+            requests = Parser(self._worker.cfg, connection, addr)
+            while (self._worker.alive or requests.req_count == 0) and not connection.is_hung_up:
                 connection.rest()
                 gevent.sleep(0)  # a client that always has more to say must not keep the others waiting
                 request = None
                 try:
-                    request = next(parser)
+                    request = next(requests)
                 except StopIteration:
                     return False
                 connection.awaits_since = None

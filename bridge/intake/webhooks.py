@@ -130,8 +130,8 @@ class WSGI(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The ordinary answer to a webhook, with JSON or no body. Flask's response, which can be changed, streamed and given
-    cookies, takes as long as to read a webhook's values.
+    """The ordinary answer to a webhook, with JSON or no body. Flask's response, which can be changed, streamed and
+    given cookies, takes as long as to read a webhook's values.
     """
 
     status_code: int

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import socket
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from gunicorn.config import Config
 from gunicorn.http import errors
 
 from bridge.intake.unreadable import AnswersUnreadable, answer_to
+from bridge.port import Parser
 from tests.raw_http import split
 
 SAID = "what the sender wrote"
@@ -74,3 +79,67 @@ def test_a_client_that_is_gone_is_no_accident() -> None:
     with here:
         worker.handle_error(None, here, "", errors.InvalidHeader(SAID))
     assert told.refusals == [(400, "InvalidHeader", "")]
+
+
+# --- with whichever of gunicorn's parsers is installed ------------------------------------------
+
+HEADS = (
+    b"POST /webhooks/acme?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nX-A: b c\r\n\r\n{}GET / HTTP/1.1\r\n\r\n",
+    b"\r\nPOST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+)
+#: What is put in, or in the place of a byte.
+PUT = (
+    *(bytes([byte]) for byte in b"\0\t\n\v\r +-_,;:?#%*/1A\x7f\x80\xa0\xff"),
+    b"  ",
+    b"\r\n",
+    b"\r\n ",
+    b"\r\n\r\n",
+    b"Content-Length: 2\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Host: b\r\n",
+    b"HTTP/1.1",
+)
+
+
+@functools.cache
+def configured(parser: str) -> Any:
+    cfg = Config()
+    cfg.set("http_parser", parser)
+    cfg.set("header_map", "drop")
+    return cfg
+
+
+def read_by(parser: str, data: bytes) -> tuple[Any, ...] | None:
+    """All that is seen of the first request, and what is left for the next; None where it is refused."""
+    requests = Parser(configured(parser), iter([data]), ("203.0.113.9", 1))
+    try:
+        request = next(requests)
+    except (errors.ParseException, errors.NoMoreData, StopIteration):
+        return None
+    framing = (type(request.body.reader), getattr(request.body.reader, "length", None), request.must_close)
+    seen = (request.method, request.uri, request.version, request.headers, framing)
+    return (*seen, requests.unreader.take_buffered())
+
+
+def changed(head: bytes) -> Iterator[bytes]:
+    for at in range(len(head) + 1):
+        for put in PUT:
+            yield head[:at] + put + head[at:]
+            yield head[:at] + put + head[at + 1 :]
+        yield head[:at] + head[at + 1 :]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_parser_that_is_installed_takes_no_more_than_gunicorns_in_python_and_reads_the_same(head: bytes) -> None:
+    """What it refuses beyond that is refused."""
+    assert read_by("auto", HEADS[0]) is not None
+    other = [data for data in changed(head) if (read := read_by("auto", data)) and read != read_by("python", data)]
+    assert other == []
+
+
+@pytest.mark.parametrize("line", [b"POST  / HTTP/1.1", b"POST /  HTTP/1.1", b"POST / HTTP/1.1 ", b" POST / HTTP/1.1"])
+def test_a_request_line_has_two_spaces(line: bytes) -> None:
+    """Whoever sees another target or version in it sees another request."""
+    assert read_by("auto", line + b"\r\nX-A: b  c\r\n\r\n") is None
+    assert read_by("auto", b"\r\n" + line + b"\r\n\r\n") is None
+    assert read_by("auto", b"POST / HTTP/1.1\r\nX-A: b  c\r\n\r\n") is not None
