@@ -59,7 +59,13 @@ class Engine:
         self.buildah(
             *("build", "--layers", "--isolation=chroot", "--network=host", "--pull=never"),
             *pip_mounts(self),
-            *(f"--build-arg=BASE={base}", *options, f"--tag={image}", str(source)),
+            *(
+                f"--build-arg=BASE={base}",
+                "--build-arg=COMPILER=gcc libc6-dev python3-dev",
+                *options,
+                f"--tag={image}",
+                str(source),
+            ),
         )
 
     def hardened(self, name: str, *options: str, command: tuple[str, ...] = ()) -> list[str | Path]:

@@ -60,6 +60,16 @@ def test_the_image_says_what_it_is_and_starts_unprivileged(engine: Engine) -> No
     assert output(*engine.hardened("version", command=("--version",))).split()[-1] == __version__
 
 
+def test_the_image_reads_requests_with_the_parser_in_c_and_has_no_compiler(engine: Engine) -> None:
+    """gunicorn takes it where it is there."""
+    asked = (
+        "import shutil; from gunicorn.config import Config; from gunicorn.http import message; "
+        "print(message._check_fast_parser(Config()), shutil.which('gcc'), shutil.which('cc'))"
+    )
+    found = output(*engine.hardened("parser", "--entrypoint=python3", command=("-c", asked)))
+    assert found.split() == ["True", "None", "None"]
+
+
 def test_the_image_is_small_and_the_service_starts_quickly(
     engine: Engine, record_testsuite_property: Callable[[str, object], None]
 ) -> None:

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from bridge import __version__
 
 TOP = Path(__file__).parents[2]
-LOCKS = ("requirements.txt", "build.txt")
+LOCKS = ("requirements.txt", "fast.txt", "build.txt")
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -89,9 +89,20 @@ def test_the_final_stage_installs_nothing_and_copies_only_the_environment() -> N
 def test_whatever_pip_installs_is_hash_checked_or_was_built_here() -> None:
     commands = [part for keyword, rest in instructions() if keyword == "RUN" for part in rest.split("&&")]
     installs = [each for each in commands if re.search(r"pip\b.*\b(install|wheel)\b", each)]
-    assert len(installs) == 4
+    assert len(installs) == 5
     for each in installs:
         assert "--require-hashes" in each or ("--no-index" in each and "--no-deps" in each), each
+
+
+def test_what_is_built_from_source_is_the_parser_in_c_and_by_back_ends_that_are_locked() -> None:
+    """Whatever else has no wheel is refused, and no build fetches what it likes."""
+    builder = stages()[0]
+    assert any("PIP_ONLY_BINARY=:all:" in rest for keyword, rest in builder if keyword == "ENV")
+    built = [part for keyword, rest in builder if keyword == "RUN" for part in rest.split("&&") if " wheel " in part]
+    assert all("--no-build-isolation" in each and "--no-deps" in each for each in built)
+    assert [name for each in built for name in re.findall(r"--no-binary[= ](\S+)", each)] == ["gunicorn-h1c"]
+    assert locked("fast.txt").keys() == {"gunicorn-h1c"}
+    assert locked("build.txt").keys() >= {"hatchling", "setuptools"}
 
 
 def test_labels_tell_what_the_image_is() -> None:
@@ -126,6 +137,7 @@ def test_the_lock_satisfies_what_the_project_asks_for() -> None:
     project = pyproject()["project"]
     asked = [*project["dependencies"], *project["optional-dependencies"]["postgres"]]
     assert unsatisfied(asked, locked("requirements.txt")) == []
+    assert unsatisfied(project["optional-dependencies"]["fast"], locked("fast.txt")) == []
     assert unsatisfied(pyproject()["build-system"]["requires"], locked("build.txt")) == []
 
 
