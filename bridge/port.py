@@ -39,6 +39,8 @@ REST_S, REST_BYTES = 0.05, 65_536
 #: The same for a connection that is closed, which is when it takes that long to read the answer: a proxy sends all of
 #: the body first.
 LINGER_S, LINGER_BYTES = 2.0, 16 << 20
+#: What the parser in C says of it.
+UNKNOWN_CODING = "Unsupported Transfer-Encoding"
 #: Bytes that are read at once.
 PIECE = 65_536
 #: Seconds between two looks at whether a request may go on, or a thread is to end.
@@ -155,11 +157,17 @@ class Connection(socket.socket):
 
 class Request(message.Request):  # type: ignore[misc]  # gunicorn ships no types
     """gunicorn's. Its parser in C, taken where the extra `fast` is installed, passes over any number of spaces in a
-    request line, in which others may see another target or version.
+    request line, in which others may see another target or version, and does not tell codings that it does not know
+    from headers that are wrong.
     """
 
     def _parse_fast(self, unreader: Any, buf: bytearray) -> bytes:
-        rest: bytes = super()._parse_fast(unreader, buf)  # which has read all of the head into `buf`
+        try:
+            rest: bytes = super()._parse_fast(unreader, buf)  # which has read all of the head into `buf`
+        except errors.InvalidHeader as error:
+            if error.hdr == UNKNOWN_CODING:
+                raise errors.UnsupportedTransferCoding(error.hdr) from error
+            raise
         end_of_line = buf.find(b"\r\n", 2)  # an empty line may stand before it
         if buf.find(b"  ", 0, end_of_line) >= 0:
             raise errors.InvalidRequestLine("more than one space")

@@ -143,3 +143,10 @@ def test_a_request_line_has_two_spaces(line: bytes) -> None:
     assert read_by("auto", line + b"\r\nX-A: b  c\r\n\r\n") is None
     assert read_by("auto", b"\r\n" + line + b"\r\n\r\n") is None
     assert read_by("auto", b"POST / HTTP/1.1\r\nX-A: b  c\r\n\r\n") is not None
+
+
+@pytest.mark.parametrize("coding", ["x", "chunked, x", "gzip, x", '"chunked"'])
+def test_a_coding_that_nobody_knows_is_told_from_a_header_that_is_wrong(coding: str) -> None:
+    data = f"POST / HTTP/1.1\r\nTransfer-Encoding: {coding}\r\n\r\n".encode()
+    with pytest.raises(errors.UnsupportedTransferCoding):
+        next(Parser(configured("auto"), iter([data]), ("203.0.113.9", 1)))
