@@ -39,7 +39,7 @@ REST_S, REST_BYTES = 0.05, 65_536
 #: The same for a connection that is closed, which is when it takes that long to read the answer: a proxy sends all of
 #: the body first.
 LINGER_S, LINGER_BYTES = 2.0, 16 << 20
-#: What the parser in C says of it.
+#: What the parser in C says of a transfer coding that it does not know.
 UNKNOWN_CODING = "Unsupported Transfer-Encoding"
 #: Bytes that are read at once.
 PIECE = 65_536
@@ -80,6 +80,8 @@ class Connection(socket.socket):
     is_used = False  # a request on it was answered
     is_hung_up = False
     _sends = False
+    _keeps_head = False  # what is sent next is an answer's head, which waits for the body
+    _head = b""
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         if self.deadline is None:
@@ -109,7 +111,21 @@ class Connection(socket.socket):
         self.deadline = time.monotonic() + REQUEST_S
         self.room.wait(self)
 
+    def begin_answer(self) -> None:
+        """What is sent next is the head of an answer: it goes in one packet with what follows, or at `end_answer`."""
+        self._keeps_head = True
+
+    def end_answer(self) -> None:
+        """There is no more of it."""
+        self._keeps_head = False
+        if self._head:
+            self.sendall(b"")
+
     def sendall(self, data: Any, flags: int = 0) -> None:
+        if self._keeps_head:
+            self._keeps_head, self._head = False, data
+            return
+        data, self._head = self._head + data, b""
         self.settimeout(ANSWER_S)
         self.room.answer(self)
         self._sends = True
@@ -173,6 +189,10 @@ class Request(message.Request):  # type: ignore[misc]  # gunicorn ships no types
             raise errors.InvalidRequestLine("more than one space")
         return rest
 
+    def _peer_trusted_for_forwarded(self) -> tuple[dict[str, str], list[str]]:
+        """Nobody is believed about who forwards, as `forwarded_allow_ips` says, and nobody's address need be read."""
+        return {}, []
+
 
 class Parser(parser.RequestParser):  # type: ignore[misc]  # gunicorn ships no types
     """The requests of one connection."""
@@ -213,6 +233,7 @@ class Body(body.Body):  # type: ignore[misc]  # gunicorn ships no types
             self._throw_away()
         if not self.is_whole:
             self._request.force_close()
+        self._connection.begin_answer()
 
     def _throw_away(self) -> None:
         if getattr(self.reader, "length", 0) > REST_BYTES:
@@ -317,7 +338,10 @@ class Port:
                 if connection.deadline is None:  # all of its head came with the request before it
                     connection.begin()
                 request.body = Body(request, connection)
-                self._worker.handle_request(self._name, request, connection, addr)
+                try:
+                    self._worker.handle_request(self._name, request, connection, addr)
+                finally:
+                    connection.end_answer()
                 connection.is_used = True
         except StopIteration:
             return True

@@ -75,6 +75,8 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
         # must not end those that live: a limit that is reached just now passes, and the master tries again.
         self.booted = self.age > self.cfg.workers
         gevent_hub.reinit()
+        # A request asks for some twenty settings, and gunicorn looks each of them up anew; none changes from here on.
+        self.cfg.__dict__.update({name: setting.get() for name, setting in self.cfg.settings.items()})
         self._dead_since: float | None = None
         self._is_flushed = False
         self._hang_ups: SimpleQueue[None] = SimpleQueue()  # unlike an Event it may be used in a signal handler

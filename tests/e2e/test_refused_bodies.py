@@ -126,6 +126,26 @@ def test_a_body_that_is_refused_at_the_head_is_not_asked_for(service: Running, n
     assert found.closed
 
 
+@pytest.mark.parametrize(
+    "data, status",
+    [
+        (request("POST", "/webhooks/open", JSON, body=b'{"id": "one packet", "client": "c"}'), 202),
+        (request("POST", "/webhooks/nobody", JSON, body=b"{}"), 404),
+        (request("GET", "/livez"), 200),
+        (request("HEAD", "/livez"), 200),
+        (request("HEAD", "/webhooks/open", "Connection: close"), 405),
+    ],
+)
+def test_an_answer_comes_in_one_packet(service: Running, data: bytes, status: int) -> None:
+    """Also one that has no body."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=5) as client:
+        client.sendall(data)
+        head, _, body = client.recv(65_536).partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    assert len(body) == (0 if data.startswith(b"HEAD") else length)
+
+
 def test_a_body_that_is_read_is_asked_for_first(service: Running) -> None:
     """Also in chunks, and on both ports; an empty one is not, nor is an old client's."""
     body = b'{"id": "expected", "client": "c"}'
