@@ -61,7 +61,7 @@ def printable_json(document: Any, *, indented: bool = False) -> str:
         text = orjson.dumps(document, default=str, option=orjson.OPT_INDENT_2 if indented else 0).decode()
     except TypeError:  # a number of more than 64 bits, or half a character
         text = json.dumps(document, default=str, indent=2 if indented else None)
-    return _UNSEEN.sub(_escaped, text)
+    return text if text.isprintable() else _UNSEEN.sub(_escaped, text)
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -75,7 +75,7 @@ class Mapped:
     @property
     def refused(self) -> int:
         """How many events have something invalid beside their time."""
-        return sum(1 for _, errors in self.invalid if errors.keys() != {OCCURRED_AT})
+        return len([errors for _, errors in self.invalid if errors.keys() != {OCCURRED_AT}])
 
 
 @dataclass(frozen=True, slots=True)

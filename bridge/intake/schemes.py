@@ -209,14 +209,14 @@ def url_octets(layout: Hmac, url: str) -> bytes:
 
 
 @functools.cache
-def _pieces(template: str) -> tuple[str, ...]:
-    """Text, field, text, field, … of a template of the configuration."""
-    return tuple(_FIELD.split(template))
+def _pieces(template: str) -> tuple[tuple[bytes, str], ...]:
+    """The fields of a template of the configuration, each after the text before it; what is at its end has none."""
+    texts = _FIELD.split(template)
+    return tuple(zip([text.encode() for text in texts[::2]], [*texts[1::2], ""], strict=True))
 
 
 def signed_bytes(layout: Hmac, parts: Mapping[str, bytes]) -> bytes:
-    pieces = _pieces(layout.signed)
-    return b"".join(parts.get(piece, b"") if position % 2 else piece.encode() for position, piece in enumerate(pieces))
+    return b"".join([part for before, field in _pieces(layout.signed) for part in (before, parts.get(field, b""))])
 
 
 def secret_octets(text: str) -> bytes:

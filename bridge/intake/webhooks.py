@@ -429,7 +429,7 @@ class Webhooks:
 def count(receipts: Sequence[Receipt], mapped: Mapped) -> Counts:
     """The figures of an answer: each event is exactly one of accepted, duplicate, ignored, parked."""
     taken_as = [receipt.intake for receipt in receipts]
-    conflicts = sum(receipt.conflict for receipt in receipts)
+    conflicts = [receipt for receipt in receipts if receipt.conflict]
     records: set[RecordKey] = set()
     for intake, event in zip(taken_as, mapped.events, strict=True):
         if intake is Intake.ACCEPTED:
@@ -441,7 +441,7 @@ def count(receipts: Sequence[Receipt], mapped: Mapped) -> Counts:
         parked=taken_as.count(Intake.PARKED),
         invalid=mapped.refused,
         undated=mapped.undated,
-        conflicts=conflicts,
+        conflicts=len(conflicts),
         unlisted=mapped.unlisted,
         records=len(records),
         event_ids=loggable([receipt.event_id for receipt in receipts[:MAX_LOGGED]]),
