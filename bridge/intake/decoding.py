@@ -7,6 +7,7 @@ which a field that is there several times is a list, or with `payload_field` the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
@@ -43,6 +44,7 @@ def media_type(form: Form) -> str:
     return _MEDIA_TYPES[form][0]
 
 
+@functools.lru_cache(maxsize=64)  # senders write one or two
 def check_media_type(form: Form, content_type: str) -> None:
     """Raise Refusal (415) for anything but the form's media types in UTF-8."""
     given, *parameters = (part.strip().lower() for part in content_type.split(";"))

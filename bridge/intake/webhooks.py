@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -122,6 +122,16 @@ class Turns(Protocol):
     def release(self, source: str, weight: int) -> None: ...
 
 
+class _AnyNumber:
+    """The turns where requests are threads, of which the server has so many."""
+
+    def acquire(self, source: str, weight: int, *, timeout: float) -> bool:  # noqa: ARG002 (nobody waits)
+        return True
+
+    def release(self, source: str, weight: int) -> None:
+        pass
+
+
 class WSGI(Protocol):
     """An application as PEP 3333 has it."""
 
@@ -188,7 +198,7 @@ class Webhooks:
         self._clock = clock or SystemClock()
         self._pause = pause or (lambda: time.sleep(0))
         self._wait = wait
-        self._turns = turns
+        self._turns = turns or _AnyNumber()
         self._log = structlog.get_logger(__name__)
 
     def blueprint(self) -> Blueprint:
@@ -279,9 +289,13 @@ class Webhooks:
         until = self._clock.monotonic() + TURN_PATIENCE_S
         with ExitStack() as lane:
             self._enter(lane, endpoint.source.lane, until)
-            with self._turn(endpoint.source.name, weight, until):
+            if not self._turns.acquire(endpoint.source.name, weight, timeout=self._left(until)):
+                raise _busy("busy", "Too many requests are being worked on.", _SOON_RETRY_S)
+            try:
                 body = inflate(raw, endpoint.max_body) if coding else raw
                 return self._work(webhook, body, verdict, mapped=lane.close)
+            finally:
+                self._turns.release(endpoint.source.name, weight)
 
     def _enter(self, stack: ExitStack, lane: Lane | None, until: float) -> None:
         """Wait for those of the same source, where it has schemas of its own: they must hold no turn meanwhile."""
@@ -289,18 +303,6 @@ class Webhooks:
             if not lane.enter(self._wait, self._left(until)):
                 raise _busy("busy", "Too many requests of this source are being worked on.", _SOON_RETRY_S)
             stack.callback(lane.leave)
-
-    @contextmanager
-    def _turn(self, source: str, weight: int, until: float) -> Iterator[None]:
-        if self._turns is None:
-            yield
-            return
-        if not self._turns.acquire(source, weight, timeout=self._left(until)):
-            raise _busy("busy", "Too many requests are being worked on.", _SOON_RETRY_S)
-        try:
-            yield
-        finally:
-            self._turns.release(source, weight)
 
     def _left(self, until: float) -> float:
         return max(0.0, until - self._clock.monotonic())
