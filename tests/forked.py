@@ -34,7 +34,7 @@ NEEDED = (
     "bridge.server",
     "bridge.delivery.dispatcher",
     "bridge.intake.webhooks",
-    "bridge.cli.remote",
+    "bridge.operations.admin_api",
     "rich.progress",
     "rich.table",
 )

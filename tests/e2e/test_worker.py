@@ -232,8 +232,13 @@ def large_body() -> bytes:
 
 
 def staged(service: Running) -> int:
+    """How many requests are kept whole and wait to be merged."""
+    return int(asked(service, "SELECT count(*) FROM staged WHERE request IS NULL AND incomplete IS NULL"))
+
+
+def asked(service: Running, query: str) -> Any:
     with contextlib.closing(sqlite3.connect(service.folder / "journal.db")) as journal:
-        return int(journal.execute("SELECT count(*) FROM staged").fetchone()[0])
+        return journal.execute(query).fetchone()[0]
 
 
 def test_threads_bound_how_many_requests_are_worked_on(tmp_path: Path) -> None:
@@ -242,22 +247,16 @@ def test_threads_bound_how_many_requests_are_worked_on(tmp_path: Path) -> None:
     text = service.config.read_text(encoding="utf-8")
     service.config.write_text(text.replace("  workers: 1\n", "  workers: 1\n  threads: 1\n"), encoding="utf-8")
     service.start()
-    ends: dict[str, float] = {}
-
-    def post(name: str, payload: Any) -> None:
-        assert service.post(payload).status_code == 202
-        ends[name] = time.monotonic()
-
     try:
         with ThreadPoolExecutor(2) as pool:
-            large = pool.submit(post, "large", large_body())
+            large = pool.submit(service.post, large_body())
             assert eventually(lambda: staged(service) == 1, every_s=0.005)
-            small = pool.submit(post, "small", {"id": "small", "client": "1", "name": "A"})
+            small = pool.submit(service.post, {"id": "small", "client": "1", "name": "A"})
             assert requests.get(f"{service.url}/livez", timeout=5).status_code == 200
-            assert not ends
-            large.result()
-            small.result()
-        assert ends["large"] < ends["small"]
+            assert not large.done()
+            assert not small.done()
+            assert {large.result().status_code, small.result().status_code} == {202}
+        assert asked(service, "SELECT event_id FROM events ORDER BY seq DESC LIMIT 1") == "small"
     finally:
         assert service.stop() == 0
 

@@ -69,7 +69,7 @@ def test_a_statement_is_rendered_for_each_database() -> None:
         "SELECT {greatest}(a, :b) FROM {rows:a int, c text} r WHERE c LIKE '%x' AND r.a IN (SELECT id FROM {ids})"
     )
     assert render(statement) == (
-        "SELECT max(a, :b) FROM (SELECT value ->> 0 AS a, value ->> 1 AS c FROM json_each(:rows)) r "
+        "SELECT max(a, :b) FROM (SELECT value ->> 0 AS a, value ->> 1 AS c FROM json_each(:rows) LIMIT -1) r "
         "WHERE c LIKE '%x' AND r.a IN (SELECT id FROM (SELECT value AS id FROM json_each(:ids)))"
     )
     assert render(statement, "postgresql") == (
