@@ -58,7 +58,7 @@ ROOM = 96 << 20
 
 
 class Turns:
-    """How many greenlets work at once, and how much the heavy ones of them weigh together; the others wait.
+    """How many greenlets work at once, and how much the heavy ones of them weigh together; the others wait (G11).
 
     A quarter of the turns is kept from heavy ones, and from any single source. Light ones go first, then the source
     that holds the fewest turns.

@@ -1,4 +1,4 @@
-"""gunicorn's worker process: its two ports, its signals, and a clean end.
+"""gunicorn's worker process: its two ports, its signals, and a clean end (G9).
 
 Webhooks are served in the main thread's event loop, the admin port in that of a thread of its own, with a room of its
 own: whatever fills the public port or holds its loop, probes, metrics and the console are accepted and answered. Apps

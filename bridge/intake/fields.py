@@ -1,9 +1,9 @@
 """Marshmallow fields, one per HubSpot property type: a partner's value in, HubSpot's string out.
 
-Nothing is cleared by accident: absent is left out; null, blank text and an empty list are left out
-too, or become "" with `on_null: clear`. `required` asks for a value (or, with `on_null: clear`, for
-the key). Error messages complete a sentence that begins with the property's name and quote at most
-60 characters of the value.
+A value that cannot be what it claims is named, never guessed (G12). Nothing is cleared by accident: absent is left out;
+null, blank text and an empty list are left out too, or become "" with `on_null: clear`. `required` asks for a value (or
+for the key, with `on_null: clear`). Error messages complete a sentence that begins with the property's name and quote
+at most 60 characters of the value.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a request comes from the partner: one generic signature scheme and a table of presets.
+"""Whether a request comes from the partner (G10): one generic signature scheme and a table of presets.
 
 Signatures are made over the raw bytes as they were sent, before inflating or parsing (Standard
 Webhooks asks for the raw body too). Comparisons take constant time. A header that matters and is

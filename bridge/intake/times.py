@@ -1,4 +1,4 @@
-"""Dates and times as partners write them. No time is guessed.
+"""Dates and times as partners write them. No time is guessed (G12).
 
 Without a format a value is ISO 8601; eight digits that spell a date of 1900 to 2100 are that date; other digits are
 epoch seconds or milliseconds if that lies between 1990 and 2100. A format says otherwise: a strptime pattern, or one
