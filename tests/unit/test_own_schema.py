@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -45,13 +46,10 @@ def children() -> set[int]:
     """Processes of ours that run schemas."""
     found = set()
     for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text(encoding="ascii").split():
-            try:
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"schema_process" in command:
-                found.add(int(pid))
+        with contextlib.suppress(OSError):  # a thread, or a process, that has just ended
+            for pid in (task / "children").read_text(encoding="ascii").split():
+                if b"schema_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.add(int(pid))
     return found
 
 
