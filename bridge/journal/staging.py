@@ -7,7 +7,8 @@ the disk, leaves there is merged later by whoever is on duty. Merging twice chan
 
 Where the rest is long, all of the request is kept first, in pieces with a transaction each. The first one is marked as
 incomplete until the last one is there: until then nothing of the request is merged, and if its process is gone, or was
-too slow, whoever is on duty drops it. It was not answered as taken.
+too slow, whoever is on duty drops it. It was not answered as taken. (The program before, where it runs beside this one,
+knows no incomplete requests and merges what is left of one.)
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def stage(
     """
     before = after or Left(0, ())
     newest = _newest_known(connection, events, now_us)
-    newest |= {record: max(at_us, newest.get(record, 0)) for record, at_us in before.newest.items()}
+    for record in {update.record for event in events for update in event.updates} & before.newest.keys():
+        newest[record] = max(before.newest[record], newest.get(record, 0))
     events, newest = arrived(events, received_us=now_us, newest=newest)
     roots = dict(before.roots)
     given = {"now": now_us, "events": encode(events, roots), "incomplete": None if whole else 1}
@@ -99,7 +101,7 @@ def stage(
             raise JournalError("it took too long to write the request")
         if whole:
             run(connection, "UPDATE staged SET incomplete = NULL WHERE id = :id", id=id_)
-    return Left(int(id_), [*before.events, *events], newest, roots)
+    return Left(int(id_), [*before.events, *events], {**before.newest, **newest}, roots)
 
 
 def _newest_known(connection: Connection, events: Sequence[Event], now_us: int) -> dict[RecordKey, int]:
@@ -139,11 +141,14 @@ def oldest_left(connection: Connection, *, now_us: int) -> Left | None:
     """The oldest request that nobody is at any more, without its events if it is not whole; None when there is none."""
     found = fetch(
         connection,
-        # What came later than now came while our clock was ahead: nobody is at that either.
-        """SELECT id, incomplete FROM staged
-            WHERE (received_us < :before OR received_us > :now) AND request IS NULL ORDER BY id LIMIT 1""",
+        # What came much later than now came while our clock was ahead: nobody is at that either. A piece whose first
+        # one is gone was left by the program before, which merges each by itself.
+        """SELECT id, incomplete FROM staged s
+            WHERE (received_us < :before OR received_us > :after)
+              AND (request IS NULL OR NOT EXISTS (SELECT 1 FROM staged f WHERE f.id = s.request))
+            ORDER BY id LIMIT 1""",
         before=now_us - LEFT_AFTER_US,
-        now=now_us,
+        after=now_us + LEFT_AFTER_US,
     )
     if not found:
         return None
@@ -191,7 +196,8 @@ def unmergeable(event: Event, error: Exception) -> Event:
 
 def encode(events: Sequence[Event], roots: dict[str, int] | None = None) -> str:
     """The events as JSON text. The events of a request share their root, which may be long: it is there once, with the
-    first piece. `roots` are those of the pieces before, and get this one's.
+    first piece. `roots` are those of the pieces before, and get this one's. The program before reads each piece by
+    itself: those of the others are null to it.
     """
     roots = {} if roots is None else roots
     before = len(roots)
@@ -199,7 +205,7 @@ def encode(events: Sequence[Event], roots: dict[str, int] | None = None) -> str:
     bare = [event if event.root is None else replace(event, root=None) for event in events]
     # In pieces, so that other threads have their turn in between.
     pieces = (orjson.dumps(bare[at : at + SLICE_EVENTS])[1:-1] for at in range(0, len(bare), SLICE_EVENTS))
-    rest = orjson.dumps({"roots": list(roots)[before:], "first_root": before, "root_of": places})
+    rest = orjson.dumps({"roots": ["null"] * before + list(roots)[before:], "first_root": before, "root_of": places})
     return (b'{"events":[' + b",".join(pieces) + b"]," + rest[1:]).decode()
 
 
@@ -207,7 +213,9 @@ def decode(text: str, roots: list[str] | None = None) -> list[Event]:
     """The events that `encode` was given. `roots` are those of the pieces before, and get this one's."""
     document = orjson.loads(text)
     roots = [] if roots is None else roots
-    roots[document.get("first_root", 0) :] = document["roots"]
+    first = document.get("first_root", 0)
+    first = first if first <= len(roots) else 0  # by itself
+    roots[first:] = document["roots"][first:]
     return [
         _event({**fields, "root": None if place is None else roots[place]})
         for fields, place in zip(document["events"], document["root_of"], strict=True)

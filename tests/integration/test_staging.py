@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -225,6 +226,39 @@ def test_a_long_request_whose_process_ended_once_it_was_whole_is_merged(journal:
     assert journal.merge_left()
     assert known(journal) == {one.id for one in events}
     assert staged(journal) == 0
+
+
+@pytest.mark.parametrize("root", [None, '{"whole": 1}'])
+def test_what_the_program_before_left_of_a_long_request_is_merged(
+    journal: Journal, clock: FakeClock, root: str | None
+) -> None:
+    """It merges pieces one by one, as a request each, and must be able to read them so."""
+    events = [replace(one, root=root) for one in large(3 * PIECE_EVENTS)]
+    first, second, last = pieces(events)
+    left = journal.keep(second, after=journal.keep(first, after=None, whole=False), whole=False)
+    journal.keep(last, after=left, whole=True)
+    with journal._database.write() as connection:
+        texts = [json.loads(text) for (text,) in fetch(connection, "SELECT events FROM staged ORDER BY id")]
+        assert all(place is None or document["roots"][place] for document in texts for place in document["root_of"])
+        connection.execute(sa.text("DELETE FROM staged WHERE request IS NULL"))
+    journal.append(first)
+    assert not journal.merge_left()
+    clock.advance(LEFT_AFTER_US / 1e6 + 1)
+    assert journal.merge_left()
+    assert journal.merge_left()
+    assert known(journal) == {one.id for one in events}
+    assert staged(journal) == 0
+
+
+def test_a_clock_slightly_behind_drops_no_request_that_is_being_kept(journal: Journal, clock: FakeClock) -> None:
+    """Of two replicas one keeps it, the other is on duty."""
+    first, last = pieces(large(2 * PIECE_EVENTS))
+    left = journal.keep(first, after=None, whole=False)
+    clock.jump(-2)
+    assert not journal.merge_left()
+    clock.jump(2)
+    journal.keep(last, after=left, whole=True)
+    assert staged(journal) == 2
 
 
 def test_a_request_that_was_dropped_before_its_end_is_not_taken(journal: Journal, clock: FakeClock) -> None:

@@ -1,6 +1,7 @@
 """Large requests are kept in pieces.
 
-An older program merges each piece by itself: nothing that was answered as taken is lost.
+An older program merges each piece by itself after 30 s, and this one what that leaves: nothing that was answered as
+taken is lost, but of a request that was never answered a part may be taken.
 """
 
 from __future__ import annotations
