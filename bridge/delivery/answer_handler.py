@@ -45,8 +45,8 @@ class AnswerHandler:
                 decision = self._rejected(work, sent, complaint)
             case TooLarge(reason):
                 decision = self._too_large(work, sent, reason)
-            case Locked(reason):
-                decision = self._locked(work, sent, reason)
+            case Locked(reason, own):
+                decision = self._locked(work, sent, reason, own=own)
             case Broken(stop, reason):
                 decision = self._broken(work, sent, stop, reason)
             case Stopped(stop):
@@ -128,10 +128,10 @@ class AnswerHandler:
         decision = work.case.too_large(sent) if work.case else Decision(free=sent.refs)
         return self._in_halves(work.lane, records, decision, reason, sent.at.now)
 
-    def _locked(self, work: Work, sent: Sent, reason: Reason) -> Decision:
+    def _locked(self, work: Work, sent: Sent, reason: Reason, *, own: bool) -> Decision:
         self._answered(work, taken=False)
         ready_at = sent.at.now + LOCK_S
-        decision = work.case.locked(sent, reason, ready_at) if work.case else Decision(free=sent.refs)
+        decision = work.case.locked(sent, reason, ready_at, own=own) if work.case else Decision(free=sent.refs)
         if not self._retry(work.lane, decision.free, ready_at=ready_at):
             # More records in trouble than can be told apart: that is the CRM's.
             return replace(decision, stop=Stop(Scope.ALL, OUTAGE, f"{reason.category}: {reason.message}"[:300]))

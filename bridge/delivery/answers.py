@@ -79,7 +79,7 @@ def _unread(inputs: Sequence[Input], answer: NoAnswer, beginning: dict[str, Any]
         meaning = judge_inputs(inputs, {**beginning, "status": "PROCESSING" if status is None else status}, rules)
         if isinstance(meaning, Judged) and meaning.outcomes:
             return meaning
-    return Locked(reason)
+    return Locked(reason, own=True)
 
 
 def retry_after_s(answer: Answer, *, now_us: int, at_most_s: float) -> float | None:

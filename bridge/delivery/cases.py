@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import ClassVar, Protocol
 
@@ -121,8 +121,8 @@ class Case(Protocol):
         """The call was too large, and of several records."""
         ...
 
-    def locked(self, sent: Sent, reason: Reason, ready_at: float) -> Decision:
-        """The call met a lock, which is not over before `ready_at`."""
+    def locked(self, sent: Sent, reason: Reason, ready_at: float, *, own: bool) -> Decision:
+        """The call met a lock, which is not over before `ready_at`. `own`: see `Locked`."""
         ...
 
     def broken(self, sent: Sent, stop: Stop, reason: Reason) -> Decision:
@@ -153,7 +153,7 @@ class Successes:
         return self._counts[lane.object_type if scope is Scope.OBJECT_TYPE else ""]
 
     def since_now(self, lane: Lane, scope: Scope) -> Since:
-        return Since(self, lane, scope, self.count(lane, scope))
+        return Since(self, lane, scope, {each: self.count(lane, each) for each in Scope})
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +163,16 @@ class Since:
     _successes: Successes
     lane: Lane
     scope: Scope
-    count: int
+    counts: Mapping[Scope, int]
 
     @property
     def others_succeeded(self) -> bool:
         """Whether the CRM has taken a call since."""
-        return self._successes.count(self.lane, self.scope) > self.count
+        return self._successes.count(self.lane, self.scope) > self.counts[self.scope]
+
+    def within(self, scope: Scope) -> Since:
+        """The same moment, for a trouble that concerns this much."""
+        return replace(self, scope=scope)
 
     def now(self) -> Since:
         return self._successes.since_now(self.lane, self.scope)

@@ -391,10 +391,12 @@ class Dispatcher:
                 self._handler.stumbled(work, now)
                 self._state.resume_at = now + POLL_S
         finally:
-            with self._lock:
-                self._budget.closed(sent=work.sent)
-            self._put_back(work)
-            self._wake.set()
+            try:
+                with self._lock:
+                    self._budget.closed(sent=work.sent)
+            finally:
+                self._put_back(work)
+                self._wake.set()
 
     def _put_back(self, work: Work) -> None:
         with self._lock:

@@ -40,9 +40,12 @@ class TooLarge:
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """The call met a lock: to be sent again after a short while, delivery goes on."""
+    """The call met a lock: to be sent again after a short while, delivery goes on. `own`: it is this one record's
+    trouble, whatever becomes of others.
+    """
 
     reason: Reason
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,10 +49,11 @@ class Retrial:
     silences: int = 0  # how often this one record, alone, met silence
     alone: bool = False  # it failed alone before, while others succeeded
     open: bool = False
+    asks_one: bool = False  # several met a lock while nothing else was sent: whether all are locked, a single one tells
 
     def next_group(self, *, probe: bool = False) -> Group | None:
         """A single record as a probe, which does for all."""
-        return Group(self.refs[:1] if probe else self.refs) if self.refs else None
+        return Group(self.refs[:1] if probe or self.asks_one else self.refs) if self.refs else None
 
     def vanished(self, refs: Collection[int]) -> Decision:
         self.refs = tuple(ref for ref in self.refs if ref not in refs)
@@ -79,18 +80,24 @@ class Retrial:
 
     def _let_go(self, sent: Sent) -> Decision:
         self.vanished(sent.refs)
+        self.asks_one = False
         return Decision(free=sent.refs)
 
     def too_large(self, sent: Sent) -> Decision:
         return self._halved(sent.at.now)
 
-    def locked(self, sent: Sent, reason: Reason, ready_at: float) -> Decision:
+    def locked(self, sent: Sent, reason: Reason, ready_at: float, *, own: bool) -> Decision:
         if len(self.refs) == 1:
-            return self._blamed(sent, reason, at_least_s=LOCK_S)
+            blamed = own or self.since.others_succeeded
+            return (self._blamed if blamed else self._nobody_else)(sent, reason, at_least_s=LOCK_S)
         ready_at = max(ready_at, sent.at.now + self._delay_s())
-        return self._halved(ready_at) if self.since.others_succeeded else self._postponed(ready_at)
+        if self.since.others_succeeded:
+            return self._halved(ready_at)
+        self.asks_one = True
+        return self._postponed(ready_at)
 
     def broken(self, sent: Sent, stop: Stop, reason: Reason) -> Decision:
+        self.since = self.since.within(stop.scope)
         if sent.probe:
             self._rotate()
             return Decision(stop=stop)
@@ -114,7 +121,9 @@ class Retrial:
 
     def _halved(self, ready_at: float) -> Decision:
         """It failed while others succeed: the culprit is in one of the halves; or it was too large."""
-        again = replace(self, failures=self.failures + 1, ready_at=ready_at, since=self.since.now(), open=False)
+        again = replace(
+            self, failures=self.failures + 1, ready_at=ready_at, since=self.since.now(), open=False, asks_one=False
+        )
         opens = tuple(replace(again, refs=half) for half in halves(self.refs))
         self.refs = ()
         return Decision(opens=opens)
@@ -125,11 +134,11 @@ class Retrial:
         outcome = self.policy.failed(record, reason, now_us=sent.at.now_us, at_least_s=at_least_s)
         return self._put_off(outcome) if isinstance(outcome, RetryLater) else self._ended(outcome)
 
-    def _nobody_else(self, sent: Sent, reason: Reason) -> Decision:
+    def _nobody_else(self, sent: Sent, reason: Reason, *, at_least_s: float = 0.0) -> Decision:
         """It failed alone while nothing else was sent, which tells nothing: later again, counted against nobody, and
         shown as retrying.
         """
-        delay_s = self._delay_s()
+        delay_s = max(at_least_s, self._delay_s())
         later = RetryLater(sent.inputs[0].record, reason, delay_s, own_failure=False)
         return replace(self._postponed(sent.at.now + delay_s), outcomes=(later,))
 

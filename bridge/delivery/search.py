@@ -180,7 +180,7 @@ class Search:
     def too_large(self, sent: Sent) -> Decision:
         return replace(self.vanished(sent.refs), free=sent.refs)
 
-    def locked(self, sent: Sent, reason: Reason, ready_at: float) -> Decision:  # noqa: ARG002 (whatever the reason)
+    def locked(self, sent: Sent, reason: Reason, ready_at: float, *, own: bool) -> Decision:  # noqa: ARG002 (why)
         self.ready_at = ready_at
         return self._broke(sent)
 

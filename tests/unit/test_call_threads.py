@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
 from bridge.delivery.threads import CallThreads
 from tests.fakes_delivery import InlinePool
+from tests.running import eventually
 from tests.unit.test_dispatcher import House
 
 
@@ -27,6 +30,21 @@ def test_a_thread_that_died_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None
         done.get(timeout=5)
     threads.submit(lambda: done.put("done"))
     assert done.get(timeout=5) == "done"
+    threads.close()
+
+
+def test_a_job_outlives_the_idle_thread_that_would_have_taken_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it waits, which it notices only when there is something to do."""
+    monkeypatch.setattr(threading, "excepthook", lambda _args: None)
+    threads = CallThreads(count=1)
+    done: list[int] = []
+    threads.submit(lambda: done.append(1))
+    assert eventually(lambda: done == [1])
+    time.sleep(0.1)
+    [idle] = [each for each in threading.enumerate() if each.name == "crm-call-1"]
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(idle.ident or 0), ctypes.py_object(SystemExit))
+    threads.submit(lambda: done.append(2))
+    assert eventually(lambda: done == [1, 2])
     threads.close()
 
 
