@@ -171,6 +171,7 @@ class Dispatcher:
         used = self._journal.calls_since(began_us) if self._budget.daily is not None else 0
         with self._lock:
             at = self._moment()
+            self._clock_watch.believe(at.now, at.now_us)
             self._budget.begin(used, at.now_us)
             valid = [pause for pause in stored if pause.detail != SPENT]
             self._board.pauses.restore(valid, now=at.now, now_us=at.now_us)

@@ -87,3 +87,14 @@ def test_a_refusal_noted_by_a_wrong_clock_does_not_hold_the_value_for_a_day(mach
     machine.events_arrive([("1", {"p": BAD}, None, False)])
     machine.delivery_works(2)
     assert machine.crm.calls == calls + 1
+
+
+def test_a_clock_that_is_set_before_the_first_step_of_a_process_is_noticed(machine: DeliveryMachine) -> None:
+    """A doubt of the process before would seem to last another day, and what was applied late would stand."""
+    machine.events_arrive([("1", {"p": "a"}, None, False)])
+    machine.the_crm_is_moody(["lost-late"])
+    machine.delivery_works(1)
+    assert len(machine.crm.late) == 1
+    machine.the_process_is_restarted()
+    machine.events_arrive([("1", {"p": "c"}, None, False)])
+    machine.our_clock_jumps(-1)
