@@ -9,11 +9,14 @@ import orjson
 from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch
-from bridge.journal.entries import Entry, EntryState, Filter, described, narrowed
+from bridge.journal.entries import KINDS, Entry, EntryState, Filter, described, narrowed
 from bridge.journal.showing import PAYLOAD, PAYLOADS, beginning
 
 #: Groups of one answer.
 GROUPS = 50
+#: The parts of the retry log by numbers, in the order in which they are sorted.
+_KINDS = sorted(KINDS)
+_CODE = "CASE kind " + " ".join(f"WHEN '{kind}' THEN {code}" for code, kind in enumerate(_KINDS)) + " END"
 #: Calls looked through for those that carried a record.
 CALLS_SEARCHED = 2_000
 
@@ -49,17 +52,19 @@ def count(connection: Connection, chosen: Filter) -> int:
 def overview(connection: Connection, chosen: Filter, *, limit: int, offset: int) -> Overview:
     """The entries by category and message, the largest group first, and a page of them, oldest failure first.
 
-    One statement, so that the log is read once: it may hold hundreds of thousands.
+    One statement, so that the log is read once: it may hold hundreds of thousands. The database makes a copy of it, in
+    which numbers stand in place of words.
     """
-    parts, parameters = narrowed(chosen, "failed_us, kind, ref, state, category, message")
+    parked = "CASE WHEN state = 'parked' THEN 1 ELSE 0 END AS parked"
+    parts, parameters = narrowed(chosen, f"failed_us, {_CODE} AS kind, ref, {parked}, category, message")
     rows = fetch(
         connection,
         f"""WITH entry AS MATERIALIZED (SELECT * FROM {parts})
-            SELECT 'group', state, category, message, entries, first_us, last_us FROM
-              (SELECT min(state) AS state, category, message, count(*) AS entries, min(failed_us) AS first_us,
+            SELECT 'group', parked, category, message, entries, first_us, last_us FROM
+              (SELECT max(parked) AS parked, category, message, count(*) AS entries, min(failed_us) AS first_us,
                       max(failed_us) AS last_us
                  FROM entry GROUP BY category, message ORDER BY entries DESC, category, message LIMIT :groups) AS g
-            UNION ALL SELECT 'entry', NULL, kind, NULL, ref, failed_us, NULL FROM
+            UNION ALL SELECT 'entry', kind, NULL, NULL, ref, failed_us, NULL FROM
               (SELECT kind, ref, failed_us FROM entry ORDER BY failed_us, kind, ref LIMIT :limit OFFSET :offset) AS e
             UNION ALL SELECT 'all', NULL, NULL, NULL, count(*), NULL, NULL FROM entry""",
         groups=GROUPS + 1,
@@ -68,16 +73,16 @@ def overview(connection: Connection, chosen: Filter, *, limit: int, offset: int)
         **parameters,
     )
     groups = [
-        Group(state, category, message or "", int(number), first_us, last_us)
-        for what, state, category, message, number, first_us, last_us in rows
+        Group("parked" if parked else "retrying", category, message or "", int(number), first_us, last_us)
+        for what, parked, category, message, number, first_us, last_us in rows
         if what == "group"
     ]
-    shown = sorted((failed_us, kind, ref) for what, _, kind, _, ref, failed_us, _ in rows if what == "entry")
+    shown = sorted((failed_us, kind, ref) for what, kind, _, _, ref, failed_us, _ in rows if what == "entry")
     return Overview(
         entries=next(int(number) for what, _, _, _, number, _, _ in rows if what == "all"),
         groups=tuple(sorted(groups, key=lambda group: (-group.entries, group.category, group.message))[:GROUPS]),
         more_groups=len(groups) > GROUPS,
-        page=tuple(described(connection, [f"{kind}-{ref}" for _, kind, ref in shown])),
+        page=tuple(described(connection, [f"{_KINDS[kind]}-{ref}" for _, kind, ref in shown])),
     )
 
 
