@@ -27,7 +27,7 @@ from bridge.errors import BridgeError
 from bridge.journal.event_log import EventFilter
 from bridge.journal.retry_log import Filter
 from bridge.journal.steering import Known
-from bridge.operations.queries import MOST_ROWS, Query, as_query
+from bridge.operations.queries import DIFFERENCES, MOST_ROWS, Query, as_query
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -45,8 +45,6 @@ ROWS = 1_000
 URL_ROOM, BODY_ROOM = 3_000, 50_000
 #: Seconds of other acts before people are told how far they are.
 PORTION_S = 2
-#: Differences told of unless more are asked for.
-DIFFERENCES = 1_000
 CONNECT_TIMEOUT_S = 3.0
 #: For the answer: large acts are done in portions, but a journal may be slow.
 PATIENCE_S = 600.0

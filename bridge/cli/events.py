@@ -7,10 +7,10 @@ from itertools import chain
 
 import click
 
-from bridge.cli.desk import DIFFERENCES, Document, Place, at_desk, desk_options, filters
+from bridge.cli.desk import Document, Place, at_desk, desk_options, filters
 from bridge.cli.printing import print_json, print_json_rows, print_table, progress
 from bridge.journal.event_log import EventFilter
-from bridge.operations.queries import EventsQuery
+from bridge.operations.queries import DIFFERENCES, EventsQuery
 
 NOTHING = "no event matches"
 #: Differences that a terminal shows; a pipe gets all that were asked for.

@@ -43,8 +43,6 @@ from bridge.showing import exact_iso, printable_json
 
 #: Rows of one answer unless the request says otherwise.
 ROWS = 1_000
-#: Differences of one answer unless the request says otherwise; they are always counted.
-DIFFERENCES = 1_000
 #: The longest body of an act.
 MAX_BODY = 1_000_000
 
@@ -153,7 +151,7 @@ def _add_event_log(routes: Blueprint, desk: JournalDesk, done: Done) -> None:
         result = desk.replay_events(
             chosen,
             dry_run=dry_run,
-            shown=options.get("limit", DIFFERENCES),
+            shown=options.get("limit", queries.DIFFERENCES),
             after=options.get("after", 0),
             enough=_deadline(options),
         )

@@ -25,6 +25,8 @@ _AGES_US = {"s": MICROSECONDS, "m": 60 * MICROSECONDS, "h": 3_600 * MICROSECONDS
 _TEXT = 1_000
 #: Ids of one request: each of their events is mapped before it is answered, some seconds' work.
 MAX_IDS = 10_000
+#: Differences told of by a replay unless more are asked for; they are always counted.
+DIFFERENCES = 1_000
 #: Rows of one answer at most.
 MOST_ROWS = 10_000
 #: What can be written: the years 1 to 9999.
