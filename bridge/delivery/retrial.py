@@ -64,7 +64,7 @@ class Retrial:
         return Decision(opens=(replace(self, refs=tuple(sorted(refs)), open=False),))
 
     def taken(self, sent: Sent, judged: Judged) -> Decision:
-        if not judged.silent or len(sent.inputs) > 1:
+        if not judged.silent or len(sent.inputs) > 1 or len(self.refs) > 1:  # silence about one of several is its own
             return self._let_go(sent)
         if not self.since.others_succeeded:
             return self._nobody_else(sent, SILENT)

@@ -6,9 +6,14 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from bridge.delivery.cases import Moment, Sent, Successes
+from bridge.delivery.meanings import Judged
+from bridge.delivery.pauses import Backoff
 from bridge.delivery.ports import Answer, Input
-from bridge.model import Lane
-from tests.fakes_delivery import CLIENTS, ok
+from bridge.delivery.retrial import Retrial
+from bridge.delivery.retry_policy import RetryPolicy
+from bridge.model import Lane, Scope
+from tests.fakes_delivery import CLIENTS, inputs, ok, record
 from tests.unit.test_dispatcher_laws import Rig
 
 OTHERS = Lane("other_type", "id")
@@ -65,3 +70,18 @@ def test_one_locked_record_holds_up_none_of_its_call_although_nothing_else_is_se
 def test_a_lock_on_everything_is_not_blamed_on_the_only_record(status: int) -> None:
     rig = delivered(lambda _lane, _sent: Answer(status, {"message": "locked"}), [1], hours=0.5)
     assert attempts(rig, [1]) == [(0, False)]
+
+
+def test_silence_about_the_one_that_was_asked_for_a_locked_group_is_its_own() -> None:
+    """It goes on alone, and takes none of the others with it."""
+    successes = Successes()
+    asked = record(2)
+    policy = RetryPolicy(Backoff(base_s=0.5, max_s=4.0), 600.0)
+    since = successes.since_now(CLIENTS, Scope.ALL)
+    retrial = Retrial(CLIENTS, (2, 3, 1), policy, since, asks_one=True)
+    successes.note(OTHERS)
+    sent = Sent(inputs(asked), (2,), Moment(0.0, 0))
+    decision = retrial.taken(sent, Judged((), silent=(asked,)))
+    assert decision.put_off is None
+    assert decision.free == (2,)
+    assert retrial.refs == (3, 1)
