@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bridge.delivery.ports import Answer, Input, NoAnswer, Settled
+from bridge.delivery.calls import Answer, Input, NoAnswer
+from bridge.delivery.ports import Settled
 from bridge.errors import JournalUnavailableError
 from bridge.model import (
     MICROSECONDS,

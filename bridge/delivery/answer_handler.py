@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bridge.delivery.board import Board, Work
+from bridge.delivery.calls import Input
 from bridge.delivery.cases import MAX_HELD, Decision, Moment, Sent
 from bridge.delivery.complaints import Complaint
 from bridge.delivery.meanings import Again, Broken, Judged, Locked, Meaning, Rejected, Stopped, TooLarge
 from bridge.delivery.pauses import OUTAGE, Stop
-from bridge.delivery.ports import Input
 from bridge.delivery.retrial import LOCK_S, SILENT, Retrial, halves
 from bridge.delivery.search import Search, is_about_records, is_misaddressed, misconfigured
 from bridge.model import Category, Delivered, Lane, Outcome, Parked, PendingRecord, Reason, Scope

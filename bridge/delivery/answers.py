@@ -11,11 +11,11 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from bridge.delivery import sentences
+from bridge.delivery.calls import Answer, Input, NoAnswer
 from bridge.delivery.complaints import printable, read_complaint, shown, text
 from bridge.delivery.evidence import is_unfinished, judge_inputs
 from bridge.delivery.meanings import Again, Broken, Judged, Locked, Meaning, Rejected, Rules, Stopped, TooLarge
 from bridge.delivery.pauses import DAILY_LIMIT, MISCONFIGURED, OUTAGE, UNAUTHORIZED, Stop
-from bridge.delivery.ports import Answer, Input, NoAnswer
 from bridge.model import Reason, Scope
 
 #: Seconds that `Retry-After` may ask for at most on a 429; an absurd value must not stop us for a year.

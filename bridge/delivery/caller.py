@@ -11,6 +11,7 @@ import structlog
 from bridge.delivery.answer_handler import AnswerHandler
 from bridge.delivery.answers import doubtful, judge
 from bridge.delivery.board import Board, Work
+from bridge.delivery.calls import Answer, Input, NoAnswer
 from bridge.delivery.cases import Moment
 from bridge.delivery.daily import DailyBudget
 from bridge.delivery.hubspot import inputs_of
@@ -18,7 +19,7 @@ from bridge.delivery.limiter import Grant, Limiter
 from bridge.delivery.meanings import Rules, Stopped
 from bridge.delivery.pauses import DAILY_LIMIT
 from bridge.delivery.portal_rules import PortalRules
-from bridge.delivery.ports import Answer, Crm, Input, Journal, NoAnswer, Observer, OnUnknown
+from bridge.delivery.ports import Crm, Journal, Observer, OnUnknown
 from bridge.delivery.summary import call_of, log_call, summary, where
 from bridge.delivery.weight import OpenBytes
 from bridge.errors import JournalError

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import ClassVar, Protocol
 
+from bridge.delivery.calls import Input
 from bridge.delivery.complaints import Complaint
 from bridge.delivery.meanings import Judged
 from bridge.delivery.pauses import Stop
-from bridge.delivery.ports import Input
 from bridge.model import Lane, Outcome, Reason, RetryLater, Scope
 
 #: Records of retrials that are held in memory; those of calls that fail beyond that just stay due.

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bridge.delivery.calls import Answer, NoAnswer
 from bridge.delivery.pauses import DAILY_LIMIT, Stop
-from bridge.delivery.ports import Answer, NoAnswer
 from bridge.model import MICROSECONDS, Scope
 
 DAY_US = 86_400 * MICROSECONDS

@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bridge.delivery.calls import Input
 from bridge.delivery.complaints import Complaint, read_complaint, shown, texts
 from bridge.delivery.meanings import Broken, Judged, Meaning, Rejected, Rules
 from bridge.delivery.pauses import OUTAGE, Stop
-from bridge.delivery.ports import Input
 from bridge.model import Delivered, Ignored, Outcome, Parked, PendingRecord, Reason, Refused, Scope
 
 #: Per-input categories that may pass by themselves.

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import orjson
 
-from bridge.delivery.ports import Answer, Input, NoAnswer
+from bridge.delivery.calls import Answer, Input, NoAnswer
 from bridge.delivery.tokens import StaticToken, Tokens
 from bridge.delivery.transport import MAX_ANSWER, MAX_EXCERPT, Transport
 from bridge.delivery.weight import answer_limit

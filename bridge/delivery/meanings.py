@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from bridge.delivery.calls import Input
 from bridge.delivery.complaints import Complaint
 from bridge.delivery.pauses import Stop
-from bridge.delivery.ports import Input, OnUnknown
+from bridge.delivery.ports import OnUnknown
 from bridge.delivery.retry_policy import RetryPolicy
 from bridge.model import Outcome, PendingRecord, Reason
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from bridge.delivery import sentences
+from bridge.delivery.calls import Answer, NoAnswer, NoAnswerKind
 from bridge.delivery.complaints import required_scopes
 from bridge.delivery.hubspot import HubSpot
-from bridge.delivery.ports import Answer, NoAnswer, NoAnswerKind
 from bridge.errors import CrmUnreachableError
 
 #: Types that HubSpot keeps to itself [docs PROPS].

@@ -10,8 +10,9 @@ from pathlib import Path
 from structlog.typing import FilteringBoundLogger
 
 from bridge.delivery.board import Work
+from bridge.delivery.calls import Answer, NoAnswer
 from bridge.delivery.meanings import Again, Broken, Judged, Locked, Meaning, Rejected, Stopped, TooLarge
-from bridge.delivery.ports import Answer, NoAnswer, Settled
+from bridge.delivery.ports import Settled
 from bridge.model import Call, Delivered, Ignored, Outcome, Parked, Pause, Refused, RetryLater
 
 

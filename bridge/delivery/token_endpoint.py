@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from bridge.delivery.ports import Answer, NoAnswer
+from bridge.delivery.calls import Answer, NoAnswer
 from bridge.delivery.transport import Transport
 from bridge.errors import BridgeError, TokenOutageError, TokenRefusedError
 from bridge.settings import OAuth, Secret

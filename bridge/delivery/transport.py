@@ -21,8 +21,8 @@ import urllib3
 
 from bridge import __version__
 from bridge.delivery.beginnings import beginning
+from bridge.delivery.calls import Answer, NoAnswer, NoAnswerKind
 from bridge.delivery.deadline import Watch, Watched, WatchedAdapter
-from bridge.delivery.ports import Answer, NoAnswer, NoAnswerKind
 
 #: Bytes of an answer after inflating that are read at most, unless the caller knows better: the definitions of a
 #: portal with thousands of properties are a few MB.

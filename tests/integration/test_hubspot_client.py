@@ -21,8 +21,8 @@ import pytest
 
 from bridge import __version__
 from bridge.delivery.answers import doubtful
+from bridge.delivery.calls import Answer, NoAnswer
 from bridge.delivery.hubspot import HubSpot, inputs_of
-from bridge.delivery.ports import Answer, NoAnswer
 from bridge.delivery.transport import MAX_ANSWER
 from bridge.delivery.weight import answer_limit
 from bridge.errors import BridgeError

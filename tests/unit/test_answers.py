@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.delivery.answers import doubtful, judge, retry_after_s
+from bridge.delivery.calls import Answer, Input, NoAnswer
 from bridge.delivery.complaints import read_complaint
 from bridge.delivery.meanings import Broken, Judged, Locked, Meaning, Rejected, Rules, Stopped, TooLarge
 from bridge.delivery.pauses import Backoff, Stop
-from bridge.delivery.ports import Answer, Input, NoAnswer, OnUnknown
+from bridge.delivery.ports import OnUnknown
 from bridge.delivery.retry_policy import RetryPolicy
 from bridge.model import Delivered, Ignored, Outcome, Parked, Refused, RetryLater, Scope
 from tests.examples import examples

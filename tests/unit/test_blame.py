@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from bridge.delivery.calls import Answer, Input
 from bridge.delivery.cases import Moment, Sent, Successes
 from bridge.delivery.meanings import Judged
 from bridge.delivery.pauses import Backoff
-from bridge.delivery.ports import Answer, Input
 from bridge.delivery.retrial import Retrial
 from bridge.delivery.retry_policy import RetryPolicy
 from bridge.model import Lane, Scope

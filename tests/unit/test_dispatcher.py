@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from bridge.delivery.board import TRUSTED_S
+from bridge.delivery.calls import Answer, Input, NoAnswer
 from bridge.delivery.dispatcher import Dispatcher
 from bridge.delivery.limiter import Limiter
 from bridge.delivery.pauses import Backoff
 from bridge.delivery.portal_rules import Portal
-from bridge.delivery.ports import Answer, Input, NoAnswer, OnUnknown
+from bridge.delivery.ports import OnUnknown
 from bridge.delivery.properties import ABSENT, Definition, NotTold
 from bridge.delivery.search import MAX_UNDECIDED_CALLS, UNDECIDED_S
 from bridge.delivery.threads import Pool

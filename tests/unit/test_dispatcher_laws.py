@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bridge.delivery.calls import Answer, Input, NoAnswer
 from bridge.delivery.dispatcher import Dispatcher
 from bridge.delivery.pauses import Backoff
-from bridge.delivery.ports import Answer, Input, NoAnswer
 from bridge.model import Lane, SystemClock
 from bridge.settings import Crm, RateLimit, Retry
 from tests.examples import examples

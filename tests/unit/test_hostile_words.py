@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bridge.delivery import complaints, evidence, sentences
+from bridge.delivery.calls import Answer, Input
 from bridge.delivery.hubspot import encode
-from bridge.delivery.ports import Answer, Input
 from bridge.delivery.sentences import Sentence
 from bridge.model import Lane
 from bridge.sandbox import Behaviour, Crm
