@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from bridge.journal import inspection, postgresql_information
 from bridge.journal.database import on_postgresql
-from bridge.journal.place import sqlite_path
+from bridge.journal.postgresql import versions
+from bridge.journal.sqlite import trouble
+from bridge.journal.sqlite.files import sqlite_path
 from tests.empty_journal import prepare
 from tests.postgres import fresh_database, shared
 
 
 def verify(url: str) -> None:
     """Fail, with what is wrong, unless what must hold in this journal does."""
-    assert (postgresql_information.verify(url) if on_postgresql(url) else inspection.verify(sqlite_path(url))) == []
+    assert (versions.verify(url) if on_postgresql(url) else trouble.verify(sqlite_path(url))) == []
 
 
 @contextmanager

@@ -3,11 +3,11 @@
 import resource
 
 from bridge.__main__ import main
-from bridge.journal import staging
+from bridge.journal import appending
 
 FILES = 64
 
-staging.LEFT_AFTER_US = 3_000_000
+appending.LEFT_AFTER_US = 3_000_000
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bridge.journal import versions
 from bridge.journal.database import on_postgresql
-from bridge.journal.place import sqlite_path
+from bridge.journal.sqlite.files import sqlite_path
 
 
 @cache

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bridge.delivery.calls import Answer, Input, NoAnswer
+from bridge.crm.transport import Answer, Input, NoAnswer
 from bridge.delivery.ports import Settled
 from bridge.errors import JournalUnavailableError
 from bridge.model import (

@@ -31,7 +31,7 @@ from bridge.cli import COMMANDS
 #: What commands import. Not what counts: a service says where counters are kept before it imports prometheus-client.
 NEEDED = (
     *(entry.partition(":")[0] for entry in COMMANDS.values()),
-    "bridge.server",
+    "bridge.server.master",
     "bridge.delivery.dispatcher",
     "bridge.intake.webhooks",
     "bridge.operations.admin_api",

@@ -29,7 +29,7 @@ from bridge.intake.signatures import sign
 from bridge.journal.event_log import EventFilter
 from bridge.journal.retry_log import Filter
 from bridge.sandbox import Crm
-from bridge.sandbox.ledger import Applied
+from bridge.sandbox.records import Applied
 from bridge.settings import Secret, Verify
 from tests.running import Running, eventually
 

@@ -1,7 +1,7 @@
 """The service as it is, with little patience and memory for its clients, so that tests need not wait."""
 
-from bridge import port, room, worker
 from bridge.__main__ import main
+from bridge.server import port, room, worker
 
 port.IDLE_S = 2.0
 port.REQUEST_S = 3.0

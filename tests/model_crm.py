@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bridge.delivery.calls import Answer, Input, NoAnswer
+from bridge.crm.transport import Answer, Input, NoAnswer
 from bridge.model import Lane
 from tests.builders import LANE
 from tests.fakes import FakeClock

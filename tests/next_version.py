@@ -5,11 +5,11 @@ from __future__ import annotations
 from sqlalchemy.engine import Connection
 
 from bridge.__main__ import main
-from bridge.journal import postgresql_versions, versions
+from bridge.journal import schema, versions
 from bridge.journal.database import run
-from bridge.journal.schema import HEAD
+from bridge.journal.postgresql import versions as postgresql_versions
 
-NEXT = f"{int(HEAD) + 1:04}"
+NEXT = f"{int(schema.HEAD) + 1:04}"
 
 GROWTH = (
     "ALTER TABLE events ADD COLUMN region text",
@@ -18,7 +18,7 @@ GROWTH = (
     "CREATE TABLE regions (name text PRIMARY KEY, since_us bigint NOT NULL DEFAULT 0)",
 )
 
-todays = versions.migrate
+todays = schema.migrate
 
 
 def migrate(connection: Connection) -> None:
@@ -30,6 +30,7 @@ def migrate(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
-    vars(versions).update(KNOWN=(*versions.KNOWN, NEXT), HEAD=NEXT, migrate=migrate)
-    vars(postgresql_versions).update(HEAD=NEXT)
+    vars(schema).update(KNOWN=(*schema.KNOWN, NEXT), HEAD=NEXT)
+    for module in (versions, postgresql_versions):
+        vars(module).update(HEAD=NEXT, migrate=migrate)
     main()

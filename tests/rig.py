@@ -13,17 +13,16 @@ from typing import Any
 import orjson
 import structlog
 
+from bridge.crm.hubspot import HubSpot
+from bridge.crm.properties import Portal
 from bridge.delivery.dispatcher import Dispatcher
-from bridge.delivery.hubspot import HubSpot
 from bridge.delivery.ports import OnUnknown
-from bridge.delivery.properties import Portal
 from bridge.journal.retry_log import Entry, Filter
 from bridge.journal.store import Journal
 from bridge.model import Event, Lane, Pause, PendingRecord
-from bridge.operations.metrics import Metrics
-from bridge.operations.observing import Observing
+from bridge.operations.metrics import Metrics, Observing
 from bridge.sandbox import Answer, Crm, SandboxServer
-from bridge.sandbox.ledger import Call
+from bridge.sandbox.records import Call
 from bridge.settings import Crm as CrmSettings
 from bridge.settings import Journal as JournalSettings
 from bridge.settings import RateLimit, Retry

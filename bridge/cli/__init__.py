@@ -18,20 +18,20 @@ COMMANDS = {
     "demo": "bridge.cli.demo:demo",
     "init": "bridge.cli.configuration:init",
     "check": "bridge.cli.configuration:check",
-    "map": "bridge.cli.payloads:map_",
+    "map": "bridge.cli.sending:map_",
     "listen": "bridge.cli.listening:listen",
     "send": "bridge.cli.sending:send",
     "retries": "bridge.cli.retries:retries",
     "events": "bridge.cli.events:events",
-    "trace": "bridge.cli.tracing:trace",
-    "resync": "bridge.cli.steering:resync",
-    "pause": "bridge.cli.steering:pause",
-    "resume": "bridge.cli.steering:resume",
-    "status": "bridge.cli.tracing:status",
+    "trace": "bridge.cli.events:trace",
+    "resync": "bridge.cli.events:resync",
+    "pause": "bridge.cli.events:pause",
+    "resume": "bridge.cli.events:resume",
+    "status": "bridge.cli.events:status",
     "journal": "bridge.cli.journaling:journal",
-    "migrate": "bridge.cli.moving:migrate",
+    "migrate": "bridge.cli.journaling:migrate",
     "schema": "bridge.cli.configuration:schema",
-    "sandbox": "bridge.cli.sandbox:sandbox",
+    "sandbox": "bridge.cli.serving:sandbox",
 }
 
 
@@ -69,9 +69,9 @@ def partner_bridge() -> None:
 
 def complain(text: str) -> None:
     """An error on stderr; what prints it in colour is imported only now, as most commands end without one."""
-    from bridge.cli import printing
+    from bridge.cli import common
 
-    printing.complain(text)
+    common.complain(text)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

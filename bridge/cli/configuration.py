@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bridge.cli.common import config_option, typed, unused_config_option
-from bridge.cli.printing import complain, say
+from bridge.cli.common import complain, config_option, say, typed, unused_config_option
 from bridge.config.templates import DEFAULT, TEMPLATES, Template
 from bridge.errors import BridgeError, ConfigError, CrmUnreachableError, Problem
 from bridge.settings import Settings
@@ -32,8 +31,7 @@ OUT_OF_REACH = 3
 def check(ctx: click.Context, config: Path, *, sandbox: bool, portal: bool, as_json: bool) -> None:
     """Tell everything that is wrong with the configuration, and try its examples."""
     from bridge.config import examine
-    from bridge.config.examples import try_examples
-    from bridge.config.watching import wanted
+    from bridge.config.loading import try_examples, wanted
     from bridge.operations.logs import faults
 
     if portal and sandbox:

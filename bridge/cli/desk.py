@@ -21,8 +21,7 @@ import requests
 from marshmallow import fields, validate
 from requests.adapters import BaseAdapter
 
-from bridge.cli.common import Command, config_option, load_for_journal, source_names
-from bridge.cli.printing import Moment
+from bridge.cli.common import Command, Moment, config_option, load_for_journal, source_names
 from bridge.errors import BridgeError
 from bridge.journal.event_log import EventFilter
 from bridge.journal.retry_log import Filter
@@ -32,7 +31,7 @@ from bridge.operations.queries import DIFFERENCES, MOST_ROWS, Query, as_query
 if TYPE_CHECKING:
     from flask import Flask
 
-    from bridge.journal.kept import Remap
+    from bridge.journal.amending import Remap
     from bridge.journal.store import Journal
     from bridge.settings import Settings
 
@@ -164,7 +163,9 @@ def at_desk(place: Place) -> Iterator[Desk]:
     settings = load_for_journal(place.config)
 
     def make_remap() -> Remap:
-        from bridge.service import make_remap as of_settings  # takes the whole service, which only a replay needs
+        from bridge.server.service import (
+            make_remap as of_settings,  # takes the whole service, which only a replay needs
+        )
 
         return of_settings(settings)
 

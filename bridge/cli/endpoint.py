@@ -20,20 +20,20 @@ import orjson
 from flask import Flask, Response
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from bridge.cli.answered import LISTENING
+from bridge.cli.sending import LISTENING
 from bridge.errors import BridgeError, PayloadError
+from bridge.http.bodies import coding_of, inflate, read_body
+from bridge.http.problems import Refusal, register_problem_handlers
 from bridge.intake.blocks import Problems
-from bridge.intake.bodies import coding_of, inflate, read_body
-from bridge.intake.identity import KnownIds
 from bridge.intake.mapping import CompiledSource, Mapped
 from bridge.intake.own_schema import Schemas
-from bridge.intake.problems import Refusal, register_problem_handlers
 from bridge.intake.signatures import SignedRequest, Verdict, Verifier
 from bridge.intake.webhooks import Counts, Webhooks
 from bridge.model import Event, Receipt
-from bridge.operations.api import health_blueprint
 from bridge.operations.health import Verdict as Health
+from bridge.operations.health import health_blueprint
 from bridge.settings import MIB, Settings, Source
+from bridge.tryout.dry_run import KnownIds
 
 WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -129,7 +129,7 @@ class _Well:
 
 def configured_app(settings: Settings, source: Source) -> Flask:
     """The public routes for one source, answering as the service would."""
-    from bridge.service import endpoints
+    from bridge.server.service import endpoints
 
     alone = dataclasses.replace(settings, sources={source.name: source})
     watched = {

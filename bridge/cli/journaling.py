@@ -1,4 +1,4 @@
-"""`partner-bridge journal`: look at the journal, check it, copy it while serving, put a copy in its place."""
+"""`partner-bridge journal` and `migrate`: look at the journal, check it, copy it, carry it over to PostgreSQL."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bridge.cli.common import config_option, load_for_journal, typed
-from bridge.cli.printing import iso, print_json, print_table, progress, say
+from bridge.cli.common import config_option, iso, load_for_journal, print_json, print_table, progress, say, typed
 from bridge.errors import BridgeError, JournalDamagedError
 
 if TYPE_CHECKING:
-    from bridge.journal.backup import Progress
-    from bridge.journal.information import Information
-    from bridge.journal.postgresql_information import PostgresInformation
+    from bridge.journal.backup import Information, Progress
+    from bridge.journal.postgresql.versions import PostgresInformation
     from bridge.settings import Journal
+import re
+
+from bridge.config.service_schemas import journal_url_fault
 
 
 @click.group()
@@ -72,10 +73,10 @@ def _information(url: str) -> Information | PostgresInformation:
     from bridge.journal.database import on_postgresql
 
     if on_postgresql(url):
-        from bridge.journal import postgresql_information
+        from bridge.journal.postgresql import versions
 
-        return postgresql_information.information(url)
-    from bridge.journal.information import information
+        return versions.information(url)
+    from bridge.journal.backup import information
 
     return information(url)
 
@@ -89,10 +90,11 @@ def _who(process: int | str | None) -> str:
 @click.option("--json", "json_", is_flag=True, help="An object with all problems.")
 def verify(config: Path, json_: bool) -> int:
     """Check the whole journal, also while serving; ends with 1 when it is damaged."""
-    from bridge.journal import inspection, versions
+    from bridge.journal import versions
     from bridge.journal.database import on_postgresql
-    from bridge.journal.place import sqlite_path
-    from bridge.journal.trouble import damaged
+    from bridge.journal.sqlite import trouble
+    from bridge.journal.sqlite.files import sqlite_path
+    from bridge.journal.sqlite.trouble import damaged
 
     url = load_for_journal(config).journal.url
     if on_postgresql(url):
@@ -102,7 +104,7 @@ def verify(config: Path, json_: bool) -> int:
     error: JournalDamagedError | None = None
     try:
         versions.check(url)
-        if problems := inspection.verify(path):
+        if problems := trouble.verify(path):
             error = damaged(path, problems[0])
     except JournalDamagedError as found:
         problems, error = [str(found)], found
@@ -120,9 +122,9 @@ def verify(config: Path, json_: bool) -> int:
 
 
 def _verify_postgresql(url: str, *, json_: bool) -> int:
-    from bridge.journal import postgresql_information
+    from bridge.journal.postgresql import versions
 
-    problems = postgresql_information.verify(url)
+    problems = versions.verify(url)
     if json_:
         print_json({"path": None, "sound": not problems, "problems": problems})
     elif not problems:
@@ -208,3 +210,45 @@ def copying(text: str) -> Iterator[Progress]:
     """Shows how many pages are copied."""
     with progress(text, None) as bar:
         yield lambda left, pages: bar.update(bar.task_ids[0], total=pages, completed=pages - left)
+
+
+# --- `partner-bridge migrate`: carry the journal over to PostgreSQL ---
+
+
+@click.command("migrate")
+@click.option("--to", "target", required=True, metavar="URL", help="postgresql://user@host/database, an empty one.")
+@config_option
+def migrate(target: str, config: Path) -> int:
+    """Carry the journal over to PostgreSQL while no service runs; cut short, a second run goes on.
+
+    The password may be left to PGPASSWORD or ~/.pgpass. The file stays as it is.
+    """
+    from bridge.journal.moving import move
+
+    source = load_for_journal(config).journal.url
+    if not source.startswith("sqlite:"):
+        raise BridgeError("journal.url names PostgreSQL already: there is nothing to carry over")
+    fault = journal_url_fault(target) if target.startswith("postgresql://") else "must begin with postgresql://"
+    if fault:
+        raise click.UsageError(f"--to {fault}")
+    with progress("copying", None) as bar:
+        moved = move(
+            source, target, progress=lambda done, rows: bar.update(bar.task_ids[0], total=rows, completed=done)
+        )
+    shown = without_password(target)
+    print_table(["table", "rows"], [[name, str(rows)] for name, rows in moved.rows.items()])
+    if moved.before:
+        click.echo(f"nothing to do: an earlier run carried all of it over to {shown}")
+    else:
+        click.echo(f"all of it is in {shown}, counted; the file is unchanged")
+    click.echo("next: name that in journal.url, then `partner-bridge serve`; do not serve the file again", err=True)
+    return 0
+
+
+def without_password(url: str) -> str:
+    """The URL for people's eyes: it may name several hosts, as only libpq understands it."""
+    return re.sub(r"(?<=//)([^:/@]*):[^@/]*(?=@)|(?<=[?&])((?:ssl)?password)=[^&]*", hidden, url)
+
+
+def hidden(found: re.Match[str]) -> str:
+    return f"{found[1]}:***" if found[2] is None else f"{found[2]}=***"

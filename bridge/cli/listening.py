@@ -37,10 +37,9 @@ def listen(config: Path, source: str, save: Path | None, port: int | None, *, as
     into the journal. A source that is not configured yet may be named too: then requests are shown as they come.
     What --save keeps is read by `map`, `send` and `examples: - file:`.
     """
+    from bridge.cli.common import console
     from bridge.cli.endpoint import bind, configured_app, raw_app, served, watched
-    from bridge.cli.listener import Listener
-    from bridge.cli.printing import console
-    from bridge.cli.viewing import print_block
+    from bridge.cli.listener import Listener, print_block
 
     settings = _settings(config)
     found = settings.sources.get(source)
@@ -67,7 +66,7 @@ def listen(config: Path, source: str, save: Path | None, port: int | None, *, as
 
 def _settings(config: Path) -> Settings:
     """What the file says; the defaults where there is no file yet and none was named."""
-    from bridge.config.formats import parse_address
+    from bridge.config.scalars import parse_address
     from bridge.settings import Crm, Server, Settings
 
     if config.exists() or config != DEFAULT_CONFIG:

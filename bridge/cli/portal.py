@@ -13,17 +13,15 @@ import structlog
 from marshmallow import ValidationError
 
 from bridge.cli.desk import opened
-from bridge.config.document import Document
-from bridge.config.formats import Url
-from bridge.config.portal import Comparison, client, compare, portal_name, scope_message
-from bridge.config.portal_comments import commented, not_listed
-from bridge.delivery.kept_token import TokenStore
-from bridge.delivery.oauth import OAuthTokens
-from bridge.delivery.properties import NotTold, Portal
-from bridge.delivery.tokens import Tokens
+from bridge.config.portal import Comparison, client, commented, compare, not_listed, portal_name, scope_message
+from bridge.config.scalars import Url
+from bridge.config.yaml_file import Document
+from bridge.crm.oauth import OAuthTokens
+from bridge.crm.properties import NotTold, Portal
+from bridge.crm.tokens import Tokens, TokenStore
 from bridge.errors import BridgeError, CrmUnreachableError, JournalError, JournalUnavailableError
 from bridge.journal import versions
-from bridge.journal.place import sqlite_path
+from bridge.journal.sqlite.files import sqlite_path
 from bridge.model import SystemClock
 from bridge.settings import Crm, Secret, SecretUnavailableError, Settings
 

@@ -9,12 +9,11 @@ from itertools import chain
 
 import click
 
-from bridge.cli.common import typed
+from bridge.cli.common import STYLES, confirm, iso, print_json, print_json_rows, print_table, progress, say, typed
 from bridge.cli.desk import Place, at_desk, desk_options, filters
-from bridge.cli.printing import STYLES, confirm, iso, print_json, print_json_rows, print_table, progress, say
 from bridge.journal.retry_log import Filter
 from bridge.operations.queries import RetriesQuery
-from bridge.operations.remedies import remedy
+from bridge.showing import remedy
 
 NOTHING = "nothing in the retry log matches"
 

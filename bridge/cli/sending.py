@@ -1,28 +1,222 @@
-"""`send`: payloads signed and posted as the partner does it."""
+"""`map` and `send`: payloads tried, or signed and posted as the partner does it."""
 
 from __future__ import annotations
 
-import shlex
-import time
-import uuid
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import click
 
-from bridge.cli.answered import LISTENING, Answer, Asked, explain, first_id, print_answers
-from bridge.cli.common import config_option, load_for_journal, source_names, typed
-from bridge.cli.payloads import headers_of, read, source_of
-from bridge.cli.printing import progress
-from bridge.errors import BridgeError
-from bridge.intake.capture import SavedRequest, read_saved
+from bridge.cli.common import config_option, load_for_journal, print_json, source_names
+from bridge.errors import BridgeError, PayloadError
+
+if TYPE_CHECKING:
+    from bridge.settings import Settings, Source
+import json
+import shlex
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from bridge.cli.common import progress, typed
+from bridge.intake.schemes import layouts_of
 from bridge.settings import Settings, Source, is_loopback
+from bridge.tryout.diagnosis import is_credential, of_signature
+from bridge.tryout.payloads import SavedRequest, read_saved
 
 if TYPE_CHECKING:
     import requests
+
+
+# --- `map`: what a payload would become; and what `map`, `send` and `listen` share about payloads ---
+
+
+@click.command("map")
+@config_option
+@click.option("--header", "headers", multiple=True, metavar="'K: V'", help="A header the mapping looks at.")
+@click.option("--json", is_flag=True, expose_value=False, help="What is printed is JSON anyway.")
+@click.argument("source", shell_complete=source_names)
+@click.argument("file", default="-")
+def map_(config: Path, source: str, file: str, headers: tuple[str, ...]) -> int:
+    """Show what a payload would become, and touch nothing.
+
+    Prints the batch-update inputs, what would be ignored, parked or refused, and why, what is left out, and hints. FILE
+    is a payload, or a request that `listen --save` kept; "-" is standard input. Exit status 1 if anything is invalid.
+    """
+    from bridge.intake.mapping import compile_source
+    from bridge.model import Intake
+    from bridge.tryout.dry_run import report
+    from bridge.tryout.payloads import SavedRequest, read_saved
+
+    given = headers_of(headers)
+    settings = load_for_journal(config)
+    compiled = compile_source(source_of(settings, source), settings.server.public_url)
+    content = read(file)
+    request = read_saved(content) or SavedRequest(content, {})
+    try:
+        mapped = compiled.map_body(
+            compiled.decode(request.body),
+            headers=_lower(request.headers) | _lower(given),
+            query=request.parameters,
+            delivery_id="dry-run",
+            explain=True,
+        )
+    except PayloadError as error:
+        print_json({"inputs": [], "refused": {"status": 400, "detail": str(error)}})
+        return 1
+    ignored = {event.id: compiled.why_ignored(event) for event in mapped.events if event.intake is Intake.IGNORED}
+    print_json(report(mapped, compiled.hints(mapped)) | ({"ignored_because": ignored} if ignored else {}))
+    return 1 if mapped.refused or any(event.unmappable for event in mapped.events) else 0
+
+
+def source_of(settings: Settings, name: str) -> Source:
+    """The source of that name. Raises BridgeError that names those there are."""
+    found = settings.sources.get(name)
+    if found is None:
+        known = ", ".join(settings.sources) or "none"
+        raise BridgeError(f"there is no source {name!r} in {settings.file}; there are: {known}")
+    return found
+
+
+def read(file: str) -> bytes:
+    """A file's content, or that of standard input for "-". Raises BridgeError."""
+    if file == "-" and sys.stdin.isatty():
+        click.echo("reading a payload from this terminal; Ctrl-D ends it, or name a FILE", err=True)
+    try:
+        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise BridgeError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def headers_of(texts: Sequence[str]) -> dict[str, str]:
+    """`Name: value` texts as headers; the last of a name counts."""
+    headers: dict[str, str] = {}
+    for text in texts:
+        name, colon, value = text.partition(":")
+        if not colon or not name.strip():
+            raise click.BadParameter(f"{text!r} is not 'Name: value'", param_hint="--header")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+# --- what `send` tells of the answers it gets, and why one may not be what one hoped for ---
+
+#: What `listen` calls itself in its answers.
+LISTENING = "partner-bridge-listen"
+#: Answers other than success that are printed one by one.
+_MAX_FAILURES = 5
+#: Clocks that differ by fewer seconds are not worth a word.
+_CLOCK_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`clock_off_s`: how far the other side's clock is ahead of ours, if it says so. `listening`: nothing is kept."""
+
+    status: int
+    content: bytes
+    listening: bool = False
+    ours: bool = False
+    clock_off_s: float | None = None
+    location: str = ""
+
+    @property
+    def accepted(self) -> bool:
+        return 200 <= self.status < 300
+
+    @property
+    def text(self) -> str:
+        return f"{self.status} {self.content.decode('utf-8', 'replace')}".rstrip()
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The answer's JSON object; empty if it is none."""
+        try:
+            document = json.loads(self.content)
+        except ValueError:
+            return {}
+        return document if isinstance(document, dict) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked of whom; `extra` names the headers that --header set."""
+
+    settings: Settings
+    source: Source
+    url: str
+    public_url: str
+    extra: tuple[str, ...]
+
+
+def explain(answer: Answer, asked: Asked) -> list[str]:
+    """What may be wrong, where the answer does not say it."""
+    if answer.accepted:
+        return []
+    if answer.location:
+        return [f"{answer.status}: it sends elsewhere, to {answer.location}; post there with --url"]
+    if not answer.ours:
+        return [
+            f"{answer.status}: this is no answer of Partner Bridge's; a proxy refuses, or --url names something else"
+        ]
+    if answer.status == 401:
+        return ["401 tells nobody why; it is one of these:", *(f"- {line}" for line in _doubts(answer, asked))]
+    if answer.status == 404:
+        return [f"404: the service there has no source {asked.source.name}: was it started with another file?"]
+    return []
+
+
+def _doubts(answer: Answer, asked: Asked) -> list[str]:
+    verify, file = asked.source.verify, asked.settings.file
+    doubts = [
+        f"--header {name} stands in place of the signature's"
+        for name in asked.extra
+        if of_signature(verify, name) or is_credential(verify, name)
+    ]
+    off = answer.clock_off_s
+    if off is not None and abs(off) > min(verify.tolerance_s, _CLOCK_S):
+        doubts.append(f"the service's clock is {abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} this one's")
+    doubts.append(f"the service checks with another secret or scheme than {file} says: was it started before a change?")
+    if any("{url}" in layout.signed for layout in layouts_of(verify)):
+        doubts.append(
+            f"the scheme signs the URL, here {asked.public_url}/…: the service's `public_url` must be the same"
+        )
+    doubts.append(f"the service's log has the reason; `listen {asked.source.name}` in its place shows it")
+    return doubts
+
+
+def first_id(answer: Answer) -> str | None:
+    """The id of the first event that an answer tells, if there is anything to trace."""
+    ids = answer.document.get("ids")
+    return str(ids[0]) if isinstance(ids, list) and ids and not answer.listening else None
+
+
+def print_answers(answers: list[Answer]) -> int:
+    """One answer as it came; of many, how often each status came, what they sum to, and some failures."""
+    accepted = all(answer.accepted for answer in answers)
+    if len(answers) == 1:
+        click.echo(answers[0].text)
+        return 0 if accepted else 1
+    sums: Counter[str] = Counter()
+    for answer in answers:
+        if answer.accepted:
+            sums.update({key: answer.document.get(key, 0) for key in ("accepted", "duplicates", "ignored", "parked")})
+    statuses = Counter(answer.status for answer in answers)
+    print_json({"sent": len(answers), "answers": {str(status): n for status, n in statuses.items()}, **sums})
+    for answer in [answer for answer in answers if not answer.accepted][:_MAX_FAILURES]:
+        click.echo(answer.text, err=True)
+    return 0 if accepted else 1
+
 
 _TIMEOUT_S = 60.0
 #: Headers of a kept request that belong to its way here: they are made anew.
@@ -45,8 +239,8 @@ def send(config: Path, source: str, file: str | None, url: str | None, count: in
     .ndjson file holds one payload a line. Without FILE the source's first example is sent, each time with an
     event id and a time of its own where these are plain paths. Exit status 0 if all were accepted.
     """
-    from bridge.cli.freshening import examples
     from bridge.intake.mapping import compile_source
+    from bridge.tryout.payloads import examples
 
     extra = headers_of(headers)
     settings = load_for_journal(config)
@@ -88,7 +282,7 @@ def target_of(settings: Settings, name: str, url: str | None) -> str:
 
 def _given(source: Source, file: str) -> list[SavedRequest]:
     """The requests in a file: one, or one a line."""
-    from bridge.cli.freshening import wire
+    from bridge.tryout.payloads import wire
 
     content = read(file)
     if file.endswith(".ndjson"):
@@ -167,7 +361,7 @@ class Sender:
     def _kept(self, one: SavedRequest) -> dict[str, str]:
         """The request's own headers but those that are made anew."""
         from bridge.intake.decoding import media_type
-        from bridge.intake.diagnosis import is_credential, of_signature
+        from bridge.tryout.diagnosis import is_credential, of_signature
 
         verify = self.source.verify
         headers = {

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from bridge.config.document import Document, Keys
+from bridge.config.yaml_file import Document, Keys
 from bridge.errors import Problem
 from bridge.intake.expressions import negates_first_step
 from bridge.intake.schemes import gives_identity, layouts_of

@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validates_schema
 
-from bridge.config.document import Keys
-from bridge.config.scalars import Text, Worded, kind, nearest
-from bridge.config.surroundings import surroundings
+from bridge.config.scalars import Text, Worded, kind, nearest, surroundings
+from bridge.config.yaml_file import Keys
 
 Complaints = Iterator[tuple[Keys, str]]
 

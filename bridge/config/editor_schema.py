@@ -15,12 +15,11 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from apispec.ext.marshmallow.openapi import OpenAPIConverter
 from marshmallow import ValidationError
 
-from bridge.config import formats, scalars, units
+from bridge.config import scalars
 from bridge.config.blocks import Block, Entries, OneOrMore
-from bridge.config.credentials import Credential
 from bridge.config.mapping_schemas import Shorthand
-from bridge.config.source_schemas import FileSchema, Patterns
-from bridge.config.verify_schemas import Template
+from bridge.config.service_schemas import Credential
+from bridge.config.source_schemas import FileSchema, Patterns, Template
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 DEFINITIONS = "#/$defs/"
@@ -61,21 +60,21 @@ SHAPES: dict[type, dict[str, Any]] = {
     scalars.Expression: {"type": "string", "minLength": 1},
     scalars.Affix: {"type": ["string", "number"]},
     scalars.Constant: {"type": ["string", "number", "boolean"]},
-    formats.Duration: {"type": "string", "pattern": units.DURATION_PATTERN, "examples": ["500ms", "30s", "24h"]},
-    formats.Size: {
+    scalars.Duration: {"type": "string", "pattern": scalars.DURATION_PATTERN, "examples": ["500ms", "30s", "24h"]},
+    scalars.Size: {
         "type": ["string", "integer"],
-        "pattern": units.SIZE_PATTERN,
+        "pattern": scalars.SIZE_PATTERN,
         "exclusiveMinimum": 0,
         "examples": ["512KiB", "1MiB", "20GiB"],
     },
-    formats.Factor: {"type": ["number", "string"], "examples": [0.01]},
-    formats.Address: {
+    scalars.Factor: {"type": ["number", "string"], "examples": [0.01]},
+    scalars.Address: {
         "type": "string",
         "pattern": r"^(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]*):[0-9]{1,5}$",
         "examples": ["0.0.0.0:8080", "[::]:8080"],
     },
-    formats.Url: {"type": "string", "pattern": "^https?://"},
-    formats.Zone: {"type": "string", "examples": ["Europe/Madrid"]},
+    scalars.Url: {"type": "string", "pattern": "^https?://"},
+    scalars.Zone: {"type": "string", "examples": ["Europe/Madrid"]},
     Template: {"type": "string", "pattern": r"\{body\}", "examples": ["{timestamp}.{body}"]},
 }  # fmt: skip
 

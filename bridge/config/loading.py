@@ -1,31 +1,244 @@
-"""From `bridge.yaml` to settings: every problem found in one go, each with its line."""
+"""From `bridge.yaml` to settings: every problem found in one go, each with its line; and when to do so again."""
 
 from __future__ import annotations
 
 import dataclasses
+import glob
+import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from marshmallow import ValidationError
 
 from bridge.config.advice import advice
 from bridge.config.blocks import flatten
-from bridge.config.document import Document
-from bridge.config.formats import parse_address
-from bridge.config.including import Sources, gather
-from bridge.config.scalars import kind
+from bridge.config.scalars import Surroundings, kind, parse_address, surroundings
 from bridge.config.service_schemas import journal_url_fault
-from bridge.config.source_loading import load_source
-from bridge.config.source_schemas import SOURCE_NAME, SOURCE_RULE, FileSchema
-from bridge.config.surroundings import Surroundings, surroundings
-from bridge.config.yaml_file import read_yaml
-from bridge.errors import ConfigError, Problem
+from bridge.config.source_schemas import SOURCE_NAME, SOURCE_RULE, FileSchema, SourceSchema
+from bridge.config.yaml_file import Document, Keys, Place, read_yaml
+from bridge.errors import ConfigError, MappingError, Problem
+from bridge.intake.mapping import compile_source
 from bridge.intake.own_schema import Schemas
 from bridge.model import Lane
 from bridge.settings import Crm, Journal, Retry, Server, Settings, Source
+from bridge.tryout.dry_run import hints_of_example, run_example
+
+# --- `include: sources/*.yaml`: sources from more files, with their own names and lines ---
+
+Sources = dict[str, Any]
+
+
+def gather(
+    document: Document, written: object, stands: bool, patterns: Sequence[str], folder: Path
+) -> tuple[Sources, list[Problem]]:
+    """The sources of the file and of all that it includes, by name; their places join the document's."""
+    problems: list[Problem] = []
+    sources: Sources = {}
+    if isinstance(written, Mapping):
+        sources.update(written)
+    elif written is not None or (stands and not patterns):
+        message = f"must be a mapping of names to sources, not {kind(written)}"
+        problems.append(document.problem(("sources",), message))
+    for index, pattern in enumerate(patterns):
+        keys = document.known(("include", index))
+        files = matching(pattern, folder)
+        if not files:
+            problems.append(document.problem(keys, f"no file matches {pattern}"))
+        for file in files:
+            problems += _join(document, sources, Path(file))
+    if not sources and not problems:
+        message = "there is none; write at least one under `sources:`"
+        problems.append(document.problem(("sources",), message))
+    return sources, problems
+
+
+def matching(pattern: str, folder: Path) -> list[str]:
+    """The files that a pattern stands for, sorted."""
+    return sorted(glob.glob(str(folder / pattern), recursive=True))  # noqa: PTH207 (takes absolute patterns too)
+
+
+def _join(document: Document, sources: Sources, path: Path) -> list[Problem]:
+    """Add one included file's sources; returns what is wrong with it.
+
+    The file holds either `sources:` or the sources' names themselves.
+    """
+    try:
+        included = read_yaml(path)
+    except ConfigError as error:
+        return list(error.problems)
+    problems = list(included.problems)
+    data: Any = {key: value for key, value in included.data.items() if not key.startswith("x-")}
+    depth = 0
+    if "sources" in data:
+        for key in data.keys() - {"sources"}:
+            message = "an included file holds sources only; move this to the file that includes it"
+            problems.append(included.problem((key,), message))
+        data, depth = data["sources"], 1
+    if not isinstance(data, Mapping):
+        message = f"must be a mapping of names to sources, not {kind(data)}"
+        return [*problems, included.problem(("sources",), message)]
+    misplaced = {"crm", "journal", "retry", "server", "include", "verify"}
+    taken = set()
+    for name, source in data.items():
+        keys: Keys = ("sources", name)
+        here = included.place((*("sources",)[:depth], name))
+        if not depth and name in misplaced:
+            message = "an included file holds sources by name; this key does not belong here"
+            problems.append(Problem(name, message, here.line, here.file))
+        elif name in sources:
+            other: Place = document.place(keys)
+            message = f"this source stands in {other.file}:{other.line} too; give one of them another name"
+            problems.append(Problem(f"sources.{name}", message, here.line, here.file))
+        else:
+            sources[name] = source
+            taken.add(name)
+    for inner, place in included.places.items():
+        if len(inner) > depth and inner[depth] in taken:
+            document.places["sources", *inner[depth:]] = place
+    return problems
+
+
+# --- one source from the file: all that is wrong with it, also what only its expressions show ---
+
+#: a source that signs the URL is asked for `server.public_url` elsewhere, once for all sources
+STAND_IN_URL = "https://public-url.invalid"
+
+
+def load_source(
+    document: Document, name: str, raw: Mapping[str, Any], around: Surroundings, schemas: Schemas
+) -> tuple[Source | None, list[Problem]]:
+    """One source and its problems, those of its expressions too.
+
+    What is wrong by itself is left out and the rest loaded once more, so that a missing secret does
+    not hide an expression that does not parse. `schemas` imports its own, for all sources of the file.
+    """
+    keys: Keys = ("sources", name)
+    folder = Path(document.place(keys).file).parent
+    body = f"form:{raw.get('payload_field') or ''}" if raw.get("body") == "form" else str(raw.get("body", "json"))
+    around = dataclasses.replace(around, folder=folder, body=body)
+    problems: list[Problem] = []
+    faulty: set[Keys] = set()
+    try:
+        source = _load_source(name, raw, around)
+    except ValidationError as error:
+        complaints = list(flatten(error.messages))
+        problems = [document.problem((*keys, *inner), message) for inner, message in complaints]
+        faulty = {document.known((*keys, *inner))[2:] for inner, _ in complaints} - {()}
+        try:
+            source = _load_source(name, _sound_part(raw, faulty), dataclasses.replace(around, lenient=True))
+        except ValidationError:
+            return None, problems
+        source = _renumbered(source, raw, faulty)
+    if any(block.schema for block in source.mappings):
+        _let_import_from(folder)
+    known_faulty = bool(problems)
+    for inner, message in mapping_faults(source, schemas):
+        place = document.known((*keys, *inner))[2:]
+        if not known_faulty or (place and not any(_related(place, other) for other in faulty)):
+            problems.append(document.problem((*keys, *place), message))
+    return source, problems
+
+
+def _let_import_from(folder: Path) -> None:
+    """Let `schema:` find modules that stand beside the file, behind all others: they take no other module's place."""
+    if (place := str(folder.resolve())) not in sys.path:
+        sys.path.append(place)
+
+
+def _sound_part(raw: Mapping[str, Any], faulty: set[Keys]) -> dict[str, Any]:
+    """What can be built of a source, with stand-ins for what it must have."""
+    sound = _without({key: raw[key] for key in raw if key != "examples"}, (), faulty)
+    stand_ins: dict[str, Any] = {"verify": {"scheme": "none"}}
+    if "mappings" not in sound:
+        stand_ins["record"] = {"id": "@"}
+    return {**stand_ins, **sound}
+
+
+def _renumbered(source: Source, raw: Mapping[str, Any], faulty: set[Keys]) -> Source:
+    """The source with the places that its mappings have in the file."""
+    if not isinstance(raw.get("mappings"), list) or ("mappings",) in faulty:
+        return source
+    kept = [index for index in range(len(raw["mappings"])) if ("mappings", index) not in faulty]
+    blocks = zip(source.mappings, kept, strict=True)
+    return dataclasses.replace(
+        source, mappings=tuple(dataclasses.replace(block, path=("mappings", index)) for block, index in blocks)
+    )
+
+
+def _load_source(name: str, raw: Mapping[str, Any], around: Surroundings) -> Source:
+    token = surroundings.set(around)
+    try:
+        source: Source = SourceSchema().load(raw)
+    finally:
+        surroundings.reset(token)
+    return dataclasses.replace(source, name=name)
+
+
+def mapping_faults(source: Source, schemas: Schemas) -> Iterator[tuple[Keys, str]]:
+    """What the intake room finds wrong with a source's expressions and types."""
+    try:
+        compile_source(source, STAND_IN_URL, schemas)
+    except ExceptionGroup as group:
+        ours, others = group.split(MappingError)
+        if others is not None:
+            raise others from group
+        yield from _leaves(ours)
+
+
+def _leaves(group: BaseException | None) -> Iterator[tuple[Keys, str]]:
+    if isinstance(group, MappingError):
+        yield group.path, group.message
+    elif isinstance(group, BaseExceptionGroup):
+        for inner in group.exceptions:
+            yield from _leaves(inner)
+
+
+def _related(one: Keys, other: Keys) -> bool:
+    """Whether one of two places is within the other."""
+    length = min(len(one), len(other))
+    return one[:length] == other[:length]
+
+
+def _without(value: Any, keys: Keys, faulty: set[Keys]) -> Any:
+    """A copy of `value` that lacks what stands at `faulty`."""
+    if isinstance(value, Mapping):
+        return {
+            key: _without(inner, (*keys, key), faulty) for key, inner in value.items() if (*keys, key) not in faulty
+        }
+    if isinstance(value, list):
+        return [
+            _without(inner, (*keys, index), faulty) for index, inner in enumerate(value) if (*keys, index) not in faulty
+        ]
+    return value
+
+
+# --- runs every `examples:` entry of a sound configuration through the intake room ---
+
+
+class Tried(NamedTuple):
+    """A problem for each way in which an example does not hold, a warning for each value that hints are given for."""
+
+    problems: list[Problem]
+    warnings: list[Problem]
+
+
+def try_examples(settings: Settings, document: Document) -> Tried:
+    """What comes of every example."""
+    schemas = Schemas()
+    tried = Tried([], [])
+    for name, source in settings.sources.items():
+        compiled = compile_source(source, settings.server.public_url or STAND_IN_URL, schemas)
+        for index, example in enumerate(source.examples):
+            place = ("sources", name, "examples", index)
+            tried.problems.extend(document.problem(place, told) for told in run_example(compiled, example))
+            tried.warnings.extend(document.problem(place, told) for told in hints_of_example(compiled, example))
+    return tried
+
 
 Made = TypeVar("Made")
 
@@ -187,3 +400,66 @@ def _overridden(journal: Journal, server: Server, environ: Mapping[str, str]) ->
         message = "BRIDGE_BIND and BRIDGE_ADMIN_BIND: both ports are the same; change one"
         problems.append(Problem("", message))
     return journal, server, problems
+
+
+# --- Notices that the configuration is another one than before: by its files' content, as a mount that is exchanged
+# keeps neither their times nor their inodes.
+
+#: Seconds between two looks.
+EVERY_S = 5.0
+#: One that is refused is tried again, which may take this share of the time: with hundreds of sources it takes seconds.
+SHARE = 1 / 50
+
+
+def wanted(environ: Mapping[str, str]) -> bool:
+    """Whether `BRIDGE_RELOAD` asks for it. Raises ConfigError for what it cannot mean."""
+    text = environ.get("BRIDGE_RELOAD", "").strip()
+    if text.lower() not in {"", "watch"}:
+        raise ConfigError([Problem("BRIDGE_RELOAD", f"{text!r} is no way to reload; use watch, or leave it unset")])
+    return text.lower() == "watch"
+
+
+class Watch:
+    """One configuration file and those that it includes. For one thread; a fork goes on from what was known.
+
+    Made and asked before the configuration is loaded, never after: then what changes meanwhile is found the next time.
+    """
+
+    def __init__(self, file: Path, *, sandbox: bool = False) -> None:
+        self._file, self._sandbox = file, sandbox
+        self._patterns: list[str] = []
+        self._known: bytes | None = None
+        self._sound = True
+        self._rest_until = 0.0  # by the monotonic clock
+        self.changed()
+
+    def changed(self) -> bool:
+        """Whether it would load otherwise than when this was last asked. One with problems is tried again, as what it
+        lacked, a secret's file say, may be there now.
+        """
+        there, began = self._content(), time.monotonic()
+        if there is None or (there == self._known and (self._sound or began < self._rest_until)):
+            return False
+        try:
+            findings = examine(self._file, sandbox=self._sandbox)
+        except Exception:  # noqa: BLE001 (whatever it is, loading tells)
+            findings = Findings()
+        self._patterns, self._sound = findings.patterns, findings.settings is not None
+        there, ended = self._content(), time.monotonic()
+        self._rest_until = ended + (ended - began) / SHARE
+        if there is None or (there == self._known and not self._sound):
+            return False
+        self._known = there
+        return True
+
+    def _content(self) -> bytes | None:
+        """A digest of all files; None while one cannot be read, as when the mount is being exchanged."""
+        content = hashlib.sha256()
+        try:
+            included = (Path(each) for pattern in self._patterns for each in matching(pattern, self._file.parent))
+            for file in (self._file, *included):
+                content.update(b"\0%b\0" % os.fsencode(file))
+                content.update(file.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return content.digest()

@@ -9,8 +9,19 @@ from typing import Any, ClassVar, get_args
 from marshmallow import ValidationError, validate
 
 from bridge.config.blocks import Block, Complaints, Entries, Nested, OneOrMore
-from bridge.config.formats import Factor, Zone
-from bridge.config.scalars import Affix, Choice, Constant, Expression, Flag, Scalar, Text, is_reference, kind
+from bridge.config.scalars import (
+    Affix,
+    Choice,
+    Constant,
+    Expression,
+    Factor,
+    Flag,
+    Scalar,
+    Text,
+    Zone,
+    is_reference,
+    kind,
+)
 from bridge.config.service_schemas import about
 from bridge.settings import MappingBlock, Pairs, Property, PropertyType, Record
 

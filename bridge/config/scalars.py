@@ -1,16 +1,114 @@
-"""Marshmallow fields of the file's scalars; each may also be `{env: NAME, default: …}` or `{file: PATH}`."""
+"""The file's scalars: fields, their forms and units, and what loading may look at besides the file."""
 
 from __future__ import annotations
 
 import difflib
+import math
+import re
+import zoneinfo
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from marshmallow import ValidationError, fields
 
-from bridge.config.surroundings import surroundings
 from bridge.config.yaml_file import WrittenFloat, WrittenInt, plain_value
+
+# --- what loading one part of the file may look at besides the file: variables, folder, purpose ---
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """`folder` is where relative files of the part being loaded are looked for.
+
+    `sandbox`: the CRM's token is not needed. `lenient`: only what prevents building is an error,
+    because the rest has been reported. `body`: how the source being loaded reads bodies.
+    """
+
+    environ: Mapping[str, str]
+    folder: Path
+    sandbox: bool = False
+    lenient: bool = False
+    body: str = "json"
+
+
+surroundings: ContextVar[Surroundings] = ContextVar("surroundings")
+
+
+# --- durations (`500ms 30s 5m 24h 7d`) and sizes (`1MiB 20GiB 10MB`, or plain bytes) in text ---
+
+MS_PER = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+BYTES_PER = {
+    "B": 1,
+    "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4,
+    "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4,
+}  # fmt: skip
+
+DURATION_PATTERN = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$"
+SIZE_PATTERN = r"^[0-9]+(\.[0-9]+)?(B|[kKMGT]B|[KMGT]iB)?$"
+
+#: beyond this a duration is a slip of the finger, and time arithmetic would overflow
+LONGEST_D = 36_500
+LARGEST_BYTES = 1024**5
+
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", re.ASCII)
+
+
+def parse_duration(value: object) -> float:
+    """Seconds. Raises ValueError with a message that says how to write it."""
+    how = "write a number with its unit, such as 500ms, 30s, 5m, 24h or 7d"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise ValueError(f"{value} has no unit: {how}")  # noqa: TRY004 (one kind of error for callers)
+    match = _QUANTITY.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"is not a duration: {how}")
+    number, unit = match.groups()
+    if unit not in MS_PER:
+        raise ValueError(f"the unit {unit!r} is not known: {how}" if unit else f"{number} has no unit: {how}")
+    ms = Decimal(number) * MS_PER[unit]
+    if ms > LONGEST_D * MS_PER["d"]:
+        raise ValueError(f"is longer than {LONGEST_D} days")
+    return float(ms / 1000)
+
+
+def parse_size(value: object) -> int:
+    """Bytes. Raises ValueError with a message that says how to write it."""
+    how = "write bytes, or a number with its unit, such as 512KiB, 1MiB, 20GiB or 10MB"
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    match = _QUANTITY.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError(f"is not a size: {how}")
+    number, unit = match.groups()
+    if unit and unit not in BYTES_PER:
+        raise ValueError(f"the unit {unit!r} is not known: {how}")
+    size = Decimal(number) * BYTES_PER[unit or "B"]
+    if size != size.to_integral_value():
+        raise ValueError("is not a whole number of bytes")
+    if size > LARGEST_BYTES:
+        raise ValueError("is more than 1024TiB")
+    return int(size)
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest text in one unit that `parse_duration` turns back into whole milliseconds."""
+    ms = round(seconds * 1000)
+    for unit in ("d", "h", "m", "s"):
+        if ms and ms % MS_PER[unit] == 0:
+            return f"{ms // MS_PER[unit]}{unit}"
+    return f"{ms}ms" if ms else "0s"
+
+
+def format_size(size: int) -> str:
+    """The shortest binary text that `parse_size` turns back."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size and size % BYTES_PER[unit] == 0:
+            return f"{size // BYTES_PER[unit]}{unit}"
+    return str(size)
+
 
 MESSAGES = {"required": "is missing", "null": "has no value: give it one, or remove the key"}
 
@@ -176,3 +274,119 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
     start = word[: max(3, len(word) - 1)]
     longer = [other for other in known if len(word) >= 3 and other.startswith(start)]
     return next(iter(longer or difflib.get_close_matches(word, known, n=1, cutoff=0.6)), None)
+
+
+# --- scalars with a form of their own: durations, sizes, addresses, URLs, time zones, files ---
+
+
+class Duration(Scalar, fields.String):
+    """Seconds from text such as `30s`; longer than nothing unless `zero` is allowed."""
+
+    def __init__(self, *, zero: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.zero = zero
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
+        try:
+            seconds = parse_duration(value)
+        except ValueError as error:
+            raise ValidationError(str(error)) from error
+        if not seconds and not self.zero:
+            raise ValidationError("must be longer than nothing")
+        return seconds
+
+    def _serialize(self, value: Any, *_: Any, **__: Any) -> Any:
+        return format_duration(value)
+
+
+class Size(Scalar, fields.String):
+    """Bytes from text such as `1MiB`, or from a whole number."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
+        try:
+            size = parse_size(value)
+        except ValueError as error:
+            raise ValidationError(str(error)) from error
+        if not size:
+            raise ValidationError("must be more than nothing")
+        return size
+
+    def _serialize(self, value: Any, *_: Any, **__: Any) -> Any:
+        return format_size(value)
+
+
+class Factor(Scalar, fields.String):
+    """A decimal number kept as text, so that 0.01 stays 0.01."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
+        text = value.text if isinstance(value, (WrittenInt, WrittenFloat)) else value
+        try:
+            number = Decimal(text) if isinstance(text, str) else Decimal("NaN")
+        except InvalidOperation:
+            number = Decimal("NaN")
+        if not number.is_finite() or not number or not math.isfinite(float(number)):
+            raise ValidationError(f"must be a number other than 0, such as 0.01, not {kind(value)}")
+        return str(number)
+
+
+class Address(Scalar, fields.String):
+    """(host, port) from `host:port`, `[::]:8080` or `:8080`, which means all interfaces."""
+
+    keeps_text = True
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
+        return parse_address(value)
+
+    def _serialize(self, value: Any, *_: Any, **__: Any) -> Any:
+        host, port = value
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def parse_address(value: object) -> tuple[str, int]:
+    """Raises ValidationError."""
+    how = "write host:port, such as 0.0.0.0:8080, [::]:8080 or :8080"
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([A-Za-z0-9._-]*)):([0-9]{1,5})", str(value), re.ASCII)
+    if match is None or isinstance(value, bool):
+        raise ValidationError(f"{kind(value)} is not an address: {how}")
+    if int(match[3]) > 65_535:
+        raise ValidationError(f"there is no port {match[3]}: {how}")
+    return match[1] or match[2] or "0.0.0.0", int(match[3])  # noqa: S104 (as asked for)
+
+
+class Url(Text):
+    """An http(s) URL of a server, without query; a trailing slash is dropped."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
+        text = super()._deserialize(value)
+        try:
+            parts = urlsplit(text)
+            sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            sound = False
+        if not sound or re.search(r"[\s?#\\]", text):
+            raise ValidationError("is not a URL such as https://api.example.com")
+        return text.rstrip("/")
+
+
+class Zone(Text):
+    """The name of a time zone that exists."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
+        text = super()._deserialize(value)
+        try:
+            zoneinfo.ZoneInfo(text)
+        except (KeyError, ValueError, OSError) as error:
+            near = nearest(text, zoneinfo.available_timezones())
+            hint = f"did you mean {near}?" if near else "write one such as Europe/Madrid or UTC"
+            raise ValidationError(f"there is no time zone {text!r}; {hint}") from error
+        return text
+
+
+class ExistingFile(Text):
+    """A file that is there, relative to the configuration file."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
+        path = surroundings.get().folder / super()._deserialize(value)
+        if not path.is_file():
+            raise ValidationError(f"there is no file {path}")
+        return path

@@ -1,4 +1,4 @@
-"""Reads one YAML 1.2 file into plain values and remembers on which line each of them stands.
+"""One YAML 1.2 file as plain values, each with its line.
 
 The file is walked as ruamel's node graph, not as its loaded objects: only nodes know the line of
 every scalar, let all duplicate keys be reported at once, and keep keys as they are written
@@ -9,6 +9,7 @@ so each source's are given up as soon as it is read: a file of hundreds of sourc
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,56 @@ from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from bridge.config.document import Document, Keys, Place, dotted
 from bridge.errors import ConfigError, Problem
+
+# --- what was read from YAML: plain values, and the place of each of them ---
+
+#: the way to a value, such as ("sources", "acme", "verify", "secrets", 0)
+Keys = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something stands; lines count from 1."""
+
+    file: str
+    line: int
+
+
+@dataclass(slots=True)
+class Document:
+    """One file's values, the place of each, and what is wrong with its form."""
+
+    file: str
+    data: dict[str, Any] = field(default_factory=dict)
+    places: dict[Keys, Place] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def place(self, keys: Keys) -> Place:
+        """Where `keys` stands, or else the innermost thing around it that is in the file."""
+        for length in range(len(keys), -1, -1):
+            if keys[:length] in self.places:
+                return self.places[keys[:length]]
+        return Place(self.file, 1)
+
+    def known(self, keys: Keys) -> Keys:
+        """As much of `keys` as is in the file."""
+        for length in range(len(keys), 0, -1):
+            if keys[:length] in self.places:
+                return keys[:length]
+        return ()
+
+    def problem(self, keys: Keys, message: str) -> Problem:
+        place = self.place(keys)
+        return Problem(dotted(keys), message, place.line, place.file)
+
+
+def dotted(keys: Keys) -> str:
+    """`sources.acme.verify.secrets[0]`, as problems name it."""
+    return "".join(
+        f"[{key}]" if isinstance(key, int) else f".{key}" if index else key for index, key in enumerate(keys)
+    )
+
 
 TAG = "tag:yaml.org,2002:"
 #: tags that a file may spell out; all others would ask for objects

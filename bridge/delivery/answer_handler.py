@@ -12,13 +12,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from bridge.crm.complaints import Complaint
+from bridge.crm.transport import Input
+from bridge.delivery.answers import Again, Broken, Judged, Locked, Meaning, Rejected, Stopped, TooLarge
 from bridge.delivery.board import Board, Work
-from bridge.delivery.calls import Input
-from bridge.delivery.cases import MAX_HELD, Decision, Moment, Sent
-from bridge.delivery.complaints import Complaint
-from bridge.delivery.meanings import Again, Broken, Judged, Locked, Meaning, Rejected, Stopped, TooLarge
+from bridge.delivery.cases import LOCK_S, MAX_HELD, SILENT, Decision, Moment, Retrial, Sent, halves
 from bridge.delivery.pauses import OUTAGE, Stop
-from bridge.delivery.retrial import LOCK_S, SILENT, Retrial, halves
 from bridge.delivery.search import Search, is_about_records, is_misaddressed, misconfigured
 from bridge.model import Category, Delivered, Lane, Outcome, Parked, PendingRecord, Reason, Scope
 

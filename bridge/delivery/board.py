@@ -1,4 +1,4 @@
-"""What delivery knows at a time: what is due, what is open, what went wrong, and what is stopped.
+"""What delivery knows at a time: what is due, what is open, what went wrong, what is stopped; and which call is next.
 
 Plain state without threads, journal or network, so that every decision can be stepped in a test. G4 is
 kept here: a record that is in an open call or in a case is held, and what is held is neither asked of the
@@ -7,15 +7,81 @@ journal nor cut into a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from bridge.delivery.buffer import Buffer
-from bridge.delivery.cases import Case, Cases, Step, Successes
-from bridge.delivery.pauses import Gate, Pauses
-from bridge.delivery.retired import Retired
-from bridge.delivery.retry_policy import RetryPolicy
-from bridge.model import Lane, Scope, Taken
+from bridge.delivery.cases import Case, Cases, Group, Step, Successes
+from bridge.delivery.pauses import Gate, Pauses, RetryPolicy
+from bridge.model import Lane, Outcome, PendingRecord, Reason, Refused, Scope, Taken
+
+# --- properties that nobody can write: left out of calls, so that a retired one costs two calls per 10 minutes ---
+#
+# When HubSpot refuses a call because a property does not exist or is read-only, every call with that
+# property would be refused. So its values are refused as a group, without being sent, and after a while one
+# call asks again.
+
+#: Seconds for which a property is left out before one call asks again.
+RETIRED_S = 600.0
+
+#: Seconds that the asking call has for an answer; meanwhile the property stays left out of others.
+_ASKING_S = 150.0
+
+
+@dataclass(slots=True)
+class _Retirement:
+    reason: Reason
+    until: float  # monotonic
+
+
+class Retired:
+    """The retired properties by object type. Not thread-safe: the dispatcher's lock guards it."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], _Retirement] = {}
+
+    def retire(self, object_type: str, reasons: Mapping[str, Reason], now: float) -> None:
+        for name, reason in reasons.items():
+            self._known[object_type, name] = _Retirement(reason, now + RETIRED_S)
+
+    def taken(self, object_type: str, names: Collection[str]) -> None:
+        """The CRM took a call with these properties."""
+        if self._known:
+            for name in names:
+                self._known.pop((object_type, name), None)
+
+    def strip(
+        self, object_type: str, records: Sequence[PendingRecord], now: float
+    ) -> tuple[list[PendingRecord], list[Outcome]]:
+        """The records without their retired properties, which are refused."""
+        out = self._left_out(object_type, records, now)
+        if not out:
+            return list(records), []
+        left: list[PendingRecord] = []
+        refused: list[Outcome] = []
+        for record in records:
+            names = out.keys() & record.values.keys()
+            if not names:
+                left.append(record)
+                continue
+            refused.append(Refused(record, {name: out[name] for name in sorted(names)}))
+            values = {name: value for name, value in record.values.items() if name not in names}
+            if values:
+                left.append(replace(record, values=values))
+        return left, refused
+
+    def _left_out(self, object_type: str, records: Sequence[PendingRecord], now: float) -> dict[str, Reason]:
+        out = {}
+        for (known_type, name), retirement in self._known.items():
+            if known_type != object_type or not any(name in record.values for record in records):
+                continue
+            if retirement.until <= now:
+                retirement.until = now + _ASKING_S  # this call asks; others wait for what it learns
+            else:
+                out[name] = retirement.reason
+        return out
+
 
 #: Searches in one lane beyond which no new batch of that lane is begun: its calls are better spent on
 #: finding the culprits than on meeting more of them.
@@ -139,3 +205,107 @@ class Board:
             self.pauses.probe_ended(work.lane)
         if work.case is not None:
             work.case.open = False
+
+
+# --- chooses the next call: a new batch, a case that goes on, or a probe ---
+#
+# New batches and cases take turns, so that neither bad records hold up good ones nor the other way round.
+# While a stop is over but for its probe, one record goes before anything else, since a backlog elsewhere
+# may never end: first one that had no part in the failure, because only that tells whether the CRM is well.
+
+#: Records that are passed over as probes because they were probes already.
+_MAX_PROBED = 1_000
+
+
+class Chooser:
+    """Not thread-safe: the dispatcher's lock guards it."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._fresh_next = True
+        self._probed: set[int] = set()
+
+    def next_work(self, *, now: float, now_us: int, draining: bool = False) -> Work | None:
+        """The call to make now, noted as open; None when there is none."""
+        work: Work | None = None
+        if self._board.pauses.none:
+            self._probed.clear()
+        else:
+            work = next(self._probes(now), None)
+        if work is None and not self._fresh_next:
+            work = self._of_case(now)
+        if work is None:
+            work = self._fresh(now, now_us, draining=draining)
+        if work is None:
+            work = self._of_case(now)
+        if work is not None:
+            self._fresh_next = work.probe or work.case is not None
+            self._board.begin(work)
+        return work
+
+    def flush_in(self, *, now: float, now_us: int) -> float | None:
+        """Seconds until the next new batch is due; None when nothing may be begun."""
+        board = self._board
+        return board.buffer.flush_in(now=now, now_us=now_us, open_to=lambda lane: board.is_free_for_more(lane, now))
+
+    def _fresh(self, now: float, now_us: int, *, draining: bool) -> Work | None:
+        board = self._board
+        while True:
+            lane = board.buffer.next_lane(
+                now=now,
+                now_us=now_us,
+                open_to=lambda lane: board.is_free_for_more(lane, now),
+                draining=draining,
+            )
+            if lane is None:
+                return None
+            if refs := board.buffer.cut(lane, now=now, skip=partial(board.cases.resume, lane)):
+                return Work(lane, tuple(refs), now)
+
+    def _of_case(self, now: float) -> Work | None:
+        board = self._board
+        busy = board.busy()
+
+        def may_send(lane: Lane, group: Group) -> bool:
+            return busy.isdisjoint(group.refs) and board.is_free(lane, now)
+
+        if (found := board.cases.next(now, may_send)) is None:
+            return None
+        case, group = found
+        return Work(case.lane, group.refs, now, only=group.only, case=case)
+
+    def _probes(self, now: float) -> Iterator[Work]:
+        board = self._board
+        for lane in board.buffer.lanes():
+            if board.pauses.gate(lane, now, early=True) is not Gate.PROBE:
+                continue
+            anyone = board.pauses.gate(lane, now) is Gate.PROBE
+            if refs := self._cut_probe(lane, now, anyone=anyone):
+                yield Work(lane, tuple(refs), now, probe=True)
+        busy = board.busy()
+        for case, group in board.cases.probes():
+            if busy.isdisjoint(group.refs) and board.pauses.gate(case.lane, now) is Gate.PROBE:
+                yield Work(case.lane, group.refs, now, probe=True, only=group.only, case=case)
+
+    def _cut_probe(self, lane: Lane, now: float, *, anyone: bool) -> list[int]:
+        """A record that has not been a probe yet; in the end (`anyone`) one that has."""
+        if len(self._probed) >= _MAX_PROBED:
+            self._probed.clear()
+        cases = self._board.cases
+        put_off: list[int] = []
+
+        def is_passed_over(ref: int) -> bool:
+            if cases.is_put_off(ref):
+                put_off.append(ref)
+                return True
+            return ref in self._probed
+
+        refs = self._board.buffer.cut(lane, now=now, size=1, skip=is_passed_over)
+        if refs:
+            self._probed.update(refs)
+        elif anyone:
+            self._probed.clear()  # every record that is due was a probe: from the beginning again
+            # Where nothing else is due, those put off are what there is to probe with.
+            for ref in put_off:
+                cases.resume(lane, ref)
+        return refs

@@ -1,29 +1,225 @@
-"""Makes one call: have a token and room, take, check the grant's age, send, judge, settle. In a thread of the pool."""
+"""One call: made, judged, settled, told of. In a thread of the pool."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import structlog
+from structlog.typing import FilteringBoundLogger
 
+from bridge.crm.hubspot import OpenBytes, inputs_of
+from bridge.crm.transport import Answer, Input, NoAnswer
 from bridge.delivery.answer_handler import AnswerHandler
-from bridge.delivery.answers import doubtful, judge
+from bridge.delivery.answers import (
+    Again,
+    Broken,
+    Judged,
+    Locked,
+    Meaning,
+    Rejected,
+    Rules,
+    Stopped,
+    TooLarge,
+    doubtful,
+    judge,
+)
 from bridge.delivery.board import Board, Work
-from bridge.delivery.calls import Answer, Input, NoAnswer
 from bridge.delivery.cases import Moment
-from bridge.delivery.daily import DailyBudget
-from bridge.delivery.hubspot import inputs_of
-from bridge.delivery.limiter import Grant, Limiter
-from bridge.delivery.meanings import Rules, Stopped
+from bridge.delivery.limiter import DailyBudget, Grant, Limiter
 from bridge.delivery.pauses import DAILY_LIMIT
 from bridge.delivery.portal_rules import PortalRules
-from bridge.delivery.ports import Crm, Journal, Observer, OnUnknown
-from bridge.delivery.summary import call_of, log_call, summary, where
-from bridge.delivery.weight import OpenBytes
+from bridge.delivery.ports import Crm, Journal, Observer, OnUnknown, Settled
 from bridge.errors import JournalError
-from bridge.model import Clock, Lane, Outcome, PendingRecord, Taken, to_us
+from bridge.model import (
+    Call,
+    Clock,
+    Delivered,
+    Ignored,
+    Lane,
+    Outcome,
+    Parked,
+    Pause,
+    PendingRecord,
+    Refused,
+    RetryLater,
+    Taken,
+    to_us,
+)
+
+# --- the threads that make the calls: few, named, and never in the way of the process's end ---
+
+#: Seconds that an idle thread waits for work before it looks whether it is to end.
+_WAIT_S = 1.0
+
+
+class Pool(Protocol):
+    """Runs calls beside the loop. Tests pass one that runs them at once, or when told."""
+
+    def submit(self, job: Callable[[], None]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class CallThreads:
+    """A fixed number of daemon threads: a call that hangs in a name look-up cannot delay the end of the
+    process, and what it took stays due in the journal. A thread that died is replaced, and takes no job with it that it
+    had not begun. For one caller of `submit`.
+    """
+
+    def __init__(self, *, count: int) -> None:
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._there = threading.Semaphore(0)
+        self._closed = threading.Event()
+        self._count = count
+        #: Guards `_threads`.
+        self._mutex = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._started = 0
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run the job in one of the threads; jobs must not raise. Raises RuntimeError, and does not run it, when
+        there is no thread and none can be started.
+        """
+        self._fill()
+        self._jobs.append(job)
+        self._there.release()
+
+    def close(self) -> None:
+        """Let the threads end when their job is done."""
+        self._closed.set()
+
+    def _fill(self, *, dying: threading.Thread | None = None) -> None:
+        with self._mutex:
+            self._threads = [one for one in self._threads if one.is_alive() and one is not dying]
+            if len(self._threads) < self._count:
+                try:
+                    self._threads.append(self._start())
+                except (RuntimeError, MemoryError):  # the system's limit: those that are there do it
+                    if not self._threads:
+                        raise
+
+    def _start(self) -> threading.Thread:
+        self._started += 1
+        thread = threading.Thread(target=self._run, name=f"crm-call-{self._started}", daemon=True)
+        thread.start()
+        return thread
+
+    def _run(self) -> None:
+        try:
+            while not self._closed.is_set():
+                self._there.acquire(timeout=_WAIT_S)  # whoever dies here leaves the job to another
+                while (job := self._next()) is not None:
+                    job()
+        finally:
+            if self._jobs and not self._closed.is_set():
+                self._fill(dying=threading.current_thread())
+
+    def _next(self) -> Callable[[], None] | None:
+        try:
+            return self._jobs.popleft()
+        except IndexError:
+            return None
+
+
+# --- what is told of a call: a row for the journal, a value for the metrics, one line for the log ---
+
+
+def summary(
+    work: Work, outcomes: Sequence[Outcome], answer: Answer | NoAnswer, meaning: Meaning, *, records: int
+) -> Settled:
+    """What this call came to, in ids and counts."""
+    counts = Counter(type(outcome) for outcome in outcomes)
+    return Settled(
+        lane=work.lane,
+        code=str(answer.status) if isinstance(answer, Answer) else answer.kind,
+        duration_s=answer.duration_s,
+        records=records,
+        delivered=counts[Delivered],
+        refused=counts[Refused],
+        retried=counts[RetryLater],
+        parked=counts[Parked],
+        ignored=counts[Ignored],
+        correlation_id=answer.correlation_id if isinstance(answer, Answer) else None,
+        error=_explained(meaning)[0],
+        step=work.step.value,
+        sources=tuple(sorted({source for outcome in outcomes for source in outcome.record.sources})),
+    )
+
+
+def call_of(settled: Settled, answer: Answer | NoAnswer, meaning: Meaning, *, began_at_us: int) -> Call:
+    """The row that `trace` and the console show; unlike the log it may quote the CRM."""
+    word, message = _explained(meaning)
+    return Call(
+        lane=settled.lane,
+        started_at_us=began_at_us,
+        duration_s=settled.duration_s,
+        status=answer.status if isinstance(answer, Answer) else None,
+        correlation_id=settled.correlation_id,
+        records=settled.records,
+        error=None if word is None else f"{word}: {message}"[:300],
+    )
+
+
+def log_call(log: FilteringBoundLogger, settled: Settled) -> None:
+    """One line a call: never a value, nor a message of the CRM's, which quotes values."""
+    write = log.info if settled.error is None else log.warning
+    write(
+        "crm call",
+        object_type=settled.lane.object_type,
+        id_property=settled.lane.id_property or None,
+        sources=settled.sources,
+        step=settled.step,
+        code=settled.code,
+        duration_ms=round(settled.duration_s * 1000),
+        records=settled.records,
+        delivered=settled.delivered,
+        refused=settled.refused,
+        retried=settled.retried,
+        parked=settled.parked,
+        ignored=settled.ignored,
+        correlation_id=settled.correlation_id,
+        error=settled.error,
+    )
+
+
+def log_pauses(log: FilteringBoundLogger, *, before: Collection[Pause], now: Collection[Pause]) -> None:
+    """A line for each pause that began, was lengthened, or is over."""
+    held = {(pause.scope, pause.target, pause.reason) for pause in now}
+    for pause in now:
+        if pause not in before:
+            log.warning("delivery paused", scope=pause.scope.value, target=pause.target, reason=pause.reason)
+    for pause in before:
+        if (pause.scope, pause.target, pause.reason) not in held:
+            log.info("delivery resumed", scope=pause.scope.value, target=pause.target, reason=pause.reason)
+
+
+def _explained(meaning: Meaning) -> tuple[str | None, str]:
+    """A bounded word for what went wrong with the call as a whole, and the CRM's message."""
+    match meaning:
+        case Judged():
+            return None, ""
+        case Rejected(complaint):
+            return complaint.category or "REJECTED", complaint.words
+        case TooLarge(reason) | Locked(reason) | Again(reason):
+            return reason.category, reason.message
+        case Stopped(stop) | Broken(stop):
+            return stop.reason, stop.detail
+
+
+def where(error: BaseException) -> str:
+    """An unexpected error for the log: its type and the last places, no message and no variables, which
+    may hold values.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+    return f"{type(error).__name__} at {places}"
+
 
 #: Times that a call whose grant went stale asks to have it renewed before its records go back: some 2 s.
 _REGRANTS = 40

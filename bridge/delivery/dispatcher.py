@@ -15,26 +15,49 @@ from dataclasses import dataclass
 
 import structlog
 
+from bridge.crm.hubspot import OpenBytes
 from bridge.delivery.answer_handler import AnswerHandler
-from bridge.delivery.board import Board, Work
+from bridge.delivery.board import Board, Chooser, Work
 from bridge.delivery.buffer import Buffer
-from bridge.delivery.caller import Caller
+from bridge.delivery.caller import Caller, CallThreads, Pool, log_pauses, where
 from bridge.delivery.cases import Moment
-from bridge.delivery.choosing import Chooser
-from bridge.delivery.clock_watch import ClockWatch
-from bridge.delivery.daily import SPENT, DailyBudget, day_began_us
-from bridge.delivery.limiter import Grant, Limiter
-from bridge.delivery.pauses import DAILY_LIMIT, Backoff, Pauses
+from bridge.delivery.limiter import SPENT, DailyBudget, Grant, Limiter, day_began_us
+from bridge.delivery.pauses import DAILY_LIMIT, Backoff, Pauses, RetryPolicy
 from bridge.delivery.portal_rules import Portal, PortalRules
 from bridge.delivery.ports import Crm, Journal, Observer, OnUnknown
-from bridge.delivery.retry_policy import RetryPolicy
-from bridge.delivery.summary import log_pauses, where
-from bridge.delivery.threads import CallThreads, Pool
-from bridge.delivery.weight import OpenBytes
 from bridge.errors import JournalError
 from bridge.model import Clock, Lane, Pause, PendingRecord, to_us
 from bridge.settings import Crm as CrmSettings
 from bridge.settings import Retry
+
+# --- notices that the wall clock was set, so that what is dated by it can be dated anew ---
+#
+# Waits are measured on the monotonic clock and need nothing of this. Doubt outlives the process, so it is dated by
+# the wall clock: set forward, a doubtful call would seem to be over while it may still be applied. A clock that is
+# set while the process is down cannot be noticed.
+
+#: Differences below this are a clock that is corrected little by little: much less than the reserve of a doubt's end.
+TOLERANCE_US = 5 * 1_000_000
+
+
+class ClockWatch:
+    """Not thread-safe: the dispatcher's loop looks."""
+
+    def __init__(self) -> None:
+        self._ahead_us: int | None = None  # of the wall clock over the monotonic one
+
+    def set_by_us(self, now: float, now_us: int) -> int:
+        """By how much the wall clock was set since it was last believed; 0 when it was not."""
+        if self._ahead_us is None:
+            self.believe(now, now_us)
+            return 0
+        by_us = now_us - round(now * 1_000_000) - self._ahead_us
+        return by_us if abs(by_us) >= TOLERANCE_US else 0
+
+    def believe(self, now: float, now_us: int) -> None:
+        """From here on the clocks are taken to go together."""
+        self._ahead_us = now_us - round(now * 1_000_000)
+
 
 #: Seconds between two looks at what is due, for what other processes took in.
 POLL_S = 0.05

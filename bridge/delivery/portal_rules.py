@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
+from bridge.crm.properties import ABSENT, Definition, NotTold, fold
 from bridge.delivery.limiter import Limiter
-from bridge.delivery.properties import ABSENT, Definition, NotTold, fold
 from bridge.errors import CrmUnreachableError
 from bridge.model import Clock, Outcome, PendingRecord, Reason, Refused, RetryLater, Value, to_us
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from bridge.delivery.calls import Answer, Input, NoAnswer
+from bridge.crm.transport import Answer, Input, NoAnswer
 from bridge.model import Call, Due, Lane, Outcome, Pause, PendingRecord, Taken
 
 OnUnknown = Literal["park", "wait", "ignore"]

@@ -25,12 +25,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from bridge.delivery.calls import Input
+from bridge.crm.complaints import Complaint
+from bridge.crm.transport import Input
+from bridge.delivery.answers import Judged
 from bridge.delivery.cases import Decision, Group, Sent, Since, Step
-from bridge.delivery.complaints import Complaint
-from bridge.delivery.meanings import Judged
-from bridge.delivery.pauses import MISCONFIGURED, Stop
-from bridge.delivery.retry_policy import RetryPolicy
+from bridge.delivery.pauses import MISCONFIGURED, RetryPolicy, Stop
 from bridge.model import Delivered, Lane, Outcome, Parked, PendingRecord, Reason, Refused, RetryLater, Scope
 
 #: Calls that one search may cost. Five culprits among 100 need some 45; what is left then waits and

@@ -11,7 +11,6 @@ from bridge.errors import MappingError
 from bridge.intake.expressions import ABSENT, Expression, ExpressionError, Scope, compile_expression
 from bridge.intake.fields import DateField, PropertyField, build_field, zone_of
 from bridge.intake.own_schema import OwnSchema, Schemas
-from bridge.intake.tally import Tally
 from bridge.intake.texts import PROPERTY_NAME, show, unstorable
 from bridge.intake.values import (
     CompiledValues,
@@ -19,6 +18,7 @@ from bridge.intake.values import (
     PairReader,
     PropertySchema,
     Read,
+    Tally,
     UnmappableError,
     Values,
     value_getter,

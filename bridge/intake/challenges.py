@@ -14,11 +14,11 @@ from typing import Any
 
 from flask import Response
 
+from bridge.http.problems import Refusal
 from bridge.intake.blocks import Problems
 from bridge.intake.expressions import ABSENT, CREDENTIALS, ExpressionError, Needs, Scope
+from bridge.intake.language import pay_made
 from bridge.intake.payload import to_json
-from bridge.intake.pricing import pay_made
-from bridge.intake.problems import Refusal
 from bridge.settings import Challenge
 
 #: Characters of an answer; tokens of known partners have at most some hundred.

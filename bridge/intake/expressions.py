@@ -16,11 +16,20 @@ from jmespath.exceptions import JMESPathError, JMESPathTypeError, LexerError, Pa
 from marshmallow import missing as ABSENT  # noqa: N812 (a constant)
 
 from bridge.errors import MappingError, PayloadError
-from bridge.intake import syntax
-from bridge.intake.functions import Functions
+from bridge.intake import language
 from bridge.intake.interpreter import ExpressionError, Run, Scope, StepsError, build, is_false
+from bridge.intake.language import (
+    VARIABLES,
+    Functions,
+    Node,
+    calls,
+    has_loose_reference,
+    literals,
+    makes,
+    plain_path,
+    uses,
+)
 from bridge.intake.payload import SURROGATE, parse_json_text, printable
-from bridge.intake.syntax import VARIABLES, Node, calls, has_loose_reference, literals, makes, plain_path, uses
 
 __all__ = [
     "ABSENT",
@@ -70,9 +79,9 @@ class Expression:
 
 
 def negates_first_step(text: str) -> bool:
-    """Whether it holds something like `!a.b`, which is not what it reads like. See `syntax.negates_first_step`."""
+    """Whether it holds something like `!a.b`, which is not what it reads like. See `language.negates_first_step`."""
     try:
-        return syntax.negates_first_step(jmespath.compile(text).parsed)
+        return language.negates_first_step(jmespath.compile(text).parsed)
     except (JMESPathError, RecursionError):
         return False
 

@@ -18,9 +18,21 @@ from marshmallow import ValidationError, fields, missing
 from marshmallow.validate import Email
 
 from bridge.errors import MappingError
-from bridge.intake.functions import EXACT
-from bridge.intake.texts import Marks, join_texts, plain_number, read_number, safe_text, show, text_of
-from bridge.intake.times import calendar_day, check_format, instant, iso_utc, midnight_in_utc
+from bridge.intake.language import EXACT
+from bridge.intake.texts import (
+    Marks,
+    calendar_day,
+    check_format,
+    instant,
+    iso_utc,
+    join_texts,
+    midnight_in_utc,
+    plain_number,
+    read_number,
+    safe_text,
+    show,
+    text_of,
+)
 from bridge.settings import Property
 
 _BOOLS = {"true": "true", "yes": "true", "1": "true", "false": "false", "no": "false", "0": "false"}

@@ -15,11 +15,9 @@ from decimal import Decimal
 from typing import Any
 
 from bridge.errors import BridgeError
-from bridge.intake.functions import Functions
+from bridge.http.waiting import Wait, wait_in_thread
+from bridge.intake.language import VARIABLES, Functions, Node, heads, pay_call, pay_comparison, size_of
 from bridge.intake.payload import exact_integer
-from bridge.intake.pricing import pay_call, pay_comparison
-from bridge.intake.syntax import VARIABLES, Node, heads, size_of
-from bridge.intake.waiting import Wait, wait_in_thread
 
 #: Steps that expressions may take for one request, all its events together: a second of processor time at most. A step
 #: is a part of an expression evaluated on one element (some 0.1 µs), and stands for 8 bytes where something is made, so

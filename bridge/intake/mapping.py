@@ -23,20 +23,17 @@ from typing import Any
 import orjson
 
 from bridge.errors import PayloadError
+from bridge.http.waiting import Wait, wait_in_thread
 from bridge.intake.blocks import CompiledBlock, Problems
 from bridge.intake.challenges import CompiledChallenge
-from bridge.intake.decoding import decode
+from bridge.intake.decoding import decode, weigh
 from bridge.intake.expressions import ABSENT, CREDENTIALS, Expression, ExpressionError, Needs, Scope, StepsError
+from bridge.intake.language import pay_made
 from bridge.intake.own_schema import Schemas
 from bridge.intake.payload import Breath, parse_json_text, to_canonical_json, to_json
-from bridge.intake.pricing import pay_made
 from bridge.intake.schemes import verify_problems
-from bridge.intake.tally import Found, Tally
-from bridge.intake.texts import show, unstorable
-from bridge.intake.times import check_format, microseconds
-from bridge.intake.values import Gap
-from bridge.intake.waiting import Wait, wait_in_thread
-from bridge.intake.weighing import weigh
+from bridge.intake.texts import check_format, microseconds, show, unstorable
+from bridge.intake.values import Found, Gap, Tally
 from bridge.model import EARLIEST_US, FUTURE_TOLERANCE_US, Event, PropertyUpdate, RecordKey, to_us
 from bridge.settings import OccurredAt, Source
 

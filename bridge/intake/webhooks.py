@@ -23,16 +23,16 @@ from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.routing import Rule
 
 from bridge.errors import JournalError, JournalFullError, PayloadError
-from bridge.intake.bodies import coding_of, inflate, read_body, sent_headers
+from bridge.http.bodies import coding_of, inflate, read_body, sent_headers
+from bridge.http.limits import Quota
+from bridge.http.problems import Refusal, forget, problem, register_problem_handlers, where
+from bridge.http.waiting import Wait, wait_in_thread
 from bridge.intake.challenges import MAX_UNSIGNED_BODY
 from bridge.intake.decoding import check_media_type
 from bridge.intake.mapping import CompiledSource, Mapped
 from bridge.intake.own_schema import Lane
-from bridge.intake.problems import Refusal, forget, problem, register_problem_handlers, where
-from bridge.intake.quotas import Quota
 from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verdict, Verifier
-from bridge.intake.tally import Found
-from bridge.intake.waiting import Wait, wait_in_thread
+from bridge.intake.values import Found
 from bridge.model import Clock, Event, Intake, Receipt, RecordKey, SystemClock, to_us
 
 __all__ = ["Appender", "Counts", "Endpoint", "Observer", "Webhooks", "register_problem_handlers"]

@@ -1,4 +1,6 @@
-"""Backup while serving, and restore: whole copies of the journal, checked before anyone relies on them.
+"""What people do with the file: look at it, copy it, put a copy in its place.
+
+Backup while serving, and restore: whole copies of the journal, checked before anyone relies on them.
 
 A backup reads one snapshot to its end: writers go on, only the write-ahead log cannot be emptied meanwhile. What is
 restored starts paused, because it knows nothing of what was delivered since.
@@ -17,13 +19,83 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from bridge.errors import JournalDamagedError, JournalDiskError, JournalError, JournalUnavailableError
-from bridge.journal import inspection, steering, versions
-from bridge.journal.locks import Mark, TransactionLock
-from bridge.journal.place import check_folder, sqlite_path
-from bridge.journal.schema import HEAD
-from bridge.journal.trouble import translated
+from bridge.journal import steering, versions
+from bridge.journal.schema import HEAD, KNOWN
+from bridge.journal.sqlite import trouble
+from bridge.journal.sqlite.files import Mark, TransactionLock, check_folder, sqlite_path
+from bridge.journal.sqlite.trouble import translated
 from bridge.model import Clock, to_us
 from bridge.showing import iso
+
+# --- what `journal info` tells of a journal: a look at its file, beside whoever uses it ---
+
+
+@dataclass(frozen=True, slots=True)
+class Information:
+    """A journal in figures; sizes in bytes, times in microseconds since the epoch.
+
+    `serving`, `delivering` are the processes that hold the locks; None when none does, 0 where it cannot be named.
+    """
+
+    path: Path
+    version: str | None
+    size: int
+    log_size: int  # of the write-ahead log
+    page_size: int
+    pages: int
+    free_pages: int
+    events: int
+    records: int
+    values: int
+    pending: int  # records with something to deliver that are not parked
+    parked: int  # records
+    refused: int  # values
+    unmapped: int  # events that could not be mapped
+    calls: int
+    oldest_event_us: int | None
+    newest_event_us: int | None
+    oldest_pending_us: int | None
+    serving: int | None
+    delivering: int | None
+
+
+def information(url: str) -> Information:
+    """Look at the journal. Raises JournalError."""
+    path = sqlite_path(url)
+    versions.check(url)
+    log = path.with_name(path.name + "-wal")
+    with trouble.reading(path) as connection:
+
+        def one(sql: str) -> int:
+            return int(connection.execute(sql).fetchone()[0])
+
+        oldest_us, newest_us = connection.execute("SELECT min(received_us), max(received_us) FROM events").fetchone()
+        pending, oldest_pending_us = connection.execute(
+            "SELECT count(DISTINCT record), min(since_us) FROM due WHERE due_us IS NOT NULL"
+        ).fetchone()
+        return Information(
+            path=path,
+            version=trouble.version_of(path, connection),
+            size=path.stat().st_size,
+            log_size=log.stat().st_size if log.exists() else 0,
+            page_size=one("PRAGMA page_size"),
+            pages=one("PRAGMA page_count"),
+            free_pages=one("PRAGMA freelist_count"),
+            events=one("SELECT count(*) FROM events"),
+            records=one("SELECT count(*) FROM records"),
+            values=one("SELECT count(*) FROM desired"),
+            pending=pending,
+            parked=one("SELECT count(*) FROM records WHERE parked_us IS NOT NULL"),
+            refused=one("SELECT count(*) FROM desired WHERE state = 2"),
+            unmapped=one("SELECT count(*) FROM events WHERE waits = 1"),
+            calls=one("SELECT count(*) FROM calls"),
+            oldest_event_us=oldest_us,
+            newest_event_us=newest_us,
+            oldest_pending_us=oldest_pending_us,
+            serving=versions.ServiceLock(url).holder(),
+            delivering=versions.DispatchLock(url).holder(),
+        )
+
 
 #: Pages copied between two looks at the progress: 4 MiB.
 STEP_PAGES = 1_024
@@ -75,7 +147,7 @@ def backup(url: str, target: Path, *, progress: Progress = lambda _left, _all: N
     _refuse_existing(target)
     with _part(target) as part:
         _copy(path, part, progress)
-        if problems := inspection.verify(part):
+        if problems := trouble.verify(part):
             raise JournalDamagedError(
                 f"the backup of {path} would be damaged ({problems[0]}) and was not kept; see "
                 "`partner-bridge journal verify`"
@@ -120,7 +192,7 @@ def restore(url: str, source: Path, *, clock: Clock, progress: Progress = lambda
 
 def outlook(path: Path) -> tuple[tuple[Waiting, ...], int, int | None]:
     """What a journal would send, how many records are parked, and when its last event arrived (µs)."""
-    with inspection.reading(path) as connection:
+    with trouble.reading(path) as connection:
         waiting = connection.execute(
             """SELECT l.object_type, coalesce(d.source, ''), count(DISTINCT d.record), count(*)
                  FROM desired d JOIN records r ON r.id = d.record JOIN lanes l ON l.id = r.lane
@@ -159,7 +231,7 @@ def _part(target: Path) -> Iterator[Path]:
 
 def _copy(path: Path, part: Path, progress: Progress) -> None:
     """Copy one snapshot of a journal into one file that needs no others beside it."""
-    with inspection.reading(path) as origin, translated(part), closing(sqlite3.connect(part)) as copy:
+    with trouble.reading(path) as origin, translated(part), closing(sqlite3.connect(part)) as copy:
         # The origin stands in a read transaction: other processes' commits do not make the copying begin anew.
         origin.backup(copy, pages=STEP_PAGES, progress=lambda _status, left, pages: progress(left, pages))
         copy.execute("PRAGMA journal_mode=DELETE")
@@ -174,11 +246,11 @@ def _refuse_unfit(source: Path) -> None:
     """Raise JournalError unless this is a sound journal that this program can use."""
     if not source.is_file():
         raise JournalError(f"there is no backup {source}")
-    with inspection.reading(source) as connection:
-        version = inspection.version_of(source, connection)
-    if version not in versions.KNOWN:
+    with trouble.reading(source) as connection:
+        version = trouble.version_of(source, connection)
+    if version not in KNOWN:
         raise JournalError(f"{source} is no backup that this program knows (version {version or 'none'}, needs {HEAD})")
-    if problems := inspection.verify(source):
+    if problems := trouble.verify(source):
         raise JournalDamagedError(f"the backup {source} is damaged ({problems[0]}): take an older one")
 
 

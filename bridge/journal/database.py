@@ -1,11 +1,12 @@
-"""The database under the journal: what every backend gives, and the few words of SQL that differ.
+"""The database under the journal: what every backend gives, the few words of SQL that differ, and who waits for whom.
 
-`sqlite` and `postgresql` are the backends. Statements are written once, with `:name` parameters and a few macros
-that `render` fills in: `{rows:a int, b text}` (a JSON array of arrays as a table), `{ids}` (a JSON array of integers
-as a table), `{any_id}` (of a column: it is one of them, each of which is looked up by itself, where PostgreSQL without
-statistics would read a whole table to join it), `{pairs:a.b}` (a JSON object of texts as a table of key and value),
-`{names:a.b}`, `{list:a.b}` (a JSON array of texts, or of arrays, as a table of value), `{octets:a.b}` (the bytes of a
-text) and `{greatest}`. One statement serves a whole group: `executemany` would take the interpreter's lock once a row.
+The packages `sqlite` and `postgresql` hold the backends. Statements are written once, with `:name` parameters and a
+few macros that `render` fills in: `{rows:a int, b text}` (a JSON array of arrays as a table), `{ids}` (a JSON array
+of integers as a table), `{any_id}` (of a column: it is one of them, each of which is looked up by itself, where
+PostgreSQL without statistics would read a whole table to join it), `{pairs:a.b}` (a JSON object of texts as a table
+of key and value), `{names:a.b}`, `{list:a.b}` (a JSON array of texts, or of arrays, as a table of value),
+`{octets:a.b}` (the bytes of a text) and `{greatest}`. One statement serves a whole group: `executemany` would take
+the interpreter's lock once a row.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from __future__ import annotations
 import re
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, Protocol, TypeVar, cast
 
 import orjson
 from sqlalchemy.engine import Connection
+
+from bridge.errors import JournalTermError
+from bridge.model import RecordKey
 
 T = TypeVar("T")
 Row = Sequence[Any]
@@ -90,19 +94,6 @@ class Database(ABC):
 def on_postgresql(url: str) -> bool:
     """Whether this `journal.url` means PostgreSQL."""
     return url.startswith("postgresql:")
-
-
-def open_database(url: str, *, troubled: Callable[[str], None] = lambda _kind: None) -> Database:
-    """The database of a `journal.url`. `troubled` is told the kind of trouble, each time: `full`, `io`, `read-only`,
-    `damaged`, `gone`.
-    """
-    if on_postgresql(url):
-        from bridge.journal.postgresql import PostgresDatabase
-
-        return PostgresDatabase(url, troubled=troubled)
-    from bridge.journal.sqlite import SqliteDatabase
-
-    return SqliteDatabase(url, troubled=troubled)
 
 
 # --- statements ---------------------------------------------------------------------------------
@@ -213,3 +204,110 @@ def one(connection: Connection, sql: str, **parameters: Any) -> Mapping[str, Any
     text = render(sql, connection.dialect.name)
     row = connection.exec_driver_sql(text, _bound(parameters)).mappings().first()
     return dict(row) if row is not None else None
+
+
+# --- who waits for whom, where several processes write at once: on PostgreSQL. SQLite has one writer at a time ---
+#
+# Under READ COMMITTED each statement sees what was committed before it began. So whoever decides something about a
+# record by what stands in `desired`, `due` or `asks` first locks the record's row, in a statement of its own: what
+# other transactions did to the record under that lock is then seen by all further statements. Append locks by raising
+# `n`, all others by `lock_records`.
+#
+# All take locks in one order: what people and retention do (`take_turns`); `roots`, `events` and `lanes` by their keys;
+# `records` by (lane, record). Only a replay that maps an event to other records than before goes back in this order;
+# then the database undoes one of the two, which is done again (`Database.transact`).
+
+#: Of `pg_advisory_xact_lock`, within the database.
+TURNS = 0x50617275
+
+
+def lock_records(connection: Connection, refs: Collection[int]) -> None:
+    """Lock these records until the transaction ends; waits for whoever has them."""
+    if refs and is_postgresql(connection):
+        fetch(
+            connection,
+            """SELECT count(*) FROM (SELECT 1 FROM records WHERE id {any_id}
+                                      ORDER BY lane, record COLLATE "C" FOR UPDATE) AS locked""",
+            ids=list(refs),
+        )
+
+
+def select_locked(
+    connection: Connection, columns: str, refs: Collection[int], *, size: str, **parameters: Any
+) -> Sequence[Sequence[Any]]:
+    """These columns of the records and, in the end, this `size`, which is told as of before the wait. They are locked
+    until the transaction ends; waits for whoever has them.
+    """
+    found = f"SELECT {columns}, ({size}) AS size FROM records WHERE id {{any_id}}"
+    if is_postgresql(connection):
+        found += ' ORDER BY lane, record COLLATE "C" FOR UPDATE'
+    return select(connection, f"{columns}, size", found, ids=list(refs), **parameters)
+
+
+def take_turns(connection: Connection) -> None:
+    """Let people's acts and retention follow each other, step by step; neither intake nor delivery waits for them."""
+    if is_postgresql(connection):
+        fetch(connection, "SELECT count(*) FROM (SELECT pg_advisory_xact_lock(:key)) AS locked", key=TURNS)
+
+
+def lock_addresses(connection: Connection, keys: Collection[RecordKey]) -> None:
+    """Lock those of these records that are there."""
+    if keys and is_postgresql(connection):
+        fetch(
+            connection,
+            """SELECT count(*) FROM (
+                 SELECT 1 FROM {rows:object_type text, id_property text, record text} r
+                   JOIN lanes l ON l.object_type = r.object_type AND l.id_property = r.id_property
+                   JOIN records o ON o.lane = l.id AND o.record = r.record
+                  ORDER BY o.lane, o.record COLLATE "C" FOR UPDATE OF o) AS locked""",
+            rows=[(key.lane.object_type, key.lane.id_property, key.id) for key in keys],
+        )
+
+
+def lock_roots(connection: Connection, seqs: Collection[int]) -> list[str]:
+    """Lock the roots of these events; returns their hashes."""
+    locking = ' ORDER BY hash COLLATE "C" FOR UPDATE' if is_postgresql(connection) else ""
+    rows = fetch(
+        connection,
+        "SELECT hash FROM roots WHERE hash IN (SELECT root FROM events WHERE seq IN (SELECT id FROM {ids}))" + locking,
+        ids=list(seqs),
+    )
+    return [str(root) for (root,) in rows]
+
+
+def lock_outdated(connection: Connection, refs: Collection[int], *, before_us: int) -> None:
+    """Lock those of these records of which something may be forgotten: few, where all would be written to."""
+    if refs and is_postgresql(connection):
+        fetch(
+            connection,
+            """SELECT count(*) FROM (
+                 SELECT 1 FROM records r WHERE r.id IN (SELECT id FROM {ids})
+                    AND (r.newest_us < :before OR EXISTS (
+                      SELECT 1 FROM desired d
+                       WHERE d.record = r.id AND d.state IN (1, 3, 4) AND d.settled_us < :before))
+                  ORDER BY r.lane, r.record COLLATE "C" FOR UPDATE OF r) AS locked""",
+            ids=list(refs),
+            before=before_us,
+        )
+
+
+def lock_dispatcher(connection: Connection) -> None:
+    """Lock what all replicas know of delivery, before some of it is written anew."""
+    if is_postgresql(connection):
+        fetch(connection, "SELECT id FROM dispatcher WHERE id = 1 FOR NO KEY UPDATE")
+
+
+def fence(connection: Connection, epoch: int | None, *, alone: bool = False) -> None:
+    """Raise JournalTermError unless this is the dispatcher's epoch, and let it not end before this transaction does.
+
+    `alone`: what stands in the row will be written anew. None: there is no other dispatcher.
+
+    A lock on the key alone: only a take-over (`FOR UPDATE`) waits for it. With `FOR SHARE` the renewal of the term, an
+    UPDATE of the same row, would wait for settling transactions that overlap without end.
+    """
+    if epoch is None:
+        return
+    how = "NO KEY UPDATE" if alone else "KEY SHARE"
+    [(current,)] = fetch(connection, f"SELECT epoch FROM dispatcher WHERE id = 1 FOR {how}")
+    if current != epoch:
+        raise JournalTermError("another process delivers: what this one still did is left to it")

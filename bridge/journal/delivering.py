@@ -20,10 +20,9 @@ from typing import Any, assert_never
 import orjson
 from sqlalchemy.engine import Connection
 
-from bridge.journal.database import fetch, run, select
-from bridge.journal.locking import lock_records, select_locked
+from bridge.journal.database import fetch, lock_records, run, select, select_locked
+from bridge.journal.due import DOUBT_US, forget_failures, reconcile
 from bridge.journal.merging import lanes_noted
-from bridge.journal.reconciling import DOUBT_US, forget_failures, reconcile
 from bridge.journal.schema import State
 from bridge.model import (
     Call,

@@ -1,4 +1,4 @@
-"""The entries of the retry log: which there are, and what is told of each.
+"""The retry log, read: its entries, groups of them, and what stands behind one.
 
 An entry is one of three things, told apart by its id:
 
@@ -15,14 +15,33 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import orjson
 from sqlalchemy.engine import Connection
 
 from bridge.journal import matching
 from bridge.journal.database import fetch
 from bridge.journal.matching import RECORDS_MEANT
 from bridge.journal.schema import State
+
+# --- how much of a long text people are shown: a page must not cost what it tells of (G8) ---
+
+#: Characters of a value.
+VALUE = 1_000
+#: Characters of a payload, and payloads of one entry: as much as somebody reads.
+PAYLOAD, PAYLOADS = 50_000, 20
+
+
+def beginning(column: str, characters: int = VALUE) -> str:
+    """A text column, as SQL: what is longer is cut, and says so."""
+    return f"CASE WHEN length({column}) > {characters} THEN substr({column}, 1, {characters}) || '…' ELSE {column} END"
+
+
+def cut(text: str, characters: int = VALUE) -> str:
+    """The same of a text that is there already."""
+    return text if len(text) <= characters else text[:characters] + "…"
+
 
 #: The parts of the retry log.
 KINDS = ("record", "refused", "event")
@@ -328,3 +347,118 @@ def _entry(row: Sequence[object], behind: Sequence[_Behind]) -> Entry:
         first_failed_us=None if failed is None else int(str(failed)),
         next_attempt_us=None if following is None else int(str(following)),
     )
+
+
+# --- what the console shows of the retry log beyond its rows: groups, the payloads and the calls behind an entry ---
+
+#: Groups of one answer.
+GROUPS = 50
+#: The parts of the retry log by numbers, in the order in which they are sorted.
+_KINDS = sorted(KINDS)
+_CODE = "CASE kind " + " ".join(f"WHEN '{kind}' THEN {code}" for code, kind in enumerate(_KINDS)) + " END"
+#: Calls looked through for those that carried a record.
+CALLS_SEARCHED = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Entries with one cause. `state`: parked when any of them is, as somebody must do something then."""
+
+    state: EntryState
+    category: str
+    message: str
+    entries: int
+    first_us: int | None
+    last_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What a filter means: how many entries, the largest groups of them, and one page."""
+
+    entries: int
+    groups: tuple[Group, ...]
+    more_groups: bool
+    page: tuple[Entry, ...]
+
+
+def count_entries(connection: Connection, chosen: Filter) -> int:
+    """How many entries `chosen` means."""
+    parts, parameters = narrowed(chosen, "1 AS one")
+    return int(fetch(connection, f"SELECT count(*) FROM {parts}", **parameters)[0][0])
+
+
+def overview(connection: Connection, chosen: Filter, *, limit: int, offset: int) -> Overview:
+    """The entries by category and message, the largest group first, and a page of them, oldest failure first.
+
+    One statement, so that the log is read once: it may hold hundreds of thousands. The database makes a copy of it, in
+    which numbers stand in place of words.
+    """
+    parked = "CASE WHEN state = 'parked' THEN 1 ELSE 0 END AS parked"
+    parts, parameters = narrowed(chosen, f"failed_us, {_CODE} AS kind, ref, {parked}, category, message")
+    rows = fetch(
+        connection,
+        f"""WITH entry AS MATERIALIZED (SELECT * FROM {parts})
+            SELECT 'group', parked, category, message, entries, first_us, last_us FROM
+              (SELECT max(parked) AS parked, category, message, count(*) AS entries, min(failed_us) AS first_us,
+                      max(failed_us) AS last_us
+                 FROM entry GROUP BY category, message ORDER BY entries DESC, category, message LIMIT :groups) AS g
+            UNION ALL SELECT 'entry', kind, NULL, NULL, ref, failed_us, NULL FROM
+              (SELECT kind, ref, failed_us FROM entry ORDER BY failed_us, kind, ref LIMIT :limit OFFSET :offset) AS e
+            UNION ALL SELECT 'all', NULL, NULL, NULL, count(*), NULL, NULL FROM entry""",
+        groups=GROUPS + 1,
+        limit=limit,
+        offset=offset,
+        **parameters,
+    )
+    groups = [
+        Group("parked" if parked else "retrying", category, message or "", int(number), first_us, last_us)
+        for what, parked, category, message, number, first_us, last_us in rows
+        if what == "group"
+    ]
+    shown = sorted((failed_us, kind, ref) for what, kind, _, _, ref, failed_us, _ in rows if what == "entry")
+    return Overview(
+        entries=next(int(number) for what, _, _, _, number, _, _ in rows if what == "all"),
+        groups=tuple(sorted(groups, key=lambda group: (-group.entries, group.category, group.message))[:GROUPS]),
+        more_groups=len(groups) > GROUPS,
+        page=tuple(described(connection, [f"{_KINDS[kind]}-{ref}" for _, kind, ref in shown])),
+    )
+
+
+def payloads(connection: Connection, event_ids: tuple[str, ...], source: str) -> dict[str, str]:
+    """The kept payloads of a source's events, as JSON texts: of the first few, and of long ones the beginning."""
+    rows = fetch(
+        connection,
+        f"""SELECT event_id, {beginning("payload", PAYLOAD)} FROM events
+            WHERE event_id IN (SELECT wanted FROM {{rows:wanted text}} AS given) AND source = :source""",
+        rows=[[event_id] for event_id in dict.fromkeys(event_ids[:PAYLOADS])],
+        source=source,
+    )
+    return {str(event_id): str(payload) for event_id, payload in rows}
+
+
+def calls(connection: Connection, record: int, *, since_us: int) -> list[dict[str, Any]]:
+    """The calls that carried a record since then, newest first; looked for among the newest of all."""
+    found = []
+    for number, started_us, duration_us, status, correlation_id, error, inputs in fetch(
+        connection,
+        """SELECT id, started_us, duration_us, status, correlation_id, error, inputs FROM
+             (SELECT * FROM calls WHERE started_us >= :since ORDER BY started_us DESC LIMIT :searched) AS c
+            WHERE inputs LIKE :carried ORDER BY started_us DESC""",
+        since=since_us,
+        searched=CALLS_SEARCHED,
+        carried=f"%[{record},%",
+    ):
+        outcomes = [outcome for ref, _, outcome in orjson.loads(inputs) if ref == record]
+        found.append(
+            {
+                "call": number,
+                "started_us": started_us,
+                "duration_ms": round(duration_us / 1_000),
+                "status": status,
+                "correlation_id": correlation_id,
+                "error": error,
+                "outcome": outcomes[0] if outcomes else None,
+            }
+        )
+    return found

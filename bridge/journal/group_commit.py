@@ -23,8 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from bridge.errors import JournalError, JournalUnavailableError
-from bridge.journal.appending import Appended
-from bridge.journal.staging import SLICE_BYTES, Left, pieces, slices, weight
+from bridge.journal.appending import SLICE_BYTES, Appended, Left, pieces, slices, weight
 from bridge.model import Event, Receipt
 
 #: Events merged in one transaction, beside `SLICE_BYTES`; longer groups make everyone wait longer without saving much.

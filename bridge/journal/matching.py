@@ -16,8 +16,8 @@ from functools import partial
 from sqlalchemy.engine import Connection
 
 from bridge.journal.database import Database, is_postgresql, run, select
+from bridge.journal.due import reconcile
 from bridge.journal.merging import lanes_noted
-from bridge.journal.reconciling import reconcile
 from bridge.journal.schema import State
 from bridge.model import Lane, comparable
 

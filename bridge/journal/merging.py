@@ -21,7 +21,7 @@ import orjson
 from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch, is_postgresql, run, select
-from bridge.journal.reconciling import WRITTEN, making_due, reconcile
+from bridge.journal.due import WRITTEN, making_due, reconcile
 from bridge.journal.schema import State
 from bridge.model import FUTURE_TOLERANCE_US, Category, Lane, RecordKey
 

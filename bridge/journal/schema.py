@@ -7,7 +7,7 @@ Invariants:
   changes of one record and never repeats. `revision` names the write itself (a replay keeps `n` but
   not `revision`): what a call carried is settled by `(record, property, revision)` and nothing else.
 * A record has a row in `due` for each source of which something waits for it, and no other; `due_us` is NULL
-  while it is parked. A record for which nothing waits fails in nothing (`reconciling`).
+  while it is parked. A record for which nothing waits fails in nothing (see `due.reconcile`).
 * `asks` tells which event asked which record, at which `n`. With `desired.event` it gives every
   event's fate without a write at delivery time.
 * `staged` holds large requests, or the rest of them, while they are taken in slices: on disk, but in no other table
@@ -19,9 +19,14 @@ Times are microseconds since the epoch. State is kept as small integers (`State`
 
 from __future__ import annotations
 
+import logging
 from enum import IntEnum
+from pathlib import Path
 
 from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text, UniqueConstraint, text
+from sqlalchemy.engine import Connection
+
+from bridge.errors import JournalVersionError
 
 metadata = MetaData()
 
@@ -29,6 +34,8 @@ metadata = MetaData()
 HEAD = "0004"
 #: Stands for the version of a journal that is being carried over (`moving`): no program serves or migrates it.
 MOVING = "moving"
+#: Every version that this code can read, oldest first.
+KNOWN = ("0001", "0002", "0003", "0004")
 
 
 class State(IntEnum):
@@ -224,3 +231,101 @@ dispatcher = Table(
     Column("figures", Text, nullable=False, server_default="{}"),  # counts, refreshed once a second
     Column("figures_us", BigInteger),
 )
+
+
+# --- what must hold between the tables ---
+
+#: Problems told of one file.
+TOLD = 20
+
+#: Whether confirmed values of `records r` go once more after a doubt.
+_AGAIN = """(r.doubt_us IS NOT NULL AND EXISTS (
+               SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 1 AND d.revision > r.doubt_n))"""
+#: What must hold between the tables (`schema`): what is wrong, and a query of how many rows are.
+INVARIANTS = (
+    ("pending values without a record", "FROM desired d LEFT JOIN records r ON r.id = d.record WHERE r.id IS NULL"),
+    (
+        "records with pending values that are not due",
+        """FROM records r WHERE EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 0)
+              AND NOT EXISTS (SELECT 1 FROM due WHERE due.record = r.id
+                                 AND (due.due_us IS NOT NULL OR r.parked_us IS NOT NULL))""",
+    ),
+    (
+        "pending values whose source is not due",
+        """FROM desired d WHERE d.state = 0 AND EXISTS (SELECT 1 FROM due WHERE due.record = d.record)
+              AND NOT EXISTS (SELECT 1 FROM due WHERE due.record = d.record AND due.source = coalesce(d.source, ''))""",
+    ),
+    (
+        "due rows for which nothing waits",
+        f"""FROM due JOIN records r ON r.id = due.record
+             WHERE NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 0
+                                  AND coalesce(d.source, '') = due.source)
+               AND NOT {_AGAIN}""",
+    ),
+    (
+        "failures of records for which nothing waits",
+        f"""FROM records r
+             WHERE (coalesce(r.category, r.message) IS NOT NULL OR r.attempts > 0
+                    OR coalesce(r.parked_us, r.retry_us, r.failing_since_us) IS NOT NULL)
+               AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 0)
+               AND NOT {_AGAIN}""",
+    ),
+    (
+        "due rows without a time of records that are not parked",
+        "FROM due JOIN records r ON r.id = due.record WHERE due.due_us IS NULL AND r.parked_us IS NULL",
+    ),
+    ("due rows without a record", "FROM due LEFT JOIN records r ON r.id = due.record WHERE r.id IS NULL"),
+    (
+        "due rows of another lane than their record",
+        "FROM due JOIN records r ON r.id = due.record AND r.lane <> due.lane",
+    ),
+    (
+        "due rows of parked records",
+        "FROM due JOIN records r ON r.id = due.record WHERE r.parked_us IS NOT NULL AND due.due_us IS NOT NULL",
+    ),
+    ("records of an unknown lane", "FROM records r LEFT JOIN lanes l ON l.id = r.lane WHERE l.id IS NULL"),
+    (
+        "values newer than their record",
+        "FROM desired d JOIN records r ON r.id = d.record WHERE d.n > r.n OR d.revision > r.n",
+    ),
+    ("asks newer than their record", "FROM asks a JOIN records r ON r.id = a.record WHERE a.n > r.n"),
+    ("asks of unknown events", "FROM asks a LEFT JOIN events e ON e.seq = a.event WHERE e.seq IS NULL"),
+    ("values in an unknown state", "FROM desired WHERE state NOT BETWEEN 0 AND 4"),
+    ("events that wait without a reason", "FROM events WHERE waits = 1 AND unmappable IS NULL"),
+    ("rows of the dispatcher beside its own", "FROM dispatcher WHERE id <> 1"),
+)
+#: The same, in SQLite's words.
+
+
+# --- versions ---
+
+
+def suffices(version: str | None) -> bool:
+    """Whether this code works on a journal of this version: its own, or what additive migrations made of that."""
+    return version is not None and version[:2] == HEAD[:2] and version >= HEAD
+
+
+def refuse_unknown(version: str | None, path: Path | str) -> None:
+    """Raise JournalVersionError for a version that this code has never heard of."""
+    if version == MOVING:
+        raise JournalVersionError(
+            f"a move to the journal {path} was cut short: run `partner-bridge migrate --to …` again, it goes on there"
+        )
+    if version is not None and version not in KNOWN and not suffices(version):
+        raise JournalVersionError(
+            f"the journal {path} was written by a newer Partner Bridge (version {version}; this one knows "
+            f"{HEAD}); it was left untouched: run the newer program, or restore a backup"
+        )
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the tables up to `HEAD` in the open transaction."""
+    from alembic import command
+    from alembic.config import Config
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    config = Config()
+    config.set_main_option("script_location", "bridge.journal:migrations")
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

@@ -1,4 +1,4 @@
-"""What people do to delivery: send known values once more, stop it, let it go on.
+"""What people do to delivery: send known values once more, stop it, let it go on; and acts that take a while.
 
 Resync makes delivered values pending again. They keep their time and `n`, so that newer events win as ever, and
 get a new revision, so that a call that is under way cannot settle them. A record that is parked, or waits out a
@@ -7,19 +7,113 @@ failure, goes on waiting.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Final
 
 import orjson
 from sqlalchemy.engine import Connection
 
+from bridge.errors import JournalFullError
 from bridge.journal import matching
-from bridge.journal.database import fetch, is_postgresql, run
-from bridge.journal.locking import lock_dispatcher, lock_records, take_turns
+from bridge.journal.database import fetch, is_postgresql, lock_dispatcher, lock_records, run, take_turns
+from bridge.journal.due import reconcile
 from bridge.journal.matching import RECORDS_MEANT
-from bridge.journal.reconciling import reconcile
-from bridge.journal.upkeep import OPERATOR, load_pauses
+from bridge.journal.upkeep import OPERATOR, load_meta, load_pauses, save_meta
 from bridge.model import Pause, Scope
+
+# --- how much people's acts may make pending: no more than intake can do with (G7) ---
+#
+# A replay or a resync makes records pending as events do. Beyond `max_pending` intake answers 503, so an act ends
+# there with a JournalFullError that tells how far it came. What it did stays done: acts may be repeated, and what
+# is pending already is not counted twice.
+
+#: Seconds for which a count of what is pending is believed.
+COUNTED_S: Final = 1.0
+
+
+class Room:
+    """Asked between the steps of one act. Not thread-safe."""
+
+    def __init__(self, *, count: Callable[[], int], max_pending: int, monotonic: Callable[[], float]) -> None:
+        self._count = count
+        self._max_pending = max_pending
+        self._monotonic = monotonic
+        self._counted_at = float("-inf")
+        self._pending = 0
+
+    def made_pending(self, records: int) -> None:
+        """A step made so many records pending at most."""
+        self._pending += records
+
+    def check(self, *, wanted: int = 0, done: str = "") -> None:
+        """Raise JournalFullError unless so many records more, and at least one, may be made pending."""
+        if self._pending + wanted >= self._max_pending or self._monotonic() - self._counted_at >= COUNTED_S:
+            self._pending, self._counted_at = self._count(), self._monotonic()
+        if self._pending + wanted >= self._max_pending:
+            more = f"{wanted} records to send and {self._pending}" if wanted else f"{self._pending} records"
+            raise JournalFullError(
+                f"{more} that wait are more than journal.max_pending ({self._max_pending}) lets in{done}: narrow it "
+                "down, wait until more is delivered, or raise that"
+            )
+
+
+# --- What a person does to many entries of the retry log, told while it goes on: kept where every worker and replica
+# reads it. One act at a time; the latest is remembered.
+
+#: Its name in `meta`.
+NAME = "act"
+#: One that has not been told of for this long died with its process.
+STALLED_US = 30 * 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """An act and how far it came. Times are microseconds since the epoch; `chosen` is the filter as a query."""
+
+    id: str
+    what: str  # replay, discard
+    who: str
+    chosen: dict[str, Any]
+    counted: int  # entries, when the person confirmed
+    began_us: int
+    told_us: int
+    done: int = 0  # entries
+    ended: bool = False
+    result: dict[str, int] = field(default_factory=dict)
+    problem: str = ""  # why it ended early
+
+    def stalled(self, now_us: int) -> bool:
+        """Whether its process must have died."""
+        return not self.ended and now_us - self.told_us > STALLED_US
+
+
+def latest_act(connection: Connection) -> Act | None:
+    """The act that began last."""
+    text = load_meta(connection, NAME)
+    if text is None:
+        return None
+    known = {each.name for each in fields(Act)}
+    return Act(**{name: value for name, value in orjson.loads(text).items() if name in known})
+
+
+def begin_act(connection: Connection, act: Act) -> bool:
+    """Remember this act; False while another one goes on."""
+    take_turns(connection)  # two may begin at once
+    before = latest_act(connection)
+    if before is not None and not before.ended and not before.stalled(act.began_us):
+        return False
+    save_meta(connection, NAME, orjson.dumps(asdict(act)).decode())
+    return True
+
+
+def tell_act(connection: Connection, act: Act) -> None:
+    """How far it came; nothing if another act has taken its place."""
+    take_turns(connection)
+    before = latest_act(connection)
+    if before is not None and before.id == act.id:
+        save_meta(connection, NAME, orjson.dumps(asdict(act)).decode())
+
 
 #: Records looked at in one transaction of a resync, and bytes of values which are written anew in it: both a fraction
 #: of a second, for which intake waits.

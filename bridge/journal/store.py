@@ -3,7 +3,7 @@
 Constraints it keeps: 202 is answered after `append` returned, which is after a commit with fsync (G1); an
 event takes effect once (G3); the newest value of a property wins (G4); what is parked or refused is kept
 (G8). The tables stand in `schema`, the rules in `merging` (what is desired), `delivering` (what is sent and
-settled), `retry_log`, `remapping` and `steering` (what people do); here are only transactions, time and limits.
+settled), `retry_log` and `steering` (what people do); here are only transactions, time and limits.
 
 Thread-safe. Open it after `fork`.
 """
@@ -20,31 +20,26 @@ from typing import Any, Protocol
 from sqlalchemy.engine import Connection
 
 from bridge.errors import JournalError, JournalFullError
-from bridge.journal import (
-    acts,
-    appending,
-    delivering,
-    event_log,
-    matching,
-    overview,
-    presence,
-    retry_log,
-    steering,
-    stories,
-    upkeep,
-)
-from bridge.journal.acts import Act
-from bridge.journal.appending import Appended
-from bridge.journal.database import fetch, open_database
+from bridge.journal import appending, delivering, entries, event_log, matching, retry_log, steering, stories, upkeep
+from bridge.journal.amending import Remap, portions
+from bridge.journal.appending import Appended, Left, drop_incomplete, oldest_left, slices, stage, unmergeable, unstage
+from bridge.journal.database import Database, fence, fetch, on_postgresql
 from bridge.journal.due import DueScan, due
+from bridge.journal.entries import Overview
 from bridge.journal.event_log import EventFilter, Logged
-from bridge.journal.kept import Remap, portions
-from bridge.journal.locking import fence
-from bridge.journal.remapping import CHANGES, Difference, Remade, Remapping
-from bridge.journal.retry_log import Chosen, Discarded, Entry, Filter, Reference, Replayed
-from bridge.journal.room import Room
-from bridge.journal.staging import Left, drop_incomplete, oldest_left, slices, stage, unmergeable, unstage
-from bridge.journal.steering import Known, Resynced
+from bridge.journal.retry_log import (
+    CHANGES,
+    Chosen,
+    Difference,
+    Discarded,
+    Entry,
+    Filter,
+    Reference,
+    Remade,
+    Remapping,
+    Replayed,
+)
+from bridge.journal.steering import Act, Known, Resynced, Room
 from bridge.journal.upkeep import DAY_US, Figures, Retention
 from bridge.model import CALL_BYTES, Call, Clock, Due, Event, Lane, Outcome, Pause, PendingRecord, Taken, to_us
 from bridge.settings import Journal as JournalSettings
@@ -70,6 +65,19 @@ class Watcher(Protocol):
     def settled(self, settled: delivering.Settled) -> None: ...
 
     def troubled(self, kind: str) -> None: ...
+
+
+def open_database(url: str, *, troubled: Callable[[str], None] = lambda _kind: None) -> Database:
+    """The database of a `journal.url`. `troubled` is told the kind of trouble, each time: `full`, `io`, `read-only`,
+    `damaged`, `gone`.
+    """
+    if on_postgresql(url):
+        from bridge.journal.postgresql.database import PostgresDatabase
+
+        return PostgresDatabase(url, troubled=troubled)
+    from bridge.journal.sqlite.database import SqliteDatabase
+
+    return SqliteDatabase(url, troubled=troubled)
 
 
 class Journal:
@@ -114,7 +122,7 @@ class Journal:
     ) -> Appended:
         """Take these events in one transaction with fsync. Raises JournalFullError at the limits, unless `admitted`.
 
-        `staging` are events that are kept now and merged by later calls (see `bridge.journal.staging`), `staged`
+        `staging` are events that are kept now and merged by later calls (see `bridge.journal.appending`), `staged`
         what was kept and is merged with these.
         """
         if not admitted:
@@ -354,17 +362,17 @@ class Journal:
     def count_entries(self, chosen: Filter) -> int:
         """How many entries `chosen` means."""
         with self._database.read() as connection:
-            return overview.count(connection, chosen)
+            return entries.count_entries(connection, chosen)
 
-    def overview(self, chosen: Filter, *, limit: int, offset: int = 0) -> overview.Overview:
+    def overview(self, chosen: Filter, *, limit: int, offset: int = 0) -> Overview:
         """The entries that `chosen` means by category and message, and a page of them, oldest failure first."""
         with self._database.read() as connection:
-            return overview.overview(connection, chosen, limit=limit, offset=offset)
+            return entries.overview(connection, chosen, limit=limit, offset=offset)
 
     def payloads(self, entry: Entry) -> dict[str, str]:
         """The kept payloads of an entry's events."""
         with self._database.read() as connection:
-            return overview.payloads(connection, entry.event_ids, entry.source)
+            return entries.payloads(connection, entry.event_ids, entry.source)
 
     def calls_of(self, entry: Entry) -> list[dict[str, Any]]:
         """The calls that carried an entry's record since it first failed, newest first."""
@@ -372,7 +380,7 @@ class Journal:
         if kind == "event" or entry.first_failed_us is None:
             return []
         with self._database.read() as connection:
-            return overview.calls(connection, int(number), since_us=entry.first_failed_us - to_us(CALL_LASTS_S))
+            return entries.calls(connection, int(number), since_us=entry.first_failed_us - to_us(CALL_LASTS_S))
 
     def replay(
         self, chosen: Sequence[Chosen], remap: Remap, *, progress: Callable[[int], None] = lambda _: None
@@ -425,16 +433,16 @@ class Journal:
 
     def begin_act(self, act: Act) -> bool:
         """Remember what a person does to many entries; False while another act goes on."""
-        return self._database.transact(lambda connection: acts.begin(connection, act))
+        return self._database.transact(lambda connection: steering.begin_act(connection, act))
 
     def tell_act(self, act: Act) -> None:
         """Remember how far it came."""
-        self._database.transact(lambda connection: acts.tell(connection, act), durable=False)
+        self._database.transact(lambda connection: steering.tell_act(connection, act), durable=False)
 
     def latest_act(self) -> Act | None:
         """The act that began last, and how far it came."""
         with self._database.read() as connection:
-            return acts.latest(connection)
+            return steering.latest_act(connection)
 
     # --- event log and undo ---
 
@@ -451,21 +459,21 @@ class Journal:
     def recent_events(self, number: int) -> list[Logged]:
         """The events that came last, newest first; at most `event_log.PAGE`."""
         with self._database.read() as connection:
-            after = max(0, event_log.newest(connection) - number)
+            after = max(0, event_log.newest_seq(connection) - number)
             found, *_ = event_log.page(connection, EventFilter(), after=after)
         return found[::-1][:number]
 
-    def presence(self, source: str) -> presence.Presence:
+    def presence(self, source: str) -> event_log.Presence:
         """Which properties the source's events asked for of late, and before."""
         with self._database.read() as connection:
-            return presence.read(connection, source)
+            return event_log.presence(connection, source)
 
     def _event_pages(
         self, chosen: EventFilter, after: int = 0, looked_at: Callable[[int], None] = lambda _: None
     ) -> Iterator[tuple[list[Logged], int]]:
         """Pages, each with where the next one begins (0 at the end)."""
         with self._database.read() as connection:
-            upto = event_log.newest(connection)
+            upto = event_log.newest_seq(connection)
             among = event_log.numbers(connection, chosen.ids) if chosen.ids else None
         while True:
             with self._database.read() as connection:

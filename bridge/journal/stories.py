@@ -11,10 +11,10 @@ from sqlalchemy.engine import Connection
 
 from bridge.journal import matching
 from bridge.journal.database import fetch
+from bridge.journal.entries import beginning
 from bridge.journal.event_log import settled_by_call
 from bridge.journal.matching import RECORDS_MEANT
 from bridge.journal.schema import State
-from bridge.journal.showing import beginning
 
 #: Calls looked through for one delivery; a record is rarely more than a few calls from its event.
 CALLS_SEARCHED = 20_000

@@ -8,23 +8,17 @@ left untouched.
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
 from typing import Protocol
 
 from sqlalchemy.engine import Connection
 
 from bridge.errors import JournalLockedError, JournalVersionError
-from bridge.journal import inspection
 from bridge.journal.database import fetch, on_postgresql, run
-from bridge.journal.locks import FileLock, Mark, TransactionLock, holder
-from bridge.journal.place import check_folder, sqlite_path
-from bridge.journal.schema import HEAD, MOVING
-from bridge.journal.sqlite import SqliteDatabase, refuse_mark
+from bridge.journal.schema import HEAD, migrate, refuse_unknown, suffices
+from bridge.journal.sqlite import trouble
+from bridge.journal.sqlite.database import SqliteDatabase, refuse_mark
+from bridge.journal.sqlite.files import FileLock, Mark, TransactionLock, check_folder, holder, sqlite_path
 from bridge.model import Clock
-
-#: Every version that this code can read, oldest first.
-KNOWN = ("0001", "0002", "0003", "0004")
 
 
 def check_place(url: str) -> None:
@@ -41,9 +35,9 @@ def prepare(url: str) -> None:
     version), JournalError (damaged, not a journal), each with what to change; then the file was not touched.
     """
     if on_postgresql(url):
-        from bridge.journal import postgresql_versions
+        from bridge.journal.postgresql import versions
 
-        postgresql_versions.prepare(url)
+        versions.prepare(url)
         return
     check_place(url)
     database = SqliteDatabase(url)
@@ -51,7 +45,7 @@ def prepare(url: str) -> None:
         with database.lock.held():
             mark = database.lock.mark
             refuse_mark(database.path, mark)
-            refuse_unknown(inspection.inspect(database.path, mark=mark, thoroughly=True), database.path)
+            refuse_unknown(trouble.inspect(database.path, mark=mark, thoroughly=True), database.path)
             if not database.path.exists():
                 database.lock.mark = Mark.NEW
                 database.path.touch(0o600)
@@ -68,16 +62,16 @@ def prepare(url: str) -> None:
 def check(url: str) -> None:
     """Raise JournalVersionError unless the journal is there and of this version: commands never migrate."""
     if on_postgresql(url):
-        from bridge.journal import postgresql_versions
+        from bridge.journal.postgresql import versions
 
-        postgresql_versions.check(url)
+        versions.check(url)
         return
     path = sqlite_path(url)
     if not path.exists():
         raise JournalVersionError(
             f"there is no journal at {path}: start `partner-bridge serve` once, or change journal.url"
         )
-    version = inspection.inspect(path)
+    version = trouble.inspect(path)
     refuse_unknown(version, path)
     if not suffices(version):
         raise JournalVersionError(
@@ -89,9 +83,9 @@ def check(url: str) -> None:
 def weaknesses(url: str) -> list[str]:
     """Why less than a commit on disk is promised there, one sentence each."""
     if on_postgresql(url):
-        from bridge.journal import postgresql_versions
+        from bridge.journal.postgresql import versions
 
-        return postgresql_versions.weaknesses(url)
+        return versions.weaknesses(url)
     return []
 
 
@@ -114,37 +108,6 @@ def _version(connection: Connection) -> str | None:
         return None
     rows = fetch(connection, "SELECT version_num FROM alembic_version")
     return str(rows[0][0]) if rows else None
-
-
-def suffices(version: str | None) -> bool:
-    """Whether this code works on a journal of this version: its own, or what additive migrations made of that."""
-    return version is not None and version[:2] == HEAD[:2] and version >= HEAD
-
-
-def refuse_unknown(version: str | None, path: Path | str) -> None:
-    """Raise JournalVersionError for a version that this code has never heard of."""
-    if version == MOVING:
-        raise JournalVersionError(
-            f"a move to the journal {path} was cut short: run `partner-bridge migrate --to …` again, it goes on there"
-        )
-    if version is not None and version not in KNOWN and not suffices(version):
-        raise JournalVersionError(
-            f"the journal {path} was written by a newer Partner Bridge (version {version}; this one knows "
-            f"{HEAD}); it was left untouched: run the newer program, or restore a backup"
-        )
-
-
-def migrate(connection: Connection) -> None:
-    """Bring the tables up to `HEAD` in the open transaction."""
-    from alembic import command
-    from alembic.config import Config
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    config = Config()
-    config.set_main_option("script_location", "bridge.journal:migrations")
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
 
 
 class ServiceLock:
@@ -216,7 +179,7 @@ class DispatchClaim(Protocol):
 def dispatch_claim(url: str, *, clock: Clock) -> DispatchClaim:
     """A claim to deliver from this journal."""
     if on_postgresql(url):
-        from bridge.journal.term import Term
+        from bridge.journal.postgresql.term import Term
 
         return Term(url, clock=clock)
     return DispatchLock(url)

@@ -1,7 +1,7 @@
-"""Who may use the admin port (G10).
+"""Who may use the admin port (G10): tokens, sessions of the console, and the tokens of its forms.
 
 On a bind that is not loopback only health, metrics and status answer without the admin token, and status then without
-the texts of others (`api.for_anybody`); without a token configured everything else is off there. On loopback without
+the texts of others (`health.for_anybody`); without a token configured everything else is off there. On loopback without
 a token it is open to this machine: then the request must also name this machine as its host, lest a web page reach
 it through a name that it controls. A token that is configured is always asked for: as a bearer, or, on the console's
 pages only, once at its login form, which gives a session cookie.
@@ -9,16 +9,125 @@ pages only, once at its login form, which gives a session cookie.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import math
+import secrets
 import time
+from urllib.parse import urlsplit
 
-from flask import Flask, g, request
+from flask import Flask, Request, Response, g, request
+from itsdangerous import BadData, URLSafeTimedSerializer
 
-from bridge.intake.problems import Refusal
-from bridge.operations import sessions
-from bridge.operations.guesses import Guesses
+from bridge.http.limits import Guesses
+from bridge.http.problems import Refusal
 from bridge.settings import Secret, SecretUnavailableError, is_loopback
+
+# --- Sessions of the console, and the tokens of its forms. Nothing is stored: any worker knows what another gave
+# out.
+#
+# A session is a signed time; the admin token is the key, so that a token that is taken away ends its sessions. A
+# form's token is bound to a random cookie and to the session: another site can neither read nor guess it, and a
+# program on another port of this machine, which can set cookies, does not know the session.
+#
+# Where the browser came by TLS, as far as can be known here, its cookies go by TLS alone and are named so that nobody
+# without it can set them. What a proxy, or anybody, says of that is believed where it makes them stricter: a lie breaks
+# the liar's own sign-in.
+
+#: The session's cookie, and that of the forms.
+COOKIE = "partner_bridge_session"
+FORM_COOKIE = "partner_bridge_form"
+#: Browsers take a cookie of such a name by TLS only, and from its own host only.
+BY_TLS = "__Host-"
+#: A session ends after this, whatever happens in it.
+LASTS_S = 12 * 3600
+
+
+def _signers(token: Secret) -> list[URLSafeTimedSerializer]:
+    try:
+        return [URLSafeTimedSerializer(text, salt="partner-bridge console session") for text in token.texts()]
+    except SecretUnavailableError:
+        return []
+
+
+def came_by_tls(request: Request) -> bool:
+    """Whether the browser did, by what the connection, a proxy that ends TLS, or a form's own origin tells."""
+    forwarded = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
+    origin = urlsplit(request.headers.get("Origin", "")).scheme
+    return request.is_secure or "https" in {forwarded, origin}
+
+
+def session_of(request: Request) -> str:
+    """The session that a request names; "" without one."""
+    return _cookie(request, COOKIE)
+
+
+def nonce_of(request: Request) -> str:
+    """What the browser's forms are bound to; "" without it."""
+    return _cookie(request, FORM_COOKIE)
+
+
+def _cookie(request: Request, name: str) -> str:
+    return request.cookies.get(f"{BY_TLS}{name}") or request.cookies.get(name, "")
+
+
+def begin_session(request: Request, response: Response, token: Secret) -> None:
+    """Give the session's cookie. `token` must hold one now."""
+    session = _signers(token)[0].dumps(secrets.token_urlsafe(12))
+    _set(request, response, COOKIE, str(session), lasts_s=LASTS_S)
+
+
+def end_session(response: Response) -> None:
+    """Take it back."""
+    for name, secure in ((COOKIE, False), (f"{BY_TLS}{COOKIE}", True)):
+        response.delete_cookie(name, httponly=True, samesite="Strict", secure=secure)
+
+
+def holds_token(session: str, token: Secret) -> bool:
+    """Whether this is a session that has not ended."""
+    for signer in _signers(token):
+        try:
+            signer.loads(session, max_age=LASTS_S)
+        except BadData:
+            continue
+        return True
+    return False
+
+
+def form_token(nonce: str, session: str) -> str:
+    """What the forms of this browser carry."""
+    return hmac.new(nonce.encode(), b"form of " + session.encode(), hashlib.sha256).hexdigest()
+
+
+def new_nonce() -> str:
+    """For a browser that has no form cookie."""
+    return secrets.token_urlsafe(24)
+
+
+def remember_nonce(request: Request, response: Response, nonce: str) -> None:
+    """Give the forms' cookie."""
+    _set(request, response, FORM_COOKIE, nonce, lasts_s=None)
+
+
+def is_own_form(request: Request, sent: str) -> bool:
+    """Whether a form comes from a page of ours in this browser."""
+    nonce = nonce_of(request)
+    wanted = form_token(nonce, session_of(request))
+    site = request.headers.get("Sec-Fetch-Site", "same-origin")
+    origin = request.headers.get("Origin")
+    return (
+        bool(nonce)
+        and site in {"same-origin", "none"}
+        and (origin is None or urlsplit(origin).netloc.lower() == request.host.lower())
+        and hmac.compare_digest(sent.encode(), wanted.encode())
+    )
+
+
+def _set(request: Request, response: Response, name: str, value: str, *, lasts_s: int | None) -> None:
+    secure = came_by_tls(request)
+    name = f"{BY_TLS}{name}" if secure else name
+    response.set_cookie(name, value, max_age=lasts_s, httponly=True, samesite="Strict", secure=secure)
+
 
 #: The console's blueprint, and what of it is there to be let in.
 CONSOLE = "console"
@@ -67,7 +176,7 @@ def _who(token: Secret | None, *, loopback: bool) -> str | None:
     """Who is there, if they may know and do all; None for anybody else."""
     if token is None:
         return "loopback" if loopback and is_loopback(_name(request.host)) else None
-    if (request.blueprint == CONSOLE or request.path == STATUS) and sessions.holds(sessions.of(request), token):
+    if (request.blueprint == CONSOLE or request.path == STATUS) and holds_token(session_of(request), token):
         return "session"
     return "token" if _knows(token) else None
 

@@ -1,4 +1,4 @@
-"""Acts on many entries in the background: a request, and the thread that answers it, must not wait for thousands.
+"""Acts of people: on many entries in the background, and the log line of each.
 
 Thread-safe. One act at a time in the whole deployment; what it did is told through the journal, so that every
 worker tells the same, also after the one that worked at it is gone.
@@ -10,24 +10,57 @@ import secrets
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 
 import structlog
+from flask import g, has_request_context, request
 
 from bridge.errors import BridgeError
-from bridge.intake.problems import Refusal, where
-from bridge.journal.acts import Act
+from bridge.http.problems import Refusal, where
 from bridge.journal.retry_log import Filter
+from bridge.journal.steering import Act
 from bridge.journal.store import Journal
 from bridge.operations.desk import JournalDesk
-from bridge.operations.logged import log_act
 from bridge.operations.queries import as_query
+
+# --- the log line of what people do: who did what to how much ---
+
+_log = structlog.get_logger("bridge.admin")
+
+
+def log_act(
+    act: str,
+    chosen: dict[str, Any],
+    result: Any,
+    *,
+    who: str | None = None,
+    address: str | None = None,
+    problem: str = "",
+) -> None:
+    """Who did what to how much. Texts that look like an address, and HubSpot's, are not logged.
+
+    `who` and `address` are the request's unless they are given; `problem` tells why an act ended early.
+    """
+    if has_request_context():
+        who, address = who or g.get("who", "?"), address or request.remote_addr
+    shown = {
+        name: len(value) if isinstance(value, list) else "(hidden)" if _is_private(name, value) else value
+        for name, value in chosen.items()
+    }
+    counts = {"pauses": len(result)} if isinstance(result, list) else result
+    figures = {name: count for name, count in counts.items() if isinstance(count, int)}
+    ended = {"error": problem} if problem else {}
+    _log.info("operator acted", act=act, who=who, address=address, filter=shown, **figures, **ended)
+
+
+def _is_private(name: str, value: object) -> bool:
+    return name in {"message", "search"} or "@" in str(value)
+
 
 #: Seconds between two notes of how far an act came: each is a write of the journal.
 TOLD_EVERY_S = 0.5
 #: Seconds that the end of the service waits for the transaction at hand.
 ENDS_WITHIN_S = 5.0
-
-_log = structlog.get_logger("bridge.admin")
 
 
 class _Stopped(Exception):  # noqa: N818 (a wish, not an accident)

@@ -31,14 +31,14 @@ from flask import Blueprint, Flask, Response, request
 from marshmallow import Schema, ValidationError
 
 from bridge.errors import JournalError, JournalFullError
-from bridge.intake.bodies import read_body
-from bridge.intake.problems import Refusal, problem, register_problem_handlers
-from bridge.journal.kept import Remap
+from bridge.http.bodies import read_body
+from bridge.http.problems import Refusal, problem, register_problem_handlers
+from bridge.journal.amending import Remap
 from bridge.journal.retry_log import Filter, Reference
 from bridge.journal.store import Journal
 from bridge.operations import queries
+from bridge.operations.acts import log_act
 from bridge.operations.desk import Document, JournalDesk
-from bridge.operations.logged import log_act
 from bridge.showing import exact_iso, printable_json
 
 #: Rows of one answer unless the request says otherwise.

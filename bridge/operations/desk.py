@@ -10,16 +10,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from bridge.errors import JournalError
+from bridge.journal.amending import Remap
 from bridge.journal.entries import PORTION, portions
-from bridge.journal.event_log import EventFilter, Logged
-from bridge.journal.history import Minute
-from bridge.journal.history import read as read_history
-from bridge.journal.kept import Remap
-from bridge.journal.presence import Share
-from bridge.journal.remapping import Difference
-from bridge.journal.retry_log import Entry, Filter, Reference
+from bridge.journal.event_log import EventFilter, Logged, Share
+from bridge.journal.retry_log import Difference, Entry, Filter, Reference
 from bridge.journal.steering import Known
 from bridge.journal.store import Journal
+from bridge.journal.upkeep import Minute, minutes_of
 from bridge.model import Pause
 from bridge.showing import iso
 
@@ -110,7 +107,7 @@ class JournalDesk:
 
     def last_hour(self) -> list[Minute]:
         """What the last hour brought, by minutes; oldest first."""
-        return read_history(self._journal.figures().history)
+        return minutes_of(self._journal.figures().history)
 
     def found_retries(
         self, chosen: Filter, *, after: Reference | None = None, limit: int | None = None
@@ -148,7 +145,7 @@ class JournalDesk:
 
     def presence(self, source: str, properties: Mapping[str, Collection[str]]) -> dict[str, Document]:
         """How often each property came with the source's events, compared with those beside it: see
-        `bridge.journal.presence`. Nothing while the journal cannot be read.
+        `bridge.journal.event_log`. Nothing while the journal cannot be read.
         """
         try:
             found = self._journal.presence(source)

@@ -1,4 +1,4 @@
-"""Health as values: alive, ready, and the figures of `GET /status`.
+"""Health as values, and its HTTP: alive, ready, and the figures of `GET /status`.
 
 Alive depends only on what a restart cures: a dispatcher that makes no progress, a writer that ended. Ready means
 that a webhook could be journalled now; a CRM outage changes neither.
@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from flask import Blueprint, Response, g
+
 from bridge.errors import JournalError
-from bridge.operations.metrics import Gauges
+from bridge.operations.access import STATUS
+from bridge.operations.metrics import Gauges, Metrics
+from bridge.showing import printable_json
 
 #: A dispatcher that has not finished a step for this long is stuck: its longest wait is a second.
 STUCK_AFTER_S = 60.0
@@ -122,3 +126,51 @@ class _Run:
         self.began = began
         self.ended = threading.Event()
         self.verdict = Verdict(ok=False)
+
+
+# --- the HTTP of health, metrics and status: two paths on the public port, all of them on the admin port ---
+
+TEXT = "text/plain; charset=utf-8"
+EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def health_blueprint(vitals: Probed, *, detail: bool) -> Blueprint:
+    """`/livez` and `/readyz`; without `detail` the reason is not told (public port)."""
+    routes = Blueprint("health", __name__)
+
+    def answer(verdict: Verdict) -> Response:
+        text = "ok" if verdict.ok else verdict.why if detail else "not ok"
+        return Response(
+            text + "\n", 200 if verdict.ok else 503, content_type=TEXT, headers={"Cache-Control": "no-store"}
+        )
+
+    @routes.get("/livez")
+    def livez() -> Response:
+        return answer(vitals.alive())
+
+    @routes.get("/readyz")
+    def readyz() -> Response:
+        return answer(vitals.ready())
+
+    return routes
+
+
+def admin_blueprint(vitals: Vitals, metrics: Metrics) -> Blueprint:
+    """`/metrics` and `/status`: what answers without the admin token."""
+    routes = Blueprint("admin", __name__)
+
+    @routes.get("/metrics")
+    def exposition() -> Response:
+        return Response(metrics.exposition(vitals.gauges), content_type=EXPOSITION)
+
+    @routes.get(STATUS)
+    def status() -> Response:
+        document = vitals.status() if g.get("who") else for_anybody(vitals.status())
+        return Response(printable_json(document, indented=True), content_type="application/json")
+
+    return routes
+
+
+def for_anybody(status: dict[str, Any]) -> dict[str, Any]:
+    """The figures without what quotes a partner, the CRM or a person: reasons, counts and configured names are left."""
+    return status | {"pauses": [pause | {"detail": None} for pause in status["pauses"]]}

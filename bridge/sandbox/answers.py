@@ -12,7 +12,7 @@ import orjson
 
 from bridge import showing
 from bridge.model import to_us
-from bridge.sandbox.validation import Flaw
+from bridge.sandbox.properties import Flaw
 
 JSON = "application/json;charset=utf-8"
 

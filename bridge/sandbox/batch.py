@@ -1,24 +1,88 @@
 """`batch/update` itself: whether the call stands as a whole, and what becomes of each input.
 
-Order of judgement: shape (see `inputs`), number, id property, duplicates, values, existence. Everything up to
+Order of judgement: shape, number, id property, duplicates, values, existence. Everything up to
 the values refuses the whole call; refused values do so too unless every input carries a trace id of its own.
 """
 
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import orjson
+
 from bridge.model import Clock
-from bridge.sandbox import answers
-from bridge.sandbox.answers import Answer, Naming
-from bridge.sandbox.definitions import Properties, PropertyDefinition
-from bridge.sandbox.inputs import MAX_INPUTS
-from bridge.sandbox.ledger import Call, Input, Ledger
-from bridge.sandbox.records import Address, Record, Records
-from bridge.sandbox.validation import MAX_TEXT, Flaw, check, merged, missing
+from bridge.sandbox import answers, faults
+from bridge.sandbox.answers import Answer, Naming, validation_error
+from bridge.sandbox.faults import Fault, FaultPlan
+from bridge.sandbox.properties import MAX_TEXT, Flaw, Properties, PropertyDefinition, check, merged, missing
+from bridge.sandbox.records import Address, Call, Input, Ledger, Record, Records, ViolationKind
+
+# --- what the body of a batch update asks, and what of the contract its shape breaks ---
+
+MAX_INPUTS = 100  #: [docs GUIDE]
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A body: the inputs that could be read, why the call is refused if it is, and what it broke."""
+
+    inputs: tuple[Input, ...] = ()
+    refusal: Answer | None = None
+    breaches: tuple[tuple[ViolationKind, str], ...] = ()
+
+
+def parse(body: bytes) -> Parsed:
+    """Read the body of a batch update. Values must be strings; all else is refused [spec PC-v3].
+
+    A body without inputs is a success that changes nothing [issue/forum HubSpot/hubspot-api-nodejs#26].
+    """
+    try:
+        parsed = orjson.loads(body)
+        listed = parsed.get("inputs", []) if isinstance(parsed, dict) else None
+    except orjson.JSONDecodeError as error:
+        return _malformed(error.lineno, error.colno, error.msg)
+    if not isinstance(listed, list):
+        return _malformed(1, 1, "inputs: not a list")
+    if not listed:
+        return Parsed(breaches=((ViolationKind.EMPTY, ""),))
+    inputs: list[Input] = []
+    breaches: list[tuple[ViolationKind, str]] = []
+    for place, item in enumerate(listed):
+        fault = _shape(item)
+        if fault is None:
+            traced = item.get("objectWriteTraceId") or ""
+            inputs.append(Input(item["id"], item.get("idProperty") or "", traced, item["properties"]))
+        else:
+            breaches.append((fault[0], f"inputs[{place}]: {fault[1]}"))
+    refusal = _malformed(1, 1, breaches[0][1]).refusal if breaches else None
+    if len(listed) > MAX_INPUTS:
+        breaches.append((ViolationKind.TOO_MANY, str(len(listed))))
+    return Parsed(tuple(inputs), refusal, tuple(breaches))
+
+
+def _malformed(line: int, column: int, message: str) -> Parsed:
+    refusal = validation_error(f"Invalid input JSON on line {line}, column {column}: {message}")
+    return Parsed((), refusal, ((ViolationKind.MALFORMED, message),))
+
+
+def _shape(item: Any) -> tuple[ViolationKind, str] | None:
+    if not isinstance(item, dict) or not isinstance(item.get("properties"), dict):
+        return ViolationKind.MALFORMED, "Some required fields were not set: [properties]"
+    if not item.get("id"):
+        return ViolationKind.MISSING_ID, "Some required fields were not set: [id]"
+    for name in ("id", "idProperty", "objectWriteTraceId"):
+        if not isinstance(item.get(name, ""), str):
+            return ViolationKind.NOT_A_STRING, f"{name} is not a string"
+    for name, value in item["properties"].items():
+        if type(value) is not str:
+            return ViolationKind.NOT_A_STRING, f"properties.{name} is not a string"
+    return None
+
 
 PORTAL_ID = 1
 #: Object type ids as HubSpot's messages name them; partner_clients' own is not published.
@@ -214,3 +278,101 @@ class BatchUpdate:
         if self._behaviour.echo_trace_ids and item.trace_id:
             result["objectWriteTraceId"] = item.trace_id
         return result
+
+
+# --- update calls as they happen: after the latency, with whatever fault befalls them ---
+
+#: When an apply-late takes effect if the fault does not say, in seconds after arrival.
+APPLY_AFTER_S = 2.0
+
+
+class Player:
+    """Plays update calls. Thread-safe: `_lock` guards `_late`, `_closing` ends latencies early."""
+
+    def __init__(self, *, update: BatchUpdate, faults: FaultPlan, behaviour: Behaviour) -> None:
+        self._update = update
+        self._faults = faults
+        self._behaviour = behaviour
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._late: set[threading.Timer] = set()
+
+    def play(self, call: Call, parsed: Parsed, fault: Fault | None, *, scope: str) -> Answer:
+        """The answer to an update call. It takes effect after the latency, also when its client has left."""
+        if self._behaviour.latency_s > 0:
+            self._closing.wait(self._behaviour.latency_s)
+        if fault is None:
+            return parsed.refusal or self._update.run(call)
+        if parsed.refusal is not None:
+            return parsed.refusal if fault.applies else faults.answer(fault, None, scope=scope)
+        match fault.kind:
+            case "silent-drop":
+                return self._update.run(call, dropped=self._chosen(call, fault))
+            case "unknown":
+                return self._update.run(call, unknown=self._chosen(call, fault))
+            case "pending" | "processing" | "canceled":
+                return self._unfinished(call, fault)
+        served: Answer | None = None
+        if fault.kind == "apply-late" or fault.apply_after_s is not None:
+            self._apply_late(call, fault)
+        elif fault.applies:
+            served = self._update.run(call)
+        return faults.answer(fault, served, scope=scope)
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until everything that is to be applied late has been; False when the time was not enough."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with self._lock:
+                waiting = next(iter(self._late), None)
+            if waiting is None:
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            waiting.join(left)
+
+    def cancel(self) -> None:
+        """Drop what was to be applied late."""
+        with self._lock:
+            for timer in self._late:
+                timer.cancel()
+            self._late.clear()
+
+    def close(self) -> None:
+        """As `cancel`, and end every latency."""
+        self._closing.set()
+        self.cancel()
+
+    def reopen(self) -> None:
+        """Undo `close`."""
+        self._closing.clear()
+
+    def _chosen(self, call: Call, fault: Fault) -> AbstractSet[int]:
+        return self._faults.choose(fault, [item.id for item in call.inputs])
+
+    def _unfinished(self, call: Call, fault: Fault) -> Answer:
+        rest = frozenset(range(fault.count, len(call.inputs)))
+        written_now = fault.applies and fault.apply_after_s is None
+        served = self._update.run(
+            call, dropped=NOTHING if written_now else rest, hidden=rest if written_now else NOTHING
+        )
+        if fault.apply_after_s is not None:
+            self._apply_late(call, fault)
+        return faults.unfinished(fault, served)
+
+    def _apply_late(self, call: Call, fault: Fault) -> None:
+        def apply() -> None:
+            try:
+                self._update.run(call)
+            finally:
+                with self._lock:
+                    self._late.discard(timer)
+
+        delay_s = APPLY_AFTER_S if fault.apply_after_s is None else fault.apply_after_s
+        timer = threading.Timer(delay_s, apply)
+        timer.name = f"sandbox-apply-late-{call.seq}"
+        timer.daemon = True
+        with self._lock:
+            self._late.add(timer)
+        timer.start()

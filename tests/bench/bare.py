@@ -8,7 +8,7 @@ from typing import Any
 from flask import Flask, Response, request
 from gunicorn.app.base import BaseApplication
 
-from bridge.worker import BridgeWorker
+from bridge.server.worker import BridgeWorker
 
 
 def app() -> Flask:

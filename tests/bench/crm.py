@@ -11,7 +11,7 @@ from typing import Any
 import requests
 
 from bridge.cli.serving import sandbox_process
-from bridge.sandbox.control import DEFAULT_APPLIED_LIMIT
+from bridge.sandbox.server import DEFAULT_APPLIED_LIMIT
 
 #: What records are expected to hold, or found to: {record: {property: value}}.
 State = Mapping[str, Mapping[str, str]]

@@ -16,9 +16,9 @@ import orjson
 import pytest
 import requests
 
+from bridge.intake.decoding import weigh
 from bridge.intake.signatures import sign
-from bridge.intake.weighing import weigh
-from bridge.loop import LIGHT
+from bridge.server.loop import LIGHT
 from bridge.settings import Secret, Verify
 from tests.running import ACME, Running, eventually, running
 from tests.unit.test_steps import JOIN, JOINED

@@ -15,7 +15,7 @@ import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridge.operations.guesses import GUESSES
+from bridge.http.limits import GUESSES
 from bridge.sandbox import Crm, SandboxServer
 from tests.examples import examples
 from tests.raw_http import Answer, chunked, exchange, request

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from bridge.delivery import sentences
-from bridge.delivery.complaints import DEFINITION_CODES
-from bridge.delivery.sentences import Sentence
+from bridge.crm import sentences
+from bridge.crm.complaints import DEFINITION_CODES
+from bridge.crm.sentences import Sentence
 from bridge.sandbox import Crm, SandboxServer
 from bridge.sandbox.answers import Naming
 from tests.running import Running, eventually, running

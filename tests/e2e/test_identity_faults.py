@@ -19,7 +19,7 @@ from werkzeug.test import Client, TestResponse
 from bridge.config import load_settings
 from bridge.intake.signatures import sign
 from bridge.sandbox import Crm, SandboxServer
-from bridge.service import Service
+from bridge.server.service import Service
 from bridge.settings import Settings
 from tests.empty_journal import prepare
 from tests.running import ACME, Running, eventually, running

@@ -20,7 +20,7 @@ import requests
 
 import bridge
 from bridge.sandbox import Crm, SandboxServer
-from bridge.server import COUNTERS_PREFIX
+from bridge.server.master import COUNTERS_PREFIX
 from tests.e2e.test_stopping import Load, event, held
 from tests.history import dispatcher_pid
 from tests.running import Running, eventually, running

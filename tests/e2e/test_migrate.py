@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from bridge import cli
-from bridge.cli.moving import without_password
+from bridge.cli.journaling import without_password
 from bridge.sandbox import Crm, SandboxServer
 from tests.forked import Forked
 from tests.postgres import PASSWORD, fresh_database, shared

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from bridge.config.watching import EVERY_S
+from bridge.config.loading import EVERY_S
 from bridge.sandbox import Crm, SandboxServer
 from tests.e2e.test_reload import event, metric
 from tests.running import ACME, SECRET, Running, eventually

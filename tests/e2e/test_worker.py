@@ -19,8 +19,8 @@ import requests
 
 from bridge.intake.signatures import sign
 from bridge.sandbox import Crm, SandboxServer
+from bridge.server.worker import shares
 from bridge.settings import Secret, Verify
-from bridge.worker import shares
 from tests import cramped
 from tests.running import Running, eventually, free_port
 from tests.stopwatch import Stopwatch

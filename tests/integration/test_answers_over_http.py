@@ -17,7 +17,7 @@ import pytest
 
 from bridge.model import Lane, Pause
 from bridge.sandbox import Answer, Crm, Fault, Input, SandboxServer
-from bridge.sandbox.ledger import Call
+from bridge.sandbox.records import Call
 from bridge.settings import Retry
 from tests.builders import LANE
 from tests.rig import Rig, rigged, says

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from werkzeug.test import Client, TestResponse
 
 from bridge.config import load
-from bridge.service import Service
+from bridge.server.service import Service
 from tests.empty_journal import prepare
 from tests.fakes import FakeClock
 from tests.forging import Headers, extend_sha256, forgeries

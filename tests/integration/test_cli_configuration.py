@@ -13,7 +13,7 @@ import pytest
 
 from bridge.cli import run
 from bridge.config import examine
-from bridge.config.examples import try_examples
+from bridge.config.loading import try_examples
 from bridge.config.templates import DEFAULT, TEMPLATES
 
 SOUND = """\

@@ -22,16 +22,16 @@ from werkzeug.test import Client, TestResponse
 from bridge.cli.desk import ROWS, Desk, in_process, over_http
 from bridge.config import load_settings
 from bridge.errors import BridgeError
-from bridge.journal.acts import Act
+from bridge.journal.amending import Remap
 from bridge.journal.event_log import EventFilter
-from bridge.journal.history import read
-from bridge.journal.kept import Remap
 from bridge.journal.retry_log import Filter
+from bridge.journal.steering import Act
+from bridge.journal.upkeep import minutes_of
 from bridge.model import Delivered, Outcome, Parked, Pause, Reason, Refused, Scope, to_us
 from bridge.operations.admin_api import application
 from bridge.operations.console import retries
 from bridge.operations.queries import MAX_IDS
-from bridge.service import Service, make_remap
+from bridge.server.service import Service, make_remap
 from bridge.settings import Secret
 from tests.backends import postgresql
 from tests.builders import LANE, call, event
@@ -193,12 +193,12 @@ def test_the_last_hour_is_counted_by_minutes(service: Service) -> None:
     """Nothing twice, however often it is counted."""
     for _ in range(3):
         figures = service.journal.refresh_figures(delivery={"limiter": {"calls": 10, "per_s": 1, "used": 2}})
-    minutes = read(figures.history)
+    minutes = minutes_of(figures.history)
     sums = [sum(getattr(minute, name) for minute in minutes) for name in ("events", "calls", "records", "failed")]
     assert sums == [4, 1, 3, 0]
     assert max(minute.limit_used for minute in minutes) == 0.5
     assert max(minute.delay_s for minute in minutes) < 10
-    assert read(service.journal.figures().history) == minutes
+    assert minutes_of(service.journal.figures().history) == minutes
 
 
 def test_a_minute_in_which_nobody_counted_is_no_zero(service: Service) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from bridge.config import load_settings
-from bridge.journal.presence import Presence
+from bridge.journal.event_log import Presence
 from bridge.journal.retry_log import Filter
 from bridge.operations.queries import as_query
-from bridge.service import Service
+from bridge.server.service import Service
 from tests.integration.test_console import CONFIG, Browser
 from tests.large_journal import fill
 from tests.statements import scans, written

@@ -28,8 +28,7 @@ from bridge.delivery.limiter import Limiter
 from bridge.delivery.pauses import Backoff
 from bridge.delivery.ports import OnUnknown, Settled
 from bridge.journal.event_log import EventFilter
-from bridge.journal.remapping import Difference
-from bridge.journal.retry_log import Filter, KeptEvent, Remapped
+from bridge.journal.retry_log import Difference, Filter, KeptEvent, Remapped
 from bridge.journal.steering import Known
 from bridge.journal.store import Journal
 from bridge.model import Event, Intake, Pause, PendingRecord, PropertyUpdate, Receipt, to_us

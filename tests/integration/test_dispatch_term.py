@@ -11,9 +11,9 @@ import psycopg
 import pytest
 
 from bridge.errors import JournalTermError
-from bridge.journal import term
+from bridge.journal.postgresql import term
+from bridge.journal.postgresql.term import Term
 from bridge.journal.store import Journal
-from bridge.journal.term import Term
 from bridge.journal.versions import dispatch_claim
 from bridge.model import Delivered, Pause, Scope, SystemClock, to_us
 from bridge.settings import Journal as JournalSettings

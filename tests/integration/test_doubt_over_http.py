@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.journal.reconciling import DOUBT_US
+from bridge.journal.due import DOUBT_US
 from bridge.sandbox import Crm, Fault, SandboxServer
 from tests.rig import Rig, rigged
 from tests.running import Running, eventually, running

@@ -11,7 +11,7 @@ import pytest
 
 from bridge.config import load_settings
 from bridge.operations.health import STUCK_AFTER_S
-from bridge.service import Service
+from bridge.server.service import Service
 from tests.empty_journal import prepare
 from tests.rig import ShiftingClock
 from tests.running import eventually

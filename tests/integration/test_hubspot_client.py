@@ -20,11 +20,9 @@ import orjson
 import pytest
 
 from bridge import __version__
+from bridge.crm.hubspot import HubSpot, answer_limit, inputs_of
+from bridge.crm.transport import MAX_ANSWER, Answer, NoAnswer
 from bridge.delivery.answers import doubtful
-from bridge.delivery.calls import Answer, NoAnswer
-from bridge.delivery.hubspot import HubSpot, inputs_of
-from bridge.delivery.transport import MAX_ANSWER
-from bridge.delivery.weight import answer_limit
 from bridge.errors import BridgeError
 from bridge.model import Lane
 from tests.fakes_delivery import BY_RECORD_ID, CLIENTS, record

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.delivery.clock_watch import ClockWatch
+from bridge.delivery.dispatcher import ClockWatch
 from bridge.errors import JournalFullError
 from bridge.journal import retry_log
+from bridge.journal.amending import KeptEvent, Remapped
 from bridge.journal.event_log import EventFilter
-from bridge.journal.kept import KeptEvent, Remapped
-from bridge.journal.remapping import Difference
-from bridge.journal.retry_log import Discarded, Filter
+from bridge.journal.retry_log import Difference, Discarded, Filter
 from bridge.journal.steering import Known, Resynced
 from bridge.journal.store import Journal
 from bridge.model import Delivered, Parked, PropertyUpdate, Reason, Refused, RetryLater, to_us

@@ -16,11 +16,11 @@ import pytest
 
 from bridge.errors import JournalDamagedError, JournalError, JournalLockedError, JournalUnavailableError
 from bridge.journal import backup as backups
-from bridge.journal import inspection, versions
-from bridge.journal.backup import Waiting, backup, restore
-from bridge.journal.information import information
-from bridge.journal.locks import Mark, TransactionLock
+from bridge.journal import versions
+from bridge.journal.backup import Waiting, backup, information, restore
 from bridge.journal.schema import HEAD
+from bridge.journal.sqlite import trouble
+from bridge.journal.sqlite.files import Mark, TransactionLock
 from bridge.journal.store import Journal
 from bridge.model import Lane, SystemClock
 from bridge.settings import Journal as JournalSettings
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def events_in(file: Path) -> list[str]:
-    with inspection.reading(file) as connection:
+    with trouble.reading(file) as connection:
         return [event_id for (event_id,) in connection.execute("SELECT event_id FROM events ORDER BY seq")]
 
 
@@ -102,7 +102,7 @@ def test_a_backup_taken_while_writing_is_one_moment_of_the_journal(folder: Path)
     found = events_in(made.path)
     assert found[:before] == events_in(folder / "journal.db")[:before]
     assert found == events_in(folder / "journal.db")[: len(found)]
-    assert inspection.verify(made.path) == []
+    assert trouble.verify(made.path) == []
     assert stat.S_IMODE(made.path.stat().st_mode) == 0o600  # it may hold a token
     assert {file.name for file in folder.iterdir() if "copy" in file.name} == {"copy.db"}  # one file, nothing beside it
 
@@ -154,11 +154,11 @@ BROKEN = {
 @pytest.mark.damages
 @pytest.mark.parametrize("statement", BROKEN)
 def test_verify_tells_what_does_not_fit_together(folder: Path, statement: str) -> None:
-    assert inspection.verify(folder / "journal.db") == []
+    assert trouble.verify(folder / "journal.db") == []
     with closing(sqlite3.connect(folder / "journal.db")) as journal:
         journal.execute(statement)
         journal.commit()
-    assert BROKEN[statement] in inspection.verify(folder / "journal.db")
+    assert BROKEN[statement] in trouble.verify(folder / "journal.db")
 
 
 @pytest.mark.damages
@@ -169,7 +169,7 @@ def test_verify_finds_an_index_that_lacks_rows(folder: Path) -> None:
     at = (root - 1) * 4096
     damaged = pages[: at + 3] + b"\x00\x00" + pages[at + 5 :]  # an index page without cells
     (folder / "journal.db").write_bytes(damaged)
-    assert any("asks_event" in problem for problem in inspection.verify(folder / "journal.db"))
+    assert any("asks_event" in problem for problem in trouble.verify(folder / "journal.db"))
 
 
 # --- restore ------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_a_restore_where_nothing_was_makes_the_journal(folder: Path, tmp_path: P
     (tmp_path / "new").mkdir()
     assert restore(url_of(tmp_path / "new"), made.path, clock=CLOCK).set_aside is None
     versions.prepare(url_of(tmp_path / "new"))
-    assert inspection.verify(tmp_path / "new" / "journal.db") == []
+    assert trouble.verify(tmp_path / "new" / "journal.db") == []
 
 
 def test_a_restore_is_refused_beside_a_service_and_from_what_is_no_backup(folder: Path) -> None:
@@ -371,5 +371,5 @@ def test_a_part_of_a_killed_backup_is_in_nobodys_way(folder: Path) -> None:
 
     (folder / f".copy.db.part-{os.getpid()}").write_bytes(b"half")
     made = backup(url_of(folder), folder / "copy.db")
-    assert inspection.verify(made.path) == []
+    assert trouble.verify(made.path) == []
     assert backups._sha256(made.path) == made.sha256

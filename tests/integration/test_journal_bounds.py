@@ -14,7 +14,7 @@ import pytest
 from bridge.errors import JournalFullError
 from bridge.journal.database import fetch, run
 from bridge.journal.retry_log import Filter
-from bridge.journal.sqlite import SPARE_PAGES
+from bridge.journal.sqlite.database import SPARE_PAGES
 from bridge.journal.store import Journal
 from bridge.model import (
     Delivered,

@@ -21,10 +21,11 @@ from bridge.errors import (
     JournalUnavailableError,
     JournalVersionError,
 )
-from bridge.journal import inspection, versions
-from bridge.journal.locks import Mark, TransactionLock
-from bridge.journal.schema import HEAD, metadata
-from bridge.journal.sqlite import TIDY_EVERY_S, SqliteDatabase
+from bridge.journal import versions
+from bridge.journal.schema import HEAD, KNOWN, metadata
+from bridge.journal.sqlite import trouble
+from bridge.journal.sqlite.database import TIDY_EVERY_S, SqliteDatabase
+from bridge.journal.sqlite.files import Mark, TransactionLock
 from bridge.journal.store import Journal
 from bridge.model import SystemClock
 from bridge.settings import Journal as JournalSettings
@@ -91,7 +92,7 @@ def test_a_newer_journal_is_refused_and_left_untouched(tmp_path: Path) -> None:
             act(url_of(tmp_path))
     with sqlite3.connect(tmp_path / "journal.db") as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999",)]
-    assert HEAD in versions.KNOWN
+    assert HEAD in KNOWN
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -162,8 +163,8 @@ def test_f05_a_torn_log_loses_what_lay_behind_the_cut_and_nothing_else(tmp_path:
         shutil.copy(tmp_path / "copy-of-journal.db", torn / "journal.db")
         (torn / "journal.db-wal").write_bytes(whole[:cut])
         versions.prepare(url_of(torn))
-        assert inspection.verify(torn / "journal.db") == []
-        with inspection.reading(torn / "journal.db") as connection:
+        assert trouble.verify(torn / "journal.db") == []
+        with trouble.reading(torn / "journal.db") as connection:
             found = connection.execute("SELECT event_id FROM events ORDER BY seq").fetchall()
             values = connection.execute("SELECT record, value FROM desired ORDER BY record, property").fetchall()
         kept = sum(size <= cut for size in sizes)
@@ -186,7 +187,7 @@ def test_f05_flipped_bytes_in_the_log_end_it_there(tmp_path: Path) -> None:
         shutil.copy(tmp_path / "copy-of-journal.db", folder / "journal.db")
         (folder / "journal.db-wal").write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         versions.prepare(url_of(folder))
-        with inspection.reading(folder / "journal.db") as connection:
+        with trouble.reading(folder / "journal.db") as connection:
             assert connection.execute("SELECT count(*) FROM events").fetchone() == (sum(size <= at for size in sizes),)
 
 
@@ -225,7 +226,7 @@ def test_f06_damage_met_while_running_ends_all_writing_until_a_person_has_seen_t
     file.write_bytes(whole)
     with pytest.raises(JournalDamagedError, match="`partner-bridge journal verify` lifts this"):
         versions.prepare(url_of(tmp_path))
-    assert inspection.verify(file) == []
+    assert trouble.verify(file) == []
     assert versions.trust_again(url_of(tmp_path))
     assert not versions.trust_again(url_of(tmp_path))
     versions.prepare(url_of(tmp_path))
@@ -257,7 +258,7 @@ def test_f08_a_suspect_file_is_rewritten_by_whoever_writes_next(tmp_path: Path) 
     for journal in (first, second):
         assert len(journal.trace_event("e101")) == 1
         journal.close()
-    assert inspection.verify(tmp_path / "journal.db") == []
+    assert trouble.verify(tmp_path / "journal.db") == []
 
 
 def test_f07_a_journal_at_its_page_limit_says_that_the_disk_is_full(tmp_path: Path) -> None:
@@ -278,7 +279,7 @@ def test_f07_a_journal_at_its_page_limit_says_that_the_disk_is_full(tmp_path: Pa
     journal.check_writable()
     assert journal.append([event("big", "1", notes)]).receipts[0].intake == "accepted"
     journal.close()
-    assert inspection.verify(tmp_path / "journal.db") == []
+    assert trouble.verify(tmp_path / "journal.db") == []
 
 
 def test_other_databases_are_named_as_unsuitable() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.journal import presence
-from bridge.journal.presence import ENOUGH, SAMPLE, Asking, Presence
+from bridge.journal import event_log
+from bridge.journal.event_log import ENOUGH, SAMPLE, Asking, Presence
 from bridge.journal.store import Journal
 from bridge.model import Event, to_us
 from tests.builders import event
@@ -111,7 +111,7 @@ def test_a_bounded_number_of_events_is_walked_through(
     journal: Journal, sender: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a source of which there are none among them nothing is known."""
-    monkeypatch.setattr(presence, "WALKED", 150)
+    monkeypatch.setattr(event_log, "WALKED", 150)
     sender.send(100, "tier")
     sender.send(100, source="shop")
     assert len(journal.presence("acme").newest) == 50

@@ -9,10 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.errors import JournalFullError
+from bridge.journal.amending import KeptEvent, Remap, Remapped
 from bridge.journal.event_log import EventFilter
-from bridge.journal.kept import KeptEvent, Remap, Remapped
-from bridge.journal.remapping import Difference
-from bridge.journal.retry_log import Filter, Replayed
+from bridge.journal.retry_log import Difference, Filter, Replayed
 from bridge.journal.steering import Known, Resynced
 from bridge.journal.store import Journal
 from bridge.model import Delivered, Ignored, Parked, Pause, PropertyUpdate, Reason, RetryLater, Scope, to_us

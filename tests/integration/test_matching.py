@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import Connection
 
-from bridge.journal import matching, staging
-from bridge.journal.database import Database, fetch, open_database, run
+from bridge.journal import appending, matching
+from bridge.journal.database import Database, fetch, run
 from bridge.journal.event_log import EventFilter
 from bridge.journal.retry_log import Filter
 from bridge.journal.steering import Known
-from bridge.journal.store import Journal
+from bridge.journal.store import Journal, open_database
 from bridge.model import Delivered, Event, Lane, Parked, PendingRecord, PropertyUpdate, Reason, RecordKey, to_us
 from tests.builders import call, event
 from tests.fakes import FakeClock
@@ -169,7 +169,7 @@ def test_the_rest_of_a_large_request_is_joined_too(journal: Journal, journal_url
     journal.append([], staging=[[at(1, "Sales@example.com", {"name": "old"}, time_s=now - 60)]])
     journal.match_ids({EMAIL: True})
     journal.append([at(2, "sales@example.com", {"name": "new"}, time_s=now - 30, caseless=True)])
-    clock.advance(staging.LEFT_AFTER_US / 1e6 + 1)
+    clock.advance(appending.LEFT_AFTER_US / 1e6 + 1)
     assert journal.merge_left()
     assert deliver(journal, clock) == {"sales@example.com": {"name": "new"}}
 

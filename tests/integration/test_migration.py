@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from bridge.journal import versions
-from bridge.journal.database import open_database, run
+from bridge.journal.database import run
 from bridge.journal.retry_log import Filter
 from bridge.journal.schema import HEAD
-from bridge.journal.store import Journal
+from bridge.journal.store import Journal, open_database
 from bridge.model import Delivered, Parked, Reason, to_us
 from bridge.settings import Journal as JournalSettings
 from tests.backends import verify

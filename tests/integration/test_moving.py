@@ -16,8 +16,7 @@ from psycopg import sql
 
 from bridge.errors import JournalDamagedError, JournalError, JournalLockedError, JournalUnavailableError
 from bridge.journal import moving, versions
-from bridge.journal.move_target import LOCAL
-from bridge.journal.moving import move
+from bridge.journal.moving import LOCAL, move
 from bridge.journal.retry_log import Filter
 from bridge.journal.schema import MOVING, metadata
 from bridge.journal.store import Journal

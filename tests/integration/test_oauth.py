@@ -14,9 +14,9 @@ import orjson
 import pytest
 import structlog
 
-from bridge.delivery.calls import Answer, NoAnswer
-from bridge.delivery.hubspot import HubSpot, inputs_of
-from bridge.delivery.oauth import OAuthTokens
+from bridge.crm.hubspot import HubSpot, inputs_of
+from bridge.crm.oauth import OAuthTokens
+from bridge.crm.transport import Answer, NoAnswer
 from bridge.errors import BridgeError, JournalUnavailableError, TokenOutageError, TokenRefusedError
 from bridge.journal.store import Journal
 from bridge.sandbox import Answer as SandboxAnswer

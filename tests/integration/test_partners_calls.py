@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
+from bridge.http.limits import Quotas
 from bridge.intake.mapping import compile_source
-from bridge.intake.quotas import Quotas
 from bridge.intake.signatures import Verifier, sign
 from bridge.intake.webhooks import Counts, Endpoint
 from bridge.settings import Challenge, Reply, RequestLimit, Secret, Verify

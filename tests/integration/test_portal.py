@@ -13,8 +13,8 @@ import pytest
 
 from bridge.cli import run
 from bridge.config import examine
-from bridge.delivery.kept_token import KeptToken
-from bridge.delivery.oauth import OAuthTokens
+from bridge.crm.oauth import OAuthTokens
+from bridge.crm.tokens import KeptToken
 from bridge.journal import versions
 from bridge.journal.store import Journal
 from bridge.model import SystemClock

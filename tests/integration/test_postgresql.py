@@ -14,11 +14,11 @@ import pytest
 
 from bridge.errors import JournalError, JournalUnavailableError
 from bridge.journal import store, versions
-from bridge.journal.locking import fence
-from bridge.journal.postgresql import OVERFLOW, POOL, POOL_TIMEOUT_S, PostgresDatabase
+from bridge.journal.database import fence
+from bridge.journal.postgresql.database import OVERFLOW, POOL, POOL_TIMEOUT_S, PostgresDatabase
+from bridge.journal.postgresql.term import Term
 from bridge.journal.schema import metadata
 from bridge.journal.store import Journal
-from bridge.journal.term import Term
 from bridge.model import Delivered, Intake, SystemClock, to_us
 from bridge.settings import Journal as JournalSettings
 from tests.builders import call, event

@@ -19,11 +19,10 @@ import pytest
 from psycopg import sql
 
 from bridge.errors import JournalError
+from bridge.journal.appending import Left, drop_incomplete
 from bridge.journal.event_log import EventFilter
-from bridge.journal.inspection import INVARIANTS
 from bridge.journal.retry_log import Filter, KeptEvent, Remapped
-from bridge.journal.schema import metadata
-from bridge.journal.staging import Left, drop_incomplete
+from bridge.journal.schema import INVARIANTS, metadata
 from bridge.journal.steering import Known
 from bridge.journal.store import Journal
 from bridge.model import (

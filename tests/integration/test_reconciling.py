@@ -1,8 +1,8 @@
-"""What is due, and what fails, follows from what waits (`bridge.journal.reconciling`), on both databases."""
+"""What is due, and what fails, follows from what waits (`bridge.journal.due`), on both databases."""
 
 from __future__ import annotations
 
-from bridge.journal.reconciling import DOUBT_US
+from bridge.journal.due import DOUBT_US
 from bridge.journal.retry_log import Filter
 from bridge.journal.steering import Known
 from bridge.journal.store import Journal

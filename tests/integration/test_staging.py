@@ -14,11 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.errors import JournalError
-from bridge.journal.database import fetch
-from bridge.journal.event_log import EventFilter
-from bridge.journal.group_commit import GroupCommit
-from bridge.journal.retry_log import Filter
-from bridge.journal.staging import (
+from bridge.journal.appending import (
     LEFT_AFTER_US,
     PIECE_EVENTS,
     SLICE_BYTES,
@@ -28,6 +24,10 @@ from bridge.journal.staging import (
     pieces,
     slices,
 )
+from bridge.journal.database import fetch
+from bridge.journal.event_log import EventFilter
+from bridge.journal.group_commit import GroupCommit
+from bridge.journal.retry_log import Filter
 from bridge.journal.store import Journal
 from bridge.model import Event, Intake, Lane, PropertyUpdate, RecordKey, to_us
 from tests.builders import event

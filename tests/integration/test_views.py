@@ -27,11 +27,11 @@ from werkzeug.test import Client
 
 from bridge.cli import run
 from bridge.config import load_settings
-from bridge.delivery.complaints import text
+from bridge.crm.complaints import text
 from bridge.journal.retry_log import Filter
 from bridge.model import Outcome, Parked, Pause, Reason, Refused, RetryLater, Scope, to_us
 from bridge.operations import logs
-from bridge.service import Service
+from bridge.server.service import Service
 from tests.builders import LANE, call
 from tests.empty_journal import prepare
 from tests.examples import examples as times_the_day

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bridge.config import load
-from bridge.config.watching import Watch, wanted
+from bridge.config.loading import Watch, wanted
 from bridge.errors import ConfigError
 from tests.running import SECRET, eventually
 

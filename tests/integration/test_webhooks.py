@@ -19,14 +19,14 @@ from werkzeug.test import Client, EnvironBuilder, TestResponse
 from werkzeug.wrappers import Response
 
 from bridge.errors import JournalError, JournalFullError, JournalUnavailableError
+from bridge.http.waiting import Wait, wait_in_thread
 from bridge.intake import webhooks
-from bridge.intake.identity import KnownIds
 from bridge.intake.mapping import compile_source
 from bridge.intake.signatures import Verifier, sign
-from bridge.intake.waiting import Wait, wait_in_thread
 from bridge.intake.webhooks import TURN_PATIENCE_S, Counts, Endpoint, Webhooks, register_problem_handlers
 from bridge.model import Event, Intake, Receipt
 from bridge.settings import MappingBlock, Property, Record, Reply, Secret, Source, Verify
+from bridge.tryout.dry_run import KnownIds
 from tests.fakes import FakeClock
 
 SECRET = Secret(env="UNSET_IN_TESTS", default="whsec_" + base64.b64encode(b"k" * 32).decode())

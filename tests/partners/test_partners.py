@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from bridge.config import load_settings
-from bridge.intake.dry_run import report
 from bridge.intake.mapping import Mapped, compile_source
 from bridge.intake.payload import parse_json
 from bridge.intake.signatures import Accepted, SignedRequest, Verifier, sign
 from bridge.settings import Settings
+from bridge.tryout.dry_run import report
 
 HERE = Path(__file__).parent
 PUBLIC_URL = "https://hooks.example.com"

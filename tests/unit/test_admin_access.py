@@ -8,7 +8,7 @@ import pytest
 from flask import Flask
 from werkzeug.test import Client
 
-from bridge.intake.problems import register_problem_handlers
+from bridge.http.problems import register_problem_handlers
 from bridge.operations.access import OPEN, guard
 from bridge.settings import Secret, is_loopback
 

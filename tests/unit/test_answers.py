@@ -11,13 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.delivery.answers import doubtful, judge, retry_after_s
-from bridge.delivery.calls import Answer, Input, NoAnswer
-from bridge.delivery.complaints import read_complaint
-from bridge.delivery.meanings import Broken, Judged, Locked, Meaning, Rejected, Rules, Stopped, TooLarge
-from bridge.delivery.pauses import Backoff, Stop
+from bridge.crm.complaints import read_complaint
+from bridge.crm.transport import Answer, Input, NoAnswer
+from bridge.delivery.answers import (
+    Broken,
+    Judged,
+    Locked,
+    Meaning,
+    Rejected,
+    Rules,
+    Stopped,
+    TooLarge,
+    doubtful,
+    judge,
+    retry_after_s,
+)
+from bridge.delivery.pauses import Backoff, RetryPolicy, Stop
 from bridge.delivery.ports import OnUnknown
-from bridge.delivery.retry_policy import RetryPolicy
 from bridge.model import Delivered, Ignored, Outcome, Parked, Refused, RetryLater, Scope
 from tests.examples import examples
 from tests.fakes_delivery import BY_RECORD_ID, CLIENTS, confirmed, inputs, ok, record

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.delivery.beginnings import beginning
+from bridge.crm.transport import beginning
 
 ANSWER = {
     "status": "COMPLETE",

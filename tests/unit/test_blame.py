@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from bridge.delivery.calls import Answer, Input
-from bridge.delivery.cases import Moment, Sent, Successes
-from bridge.delivery.meanings import Judged
-from bridge.delivery.pauses import Backoff
-from bridge.delivery.retrial import Retrial
-from bridge.delivery.retry_policy import RetryPolicy
+from bridge.crm.transport import Answer, Input
+from bridge.delivery.answers import Judged
+from bridge.delivery.cases import Moment, Retrial, Sent, Successes
+from bridge.delivery.pauses import Backoff, RetryPolicy
 from bridge.model import Lane, Scope
 from tests.fakes_delivery import CLIENTS, inputs, ok, record
 from tests.unit.test_dispatcher_laws import Rig

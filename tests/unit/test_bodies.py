@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from gunicorn.http.errors import ChunkMissingTerminator, InvalidChunkSize, LimitRequestHeaders, NoMoreData
 
-from bridge.intake.bodies import inflate, read_body
-from bridge.intake.problems import Refusal
+from bridge.http.bodies import inflate, read_body
+from bridge.http.problems import Refusal
 
 LIMIT = 1_000
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bridge.delivery.threads import CallThreads
+from bridge.delivery.caller import CallThreads
 from tests.fakes_delivery import InlinePool
 from tests.running import eventually
 from tests.unit.test_dispatcher import House

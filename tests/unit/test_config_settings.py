@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from bridge.config import examine, load, load_settings
+from bridge.config.scalars import Surroundings, surroundings
 from bridge.config.source_schemas import SourceSchema
-from bridge.config.surroundings import Surroundings, surroundings
 from bridge.config.yaml_file import read_yaml
 from bridge.errors import ConfigError
 from bridge.settings import (

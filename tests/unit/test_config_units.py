@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.config.units import (
+from bridge.config.scalars import (
     BYTES_PER,
     LARGEST_BYTES,
     LONGEST_D,

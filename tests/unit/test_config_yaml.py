@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from bridge.config.document import Document, dotted
-from bridge.config.yaml_file import plain_value, read_yaml
+from bridge.config.yaml_file import Document, dotted, plain_value, read_yaml
 from bridge.errors import ConfigError
 
 

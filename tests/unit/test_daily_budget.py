@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from bridge.delivery.calls import Answer, Input, NoAnswer
-from bridge.delivery.daily import DAY_US, SPENT, DailyBudget
+from bridge.crm.transport import Answer, Input, NoAnswer
 from bridge.delivery.dispatcher import Dispatcher
+from bridge.delivery.limiter import DAY_US, SPENT, DailyBudget
 from bridge.model import Lane
 from bridge.settings import Crm, RateLimit, Retry
 from tests.fakes_delivery import FakeClock, FakeCrm, FakeJournal, FakeObserver, InlinePool, Script, ok

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from bridge.delivery.deadline import Watch
+from bridge.crm.transport import Watch
 from tests.running import eventually
 
 

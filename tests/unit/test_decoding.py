@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.errors import PayloadError
+from bridge.http.problems import Refusal
 from bridge.intake.decoding import Form, check_media_type, decode, media_type
 from bridge.intake.payload import MAX_DEPTH, MAX_KEYS
-from bridge.intake.problems import Refusal
 
 
 def test_lines_become_a_list() -> None:

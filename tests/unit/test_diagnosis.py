@@ -10,9 +10,9 @@ from typing import Any, get_args
 
 import pytest
 
-from bridge.intake.diagnosis import Examiner, Finding, recognised, secret_name
 from bridge.intake.signatures import Accepted, SignedRequest, Verifier, sign
 from bridge.settings import Hmac, Scheme, Secret, Verify
+from bridge.tryout.diagnosis import Examiner, Finding, recognised, secret_name
 
 NOW = 1_800_000_000.0
 HOST = "hooks.example.com"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridge.delivery.calls import Answer, Input, NoAnswer
+from bridge.crm.transport import Answer, Input, NoAnswer
 from bridge.delivery.dispatcher import Dispatcher
 from bridge.delivery.pauses import Backoff
 from bridge.model import Lane, SystemClock

@@ -13,8 +13,7 @@ from marshmallow import ValidationError, missing
 
 from bridge.errors import MappingError
 from bridge.intake.fields import build_field, zone_of
-from bridge.intake.texts import text_of_result
-from bridge.intake.times import instant, iso_utc
+from bridge.intake.texts import instant, iso_utc, text_of_result
 from bridge.intake.values import PropertySchema
 from bridge.settings import Property, PropertyType
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.config.fitting import misfits
-from bridge.delivery.properties import Definition
+from bridge.config.portal import misfits
+from bridge.crm.properties import Definition
 from bridge.settings import Property
 
 TEXT = Definition("p", "string", "textarea")

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.cli.freshening import examples, wire
 from bridge.intake.decoding import decode
 from bridge.intake.mapping import compile_source
 from bridge.intake.payload import parse_json, to_json
 from bridge.settings import Example, MappingBlock, OccurredAt, Property, Record, Source, Verify
+from bridge.tryout.payloads import examples, wire
 
 SOURCE = Source(
     "acme",

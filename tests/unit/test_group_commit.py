@@ -12,9 +12,8 @@ import pytest
 
 from bridge.errors import JournalFullError, JournalUnavailableError
 from bridge.journal import group_commit
-from bridge.journal.appending import Appended
+from bridge.journal.appending import PIECE_EVENTS, SLICE_BYTES, SLICE_EVENTS, Appended, Left
 from bridge.journal.group_commit import GROUP_EVENTS, WAITING_EVENTS, GroupCommit
-from bridge.journal.staging import PIECE_EVENTS, SLICE_BYTES, SLICE_EVENTS, Left
 from bridge.model import Event, Receipt
 from tests.builders import event
 from tests.running import eventually

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bridge.operations.guesses import GUESSES, PER_S, Guesses
+from bridge.http.limits import GUESSES, PER_S, Guesses
 
 
 def guessed(guesses: Guesses, address: str, *, at: float = 1_000.0, times: int = GUESSES) -> Guesses:

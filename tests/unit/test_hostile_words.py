@@ -15,14 +15,15 @@ import orjson
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bridge.delivery import complaints, evidence, sentences
-from bridge.delivery.calls import Answer, Input
-from bridge.delivery.hubspot import encode
-from bridge.delivery.sentences import Sentence
+from bridge.crm import complaints, sentences
+from bridge.crm.hubspot import encode
+from bridge.crm.sentences import Sentence
+from bridge.crm.transport import Answer, Input
+from bridge.delivery import answers
 from bridge.model import Lane
 from bridge.sandbox import Behaviour, Crm
 from bridge.sandbox.answers import Naming
-from bridge.sandbox.routes import Request
+from bridge.sandbox.crm import Request
 from tests.examples import examples
 from tests.fakes_delivery import CLIENTS
 from tests.unit.test_dispatcher import House
@@ -66,7 +67,10 @@ ROWS = [
 PREFIXES = [one for name, one in vars(sentences).items() if name.isupper() and isinstance(one, str)]
 PATTERNS = [one for module in (sentences, complaints) for one in vars(module).values() if isinstance(one, re.Pattern)]
 CODES = [
-    sorted(one) for module in (complaints, evidence) for one in vars(module).values() if isinstance(one, frozenset)
+    sorted(map(str, one))
+    for module in (complaints, answers)
+    for one in vars(module).values()
+    if isinstance(one, frozenset)
 ]
 
 

@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.delivery.calls import Input
+from bridge.crm.complaints import Complaint, read_complaint
+from bridge.crm.transport import Input
+from bridge.delivery.answers import Judged
 from bridge.delivery.cases import Decision, Moment, Sent, Successes
-from bridge.delivery.complaints import Complaint, read_complaint
-from bridge.delivery.meanings import Judged
-from bridge.delivery.pauses import Backoff, Stop
-from bridge.delivery.retry_policy import RetryPolicy
+from bridge.delivery.pauses import Backoff, RetryPolicy, Stop
 from bridge.delivery.search import MAX_CALLS, MAX_UNDECIDED_CALLS, Search
 from bridge.model import Delivered, Lane, Outcome, Parked, PendingRecord, Refused, RetryLater, Scope, Value
 from tests.fakes_delivery import CLIENTS, inputs, record

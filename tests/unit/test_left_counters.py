@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from bridge.server import COUNTERS_PREFIX, COUNTERS_YOUNG_S, remove_left_counters
+from bridge.server.master import COUNTERS_PREFIX, COUNTERS_YOUNG_S, remove_left_counters
 
 
 def test_only_counters_that_no_process_holds_are_removed(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from bridge.errors import JournalUnavailableError
 from bridge.journal import group_commit
 from bridge.journal.group_commit import GroupCommit
-from bridge.loop import LIGHT, MAX_BODY, LoopBell, LoopSignals, Threads, Turns, breathe, wait_for
+from bridge.server.loop import LIGHT, MAX_BODY, LoopBell, LoopSignals, Threads, Turns, breathe, wait_for
 from tests.builders import event
 from tests.unit.test_group_commit import MemoryAppender
 

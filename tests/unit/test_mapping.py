@@ -13,8 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.errors import MappingError, PayloadError
-from bridge.intake.examples import run_example
-from bridge.intake.inputs import inputs_of
 from bridge.intake.mapping import CompiledSource, Mapped, compile_source
 from bridge.intake.payload import parse_json
 from bridge.model import Event, Intake, Lane, PropertyUpdate, RecordKey, comparable, same_content
@@ -32,6 +30,7 @@ from bridge.settings import (
     Source,
     Verify,
 )
+from bridge.tryout.dry_run import inputs_of, run_example
 
 LANE = Lane("partner_clients", "acme_id")
 TIER = Property("plan", type="enumeration", values={"Gold": "gold", "Silver": "silver"})

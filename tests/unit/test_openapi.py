@@ -12,11 +12,11 @@ import pytest
 from flask import Flask
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from bridge.http.problems import register_problem_handlers
 from bridge.intake.payload import to_json
-from bridge.intake.problems import register_problem_handlers
 from bridge.operations.access import guard
 from bridge.operations.openapi import build_document, openapi_blueprint
-from bridge.operations.openapi.route import MAX_PROPERTIES
+from bridge.operations.openapi.document import MAX_PROPERTIES
 from bridge.settings import Crm, Property, Secret, Server, Settings
 from tests.configurations import configurations
 

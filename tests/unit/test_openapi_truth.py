@@ -24,8 +24,7 @@ from bridge.intake.fields import build_field
 from bridge.intake.mapping import compile_source
 from bridge.intake.payload import parse_json, to_json
 from bridge.operations.openapi import build_document
-from bridge.operations.openapi.conditions import bounds_of
-from bridge.operations.openapi.own import own_shape
+from bridge.operations.openapi.payloads import bounds_of, own_shape
 from bridge.operations.openapi.shapes import SHARED, JsonSchema, property_shape, record_id_shape
 from bridge.settings import Property
 from tests.awkward import AWKWARD, BODIES, LEAVES, changed

@@ -18,14 +18,13 @@ from typing import Any
 import gevent
 import pytest
 
+from bridge.http.waiting import Permits, wait_in_thread
 from bridge.intake.expressions import Scope
 from bridge.intake.mapping import CompiledSource, compile_source
-from bridge.intake.own_schema import EVENT_S, Schemas
-from bridge.intake.schema_pool import Process
+from bridge.intake.own_schema import EVENT_S, Process, Schemas
 from bridge.intake.values import UnmappableError
-from bridge.intake.waiting import Permits, wait_in_thread
-from bridge.loop import wait_for
 from bridge.model import Intake
+from bridge.server.loop import wait_for
 from bridge.settings import MappingBlock, Record, Source, Verify
 from tests.running import eventually
 

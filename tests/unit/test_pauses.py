@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.delivery.pauses import Backoff, Gate, Pauses, Stop
-from bridge.delivery.retry_policy import RetryPolicy
+from bridge.delivery.pauses import Backoff, Gate, Pauses, RetryPolicy, Stop
 from bridge.model import Category, Lane, Parked, Pause, Reason, RetryLater, Scope
 from tests.fakes_delivery import record
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from bridge.crm.properties import ABSENT, Definition, NotTold
 from bridge.delivery.limiter import Limiter
 from bridge.delivery.portal_rules import PortalRules, complaint_about
-from bridge.delivery.properties import ABSENT, Definition, NotTold
 from bridge.errors import CrmUnreachableError
 from bridge.model import PendingRecord, Reason, Refused, RetryLater, Value
 from tests.builders import key

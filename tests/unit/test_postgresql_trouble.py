@@ -10,7 +10,7 @@ import pytest
 
 from bridge.errors import JournalDamagedError, JournalDiskError, JournalError, JournalUnavailableError
 from bridge.journal.database import render
-from bridge.journal.postgresql_trouble import ConflictError, OutOfReachError, SlowError, explained
+from bridge.journal.postgresql.database import ConflictError, OutOfReachError, SlowError, explained
 
 WITHOUT_DRIVER = """
 import sys

@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.intake.quotas import Quota, Quotas
+from bridge.http.limits import Quota, Quotas
 from bridge.settings import RequestLimit
 
 

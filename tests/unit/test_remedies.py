@@ -7,7 +7,7 @@ import pytest
 from bridge.delivery import pauses
 from bridge.model import Category
 from bridge.operations.metrics import USUAL_ENTRIES
-from bridge.operations.remedies import advised, remedy
+from bridge.showing import advised, remedy
 
 ELSE = remedy("NEVER_HEARD_OF")
 

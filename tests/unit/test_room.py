@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.room import LARGEST, SMALL, YOUNG_S, Limits, Room, Seat
+from bridge.server.room import LARGEST, SMALL, YOUNG_S, Limits, Room, Seat
 
 LIMITS = Limits(connections=4, strange_bytes=1_000_000, verified_bytes=2_000_000)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from bridge.sandbox.access import Limits
 from bridge.sandbox.faults import KINDS, Fault, FaultPlan
-from bridge.sandbox.ledger import Input, Ledger, ViolationKind
-from bridge.sandbox.limits import Limits
-from bridge.sandbox.records import Address, Records
+from bridge.sandbox.records import Address, Input, Ledger, Records, ViolationKind
 
 A1 = Address("partner_clients", "acme_client_id", "1")
 E1 = Address("partner_clients", "external_id", "1")

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.sandbox.definitions import FIELD_TYPES, Properties, PropertyDefinition
-from bridge.sandbox.validation import check, merged
+from bridge.sandbox.properties import FIELD_TYPES, Properties, PropertyDefinition, check, merged
 
 TIER = PropertyDefinition("p", "enumeration", options=("gold", "silver"))
 LIST = PropertyDefinition("p", "enumeration", "checkbox", options=("a", "b", "c"))

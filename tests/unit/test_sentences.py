@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bridge.delivery
-from bridge.delivery import sentences
-from bridge.delivery.complaints import Complaint, read_complaint
-from bridge.delivery.sentences import LISTED, Sentence
+from bridge.crm import sentences
+from bridge.crm.complaints import Complaint, read_complaint
+from bridge.crm.sentences import LISTED, Sentence
 
 OPTIONS = "was not one of the allowed options: [gold, silver]"
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook
 
-from bridge.config.credentials import rule_for, text_fault
+from bridge.config.service_schemas import rule_for, text_fault
 from bridge.intake.schemes import gives_identity, key_of, verify_problems
 from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verdict, Verifier, sign
 from bridge.settings import LOOK_AGAIN_S, Hmac, Secret, SecretUnavailableError, Verify

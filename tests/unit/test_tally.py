@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from bridge.intake.dry_run import report
 from bridge.intake.mapping import CompiledSource, Mapped, compile_source
 from bridge.settings import MappingBlock, Pairs, Property, Record, Source, Verify
+from bridge.tryout.dry_run import report
 
 RECORD = Record("id", "acme_id")
 

@@ -11,8 +11,8 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.http import errors
 
-from bridge.intake.unreadable import AnswersUnreadable, answer_to
-from bridge.port import Parser
+from bridge.http.problems import AnswersUnreadable, answer_to
+from bridge.server.port import Parser
 from tests.raw_http import split
 
 SAID = "what the sender wrote"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bridge.intake.mapping import CompiledSource, compile_source
 from bridge.intake.payload import parse_json
-from bridge.journal.staging import encode
+from bridge.journal.appending import encode
 from bridge.settings import MappingBlock, Property, Record, Source, Verify
 from tests.examples import examples
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 
-from bridge.delivery.weight import ECHO, OPEN_BYTES, OpenBytes, answer_limit
+from bridge.crm.hubspot import ECHO, OPEN_BYTES, OpenBytes, answer_limit
 from bridge.model import CALL_BYTES
 from tests.running import eventually
 

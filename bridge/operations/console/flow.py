@@ -8,14 +8,14 @@ from typing import Any
 from flask import Blueprint, redirect, render_template
 from werkzeug.wrappers import Response as AnyResponse
 
-from bridge.intake.problems import Refusal
-from bridge.journal.history import MINUTES, Minute
+from bridge.http.problems import Refusal
+from bridge.journal.upkeep import MINUTES, Minute
 from bridge.operations import queries
-from bridge.operations.console.forms import first, own_form
+from bridge.operations.acts import log_act
+from bridge.operations.console.texts import first, own_form
 from bridge.operations.desk import JournalDesk
 from bridge.operations.health import Vitals
-from bridge.operations.logged import log_act
-from bridge.operations.remedies import advised
+from bridge.showing import advised
 
 #: Title, unit, and the series: label and the minute's field; a chart each. What is counted is drawn as bars.
 A_MINUTE = "per minute"

@@ -14,24 +14,63 @@ GET, POST /login; POST /logout
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
+import structlog
 from flask import Blueprint, Response, g, redirect, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from bridge.errors import JournalError, JournalFullError
-from bridge.intake.problems import PROBLEM, Refusal, problem
-from bridge.operations import sessions
-from bridge.operations.access import CONSOLE
+from bridge.http.limits import Guesses
+from bridge.http.problems import PROBLEM, Refusal, problem
+from bridge.operations import access
+from bridge.operations.access import CONSOLE, is_token, refuse_guesser
 from bridge.operations.acts import Acts
 from bridge.operations.console import flow, retries, sources, texts
-from bridge.operations.console.signing_in import add_sign_in
+from bridge.operations.console.texts import first, own_form
 from bridge.operations.desk import JournalDesk
-from bridge.operations.guesses import Guesses
 from bridge.operations.health import Vitals
 from bridge.operations.metrics import Metrics
 from bridge.settings import Settings
+
+# --- the login form: the admin token for a session cookie ---
+
+_log = structlog.get_logger("bridge.admin")
+
+
+def add_sign_in(routes: Blueprint, settings: Callable[[], Settings], guesses: Guesses) -> None:
+    """`/login` and `/logout`."""
+
+    @routes.get("/login")
+    def login() -> AnyResponse | str:
+        if settings().server.admin_token is None or g.get("who"):
+            return redirect("/", 303)
+        return render_template("console/login.html", page="", failed=False)
+
+    @routes.post("/login")
+    def sign_in() -> AnyResponse | tuple[str, int]:
+        fields, token = own_form(), settings().server.admin_token
+        if token is None:
+            return redirect("/", 303)
+        refuse_guesser(guesses)
+        if not is_token(first(fields, "token").strip().encode(), token):
+            guesses.count(request.remote_addr, time.monotonic())
+            _log.warning("operator refused", address=request.remote_addr)
+            return render_template("console/login.html", page="", failed=True), 401
+        _log.info("operator signed in", address=request.remote_addr)
+        response = redirect("/", 303)
+        access.begin_session(request, response, token)  # type: ignore[arg-type]  # Flask's own class
+        return response
+
+    @routes.post("/logout")
+    def logout() -> AnyResponse:
+        own_form()
+        response = redirect("/login", 303)
+        access.end_session(response)  # type: ignore[arg-type]  # Flask's own class
+        return response
+
 
 #: Nothing from elsewhere, nothing inline, in nobody's frame.
 POLICY = (
@@ -88,14 +127,14 @@ def _add_frame(routes: Blueprint, vitals: Vitals, settings: Callable[[], Setting
 
     @routes.before_request
     def know_browser() -> None:
-        g.nonce = sessions.nonce_of(request) or sessions.new_nonce()
+        g.nonce = access.nonce_of(request) or access.new_nonce()
 
     @routes.context_processor
     def frame() -> dict[str, Any]:
         who = g.get("who")
         nonce = g.get("nonce", "")
         return {
-            "form_token": sessions.form_token(nonce, sessions.of(request)),
+            "form_token": access.form_token(nonce, access.session_of(request)),
             "who": who,
             "status": vitals.status() if who else None,
             "with_token": settings().server.admin_token is not None,
@@ -108,8 +147,8 @@ def _add_frame(routes: Blueprint, vitals: Vitals, settings: Callable[[], Setting
             response.headers["Cache-Control"] = "no-cache"  # asked for again, answered 304
             return response
         response.headers["Cache-Control"] = "no-store"
-        if g.get("nonce") and not sessions.nonce_of(request):
-            sessions.remember_nonce(request, response, g.nonce)
+        if g.get("nonce") and not access.nonce_of(request):
+            access.remember_nonce(request, response, g.nonce)
         return response
 
 

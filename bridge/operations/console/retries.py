@@ -10,12 +10,12 @@ from typing import Any
 from flask import Blueprint, g, redirect, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
 
-from bridge.intake.problems import Refusal
-from bridge.journal.acts import Act
+from bridge.http.problems import Refusal
 from bridge.journal.retry_log import Filter
+from bridge.journal.steering import Act
 from bridge.operations import queries
 from bridge.operations.acts import Acts
-from bridge.operations.console.forms import Fields, first, link_of, own_form, pairs_of, read_filter
+from bridge.operations.console.texts import Fields, first, link_of, own_form, pairs_of, read_filter
 from bridge.operations.desk import JournalDesk
 from bridge.settings import Settings
 from bridge.showing import exact_iso

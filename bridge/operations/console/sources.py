@@ -9,16 +9,16 @@ from typing import Any
 from flask import Blueprint, render_template
 
 from bridge.errors import PayloadError
-from bridge.intake.dry_run import report, told
+from bridge.http.problems import Refusal
 from bridge.intake.mapping import CompiledSource, compile_source
-from bridge.intake.problems import Refusal
 from bridge.model import Intake
 from bridge.operations.console import texts
-from bridge.operations.console.forms import first, own_form
+from bridge.operations.console.texts import first, own_form
 from bridge.operations.desk import JournalDesk
 from bridge.operations.health import Vitals
 from bridge.operations.metrics import Metrics
 from bridge.settings import Settings, Source
+from bridge.tryout.dry_run import report, told
 
 #: Why a signature was refused, in words; see `bridge.intake.signatures.Reason`.
 REFUSALS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bridge.operations.openapi.document import build_document
-from bridge.operations.openapi.route import openapi_blueprint
+from bridge.operations.openapi.document import build_document, openapi_blueprint
 
 __all__ = ["build_document", "openapi_blueprint"]

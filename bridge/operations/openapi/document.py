@@ -1,17 +1,28 @@
-"""The whole document, put together by apispec: a path for every source, and what load balancers probe."""
+"""The whole document, put together by apispec, and its route."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
+from flask import Blueprint, Response, request
 
 from bridge import __version__
 from bridge.errors import PayloadError
+from bridge.http.problems import Refusal
 from bridge.intake.decoding import decode, media_type
-from bridge.operations.openapi.answers import handshake_answer, health_answers, problem_answers, webhook_answers
+from bridge.intake.payload import to_json
+from bridge.operations.openapi.answers import (
+    Signing,
+    handshake_answer,
+    health_answers,
+    problem_answers,
+    signing_of,
+    webhook_answers,
+)
 from bridge.operations.openapi.payloads import (
     body_schema,
     event_schema,
@@ -20,7 +31,6 @@ from bridge.operations.openapi.payloads import (
     read_from_request,
 )
 from bridge.operations.openapi.shapes import SHARED
-from bridge.operations.openapi.signing import Signing, signing_of
 from bridge.settings import Challenge, Server, Settings, Source
 
 _ABOUT = """\
@@ -171,3 +181,46 @@ def _server_url(server: Server) -> str:
 def _name(schema: Any) -> str:
     made = schema if isinstance(schema, type) else type(schema)
     return str(made.__name__)
+
+
+# --- the route: of all sources, kept for as long as the configuration stays the same, or of one with `?source=` ---
+
+#: Properties of one document: some 250 bytes each, and seconds to build.
+MAX_PROPERTIES = 20_000
+
+
+def openapi_blueprint(settings: Callable[[], Settings]) -> Blueprint:
+    """`GET /openapi.json` for today's settings. Thread-safe: two that meet both build the same."""
+    routes = Blueprint("openapi", __name__)
+    built: tuple[Settings, str] | None = None
+
+    @routes.get("/openapi.json")
+    def openapi() -> Response:
+        nonlocal built
+        today = settings()
+        if (name := request.args.get("source")) is not None:
+            if name not in today.sources:
+                raise Refusal(404, "There is no such source.")
+            return answer(to_json(build_document(replace(today, sources={name: today.sources[name]}))))
+        kept = built
+        if kept is None or kept[0] is not today:
+            refuse_too_many(today)
+            kept = built = (today, to_json(build_document(today)))
+        return answer(kept[1])
+
+    def answer(document: str) -> Response:
+        return Response(document, content_type="application/json", headers={"Cache-Control": "no-store"})
+
+    return routes
+
+
+def refuse_too_many(settings: Settings) -> None:
+    """Raise Refusal for a document that nobody could use, nor this process carry."""
+    blocks = [block for source in settings.sources.values() for block in source.mappings]
+    found = sum(len(block.properties) + (len(block.pairs.properties) if block.pairs else 0) for block in blocks)
+    if found > MAX_PROPERTIES:
+        raise Refusal(
+            422,
+            f"{len(settings.sources)} sources with {found} properties are more than one document holds "
+            f"({MAX_PROPERTIES}): ask for one of them with ?source=NAME.",
+        )

@@ -5,17 +5,263 @@ Whatever the mapping takes without a complaint fits the schema. Places that it d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+import jmespath
+from apispec import APISpec
+from apispec.exceptions import APISpecError
+from apispec.ext.marshmallow import MarshmallowPlugin
+from marshmallow import Schema, fields
+from marshmallow.decorators import PRE_LOAD
 
 from bridge.intake.expressions import Expression, compile_expression
+from bridge.intake.language import VARIABLES, Node, calls, plain_path
 from bridge.intake.mapping import MAX_EVENTS
-from bridge.operations.openapi.algebra import Path, Place, all_of, any_of, as_object, at, described, negated
-from bridge.operations.openapi.conditions import Bounds, both, bounds_of, either
-from bridge.operations.openapi.own import shape_of
-from bridge.operations.openapi.reading import places_read
-from bridge.operations.openapi.shapes import EVENT_ID, JsonSchema, property_shape, record_id_shape, time_shape
+from bridge.intake.own_schema import SchemaError, Schemas
+from bridge.operations.openapi.shapes import (
+    EVENT_ID,
+    JsonSchema,
+    Path,
+    Place,
+    all_of,
+    any_of,
+    as_object,
+    at,
+    described,
+    escaped,
+    negated,
+    property_shape,
+    record_id_shape,
+    time_shape,
+)
 from bridge.settings import Challenge, MappingBlock, Pairs, Source
+
+# --- which places of an event an expression looks at ---
+
+#: Nodes whose first child alone looks at the event: the others look at what that one found.
+_CHAINS = frozenset(
+    {
+        "subexpression", "index_expression", "pipe", "projection", "value_projection", "filter_projection", "flatten",
+    }
+)  # fmt: skip
+
+
+def places_read(expression: str) -> list[Path]:
+    """The paths of the event with which the expression begins to look, each once; not `_root` and the like."""
+    found = _read(jmespath.compile(expression).parsed)
+    return list(dict.fromkeys(path for path in found if path and path[0] not in VARIABLES))
+
+
+def _read(node: Node) -> Iterator[Path]:
+    path = plain_path(node)
+    kind = node["type"]
+    if path is not None:
+        yield path
+    elif kind in _CHAINS:
+        yield from _read(node["children"][0])
+    elif kind not in {"expref", "literal", "slice"}:
+        for child in node["children"]:
+            yield from _read(child)
+
+
+# --- `when:` as JSON Schema, as far as it looks at plain paths of the event and compares them with literals ---
+#
+# A condition becomes a pair: `wide` fits every event for which it holds, `narrow` only such events. Where
+# both are the same schema the condition is said exactly; one that cannot be said at all is (True, False).
+
+_BOUNDS = {"lt": "exclusiveMaximum", "lte": "maximum", "gt": "exclusiveMinimum", "gte": "minimum"}
+_TURNED = {"lt": "gt", "lte": "gte", "gt": "lt", "gte": "lte", "eq": "eq", "ne": "ne"}
+_FALSE: tuple[object, ...] = (None, False, "", [], {})
+
+
+class Bounds(NamedTuple):
+    """See the module."""
+
+    wide: JsonSchema = True
+    narrow: JsonSchema = False
+
+
+ALWAYS = Bounds(True, True)
+
+
+def bounds_of(condition: str | None) -> Bounds:
+    """The bounds of a `when:` that compiles; None holds always."""
+    return ALWAYS if condition is None else _bounds(jmespath.compile(condition).parsed)
+
+
+def both(left: Bounds, right: Bounds) -> Bounds:
+    """Where both hold."""
+    return Bounds(all_of([left.wide, right.wide]), all_of([left.narrow, right.narrow]))
+
+
+def either(*bounds: Bounds) -> Bounds:
+    """Where at least one holds."""
+    return Bounds(any_of(one.wide for one in bounds), any_of(one.narrow for one in bounds))
+
+
+def _bounds(node: Node) -> Bounds:
+    """An expression that raises does not hold as a whole, so what may raise is exact only where false would do."""
+    children = node["children"]
+    match node["type"]:
+        case "and_expression":
+            return both(_bounds(children[0]), _bounds(children[1]))
+        case "or_expression":
+            found = either(_bounds(children[0]), _bounds(children[1]))
+            return found._replace(narrow=False) if _may_raise(children[0]) else found
+        case "not_expression":
+            inner = _bounds(children[0])
+            found = Bounds(negated(inner.narrow), negated(inner.wide))
+            return found._replace(narrow=False) if _may_raise(children[0]) else found
+        case "comparator":
+            return _comparison(node["value"], *children)
+        case "function_expression":
+            return _call(node["value"], children)
+        case _:
+            path = _event_path(node)
+            return Bounds() if path is None else _exactly(at(path, {"not": {"enum": list(_FALSE)}}))
+
+
+def _comparison(operator: str, left: Node, right: Node) -> Bounds:
+    if left["type"] == "literal":
+        left, right, operator = right, left, _TURNED[operator]
+    path = _event_path(left)
+    value = right.get("value")
+    if path is None or right["type"] != "literal":
+        return Bounds()
+    if operator in {"eq", "ne"}:
+        if not isinstance(value, (str, bool, int)):
+            return Bounds()
+        equal = at(path, {"const": value})
+        return _exactly(equal if operator == "eq" else negated(equal))
+    if isinstance(value, bool) or not isinstance(value, int):
+        return Bounds()
+    return _exactly(at(path, {"type": "number", _BOUNDS[operator]: value}))
+
+
+def _call(name: str, arguments: list[Node]) -> Bounds:
+    if name not in {"starts_with", "ends_with", "contains"}:
+        return Bounds()
+    path, text = _event_path(arguments[0]), arguments[1].get("value")
+    if path is None or arguments[1]["type"] != "literal" or not isinstance(text, str):
+        return Bounds()
+    pattern = {"starts_with": f"^{escaped(text)}", "ends_with": rf"{escaped(text)}$"}.get(name, escaped(text))
+    fits: JsonSchema = {"type": "string", "pattern": pattern}
+    if name == "contains":
+        fits = any_of([fits, {"type": "array", "contains": {"const": text}}])
+    found = at(path, fits)
+    # `$` is the very end to ECMA, and also before a line's end to others: exact for no one
+    return Bounds(found, False) if name == "ends_with" else _exactly(found)
+
+
+def _event_path(node: Node) -> Path | None:
+    """The path of a node that reads the event and nothing beside it."""
+    path = plain_path(node)
+    return None if path is None or (path and path[0] in VARIABLES) else path
+
+
+def _may_raise(node: Node) -> bool:
+    return any(True for _ in calls(node))
+
+
+def _exactly(schema: JsonSchema) -> Bounds:
+    return Bounds(schema, schema)
+
+
+# --- a user's own marshmallow schema as JSON Schema: by apispec, made as lenient as marshmallow's `load` is ---
+#
+# marshmallow reads numbers and times from texts, and a hook or a custom field may take anything: what
+# apispec says of those would keep out what is taken, so they are widened or left open.
+
+#: Fields that take just what apispec says of them.
+_EXACT = frozenset(
+    {fields.String, fields.Email, fields.Url, fields.UUID, fields.Enum, fields.Dict, fields.List, fields.Nested}
+)
+_NUMBER, _TIME = ["number", "string"], ["string", "number"]
+#: Fields that read other JSON types too.
+_LENIENT: dict[type, list[str]] = {
+    fields.Integer: _NUMBER,
+    fields.Float: _NUMBER,
+    fields.Decimal: _NUMBER,
+    fields.TimeDelta: _NUMBER,
+    fields.Boolean: ["boolean", "number", "string"],
+    fields.DateTime: _TIME,
+    fields.NaiveDateTime: _TIME,
+    fields.AwareDateTime: _TIME,
+    fields.Date: _TIME,
+    fields.Time: _TIME,
+}
+#: What of apispec's findings concerns loading.
+_KEPT = frozenset(
+    {
+        "type", "format", "properties", "required", "items", "additionalProperties", "enum", "pattern", "anyOf",
+        "minLength", "maxLength", "minItems", "maxItems",
+    }
+)  # fmt: skip
+_PYTHON_ONLY = re.compile(r"\(\?|\\[AZ]")
+
+
+def shape_of(name: str) -> JsonSchema:
+    """The shape of the schema that a configuration names, told by a process of its own as its `load` is."""
+    try:
+        found: JsonSchema = Schemas().call(name, own_shape)
+    except SchemaError:
+        return True
+    return found
+
+
+def own_shape(schema: Schema) -> JsonSchema:
+    """What `schema.load` takes, as far as it can be told without calling it."""
+    if _reshapes(schema):
+        return True
+    plugin = MarshmallowPlugin(schema_name_resolver=lambda _schema: "")  # within, not beside
+    APISpec(title="", version="", openapi_version="3.1.0", plugins=[plugin])
+    assert plugin.converter is not None  # noqa: S101 (made with the spec)
+    plugin.converter.add_attribute_function(_taken)  # type: ignore[no-untyped-call]  # apispec has no types here
+    try:
+        found: dict[str, Any] = plugin.converter.schema2jsonschema(schema)  # type: ignore[no-untyped-call]  # nor here
+    except APISpecError:  # a schema that contains itself
+        return True
+    return found
+
+
+def _reshapes(schema: Schema) -> bool:
+    """Whether the input may be changed before its fields see it."""
+    return bool(schema._hooks[PRE_LOAD]) or type(schema).load is not Schema.load  # noqa: SLF001 (as apispec reads it)
+
+
+def _taken(_converter: Any, field: Any, ret: dict[str, Any]) -> dict[str, Any]:
+    """What the field loads, in place of all that was found of it."""
+    made = type(field)
+    plain: dict[str, Any] = {}
+    if field.dump_only or field.pre_load:
+        pass
+    elif made in _LENIENT:
+        plain["type"] = [*_LENIENT[made], *(["null"] if field.allow_none else [])]
+    elif made in _EXACT and not (made is fields.Enum and field.by_value) and not _hides(field):
+        plain = {key: value for key, value in ret.items() if key in _KEPT}
+        if not all(value is None or isinstance(value, str) for value in plain.get("enum", ())):
+            del plain["enum"]
+        if "pattern" in plain and not all(map(_is_portable, field.validators)):
+            del plain["pattern"]
+    about = {key: str(ret[key]) for key in ("title", "description") if key in ret}
+    ret.clear()
+    return plain | about
+
+
+def _hides(field: Any) -> bool:
+    """Whether a nested schema takes more than it says."""
+    return isinstance(field, fields.Nested) and (_reshapes(field.schema) or field.unknown is not None)
+
+
+def _is_portable(validator: Any) -> bool:
+    """Whether the pattern that a validator has, if any, means the same outside Python."""
+    regex = getattr(validator, "regex", None)
+    if not isinstance(regex, re.Pattern):
+        return True
+    return not (regex.flags & ~re.UNICODE or _PYTHON_ONLY.search(str(regex.pattern)))
+
 
 _OBJECT: JsonSchema = {"type": "object"}
 _PAIRS = "Pairs of a name and a value."

@@ -1,0 +1,1 @@
+"""What every HTTP port of ours needs: problems as answers, whole bodies, shared counters, and how a request waits."""

@@ -1,0 +1,1 @@
+"""What `map`, `listen`, `send` and `examples:` share: the mapping at work, with no journal behind it."""
