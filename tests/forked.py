@@ -177,6 +177,7 @@ def main(requests: socket.socket, module: str) -> None:
         if not message:
             return
         if os.fork() == 0:
+            requests.detach()  # or it would close, at the very end, whatever has its number then
             wait_for_one(module, json.loads(message), fds)
         for fd in fds:
             os.close(fd)
