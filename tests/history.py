@@ -70,7 +70,7 @@ class History:
     kills: list[tuple[float, float, str]] = field(default_factory=list)  # from, until (monotonic), target
 
     def of(self, answer: Answer) -> list[Sent]:
-        return [self.sent[id_] for id_, got in self.answers.items() if got == answer]
+        return [self.sent[id_] for id_, got in list(self.answers.items()) if got == answer]
 
     def summary(self) -> str:
         answers = Counter(self.answers.values())
@@ -318,8 +318,10 @@ def _when(one: Applied, history: History, crm: Crm) -> str:
     return f"first in a call of {lasted:.2f} s, then {again:.2f} s after its start; kills at {kills}"
 
 
-def run_history(folder: Path, crm: Crm, url: str, *, workers: int, seed: int, kills: int) -> tuple[History, Running]:
-    """A whole run with so many kills, to be checked."""
+def run_history(
+    folder: Path, crm: Crm, url: str, *, workers: int, seed: int, kills: int, events: int
+) -> tuple[History, Running]:
+    """A whole run with so many kills, and more events acknowledged than that, to be checked."""
     chance = random.Random(seed)
     history = History()
     service = Running(folder, url, workers=workers, timeout=f"{TIMEOUT_S}s", drain_timeout="2s")
@@ -337,6 +339,7 @@ def run_history(folder: Path, crm: Crm, url: str, *, workers: int, seed: int, ki
             early = kill(service, target, chance)
             history.kills += [(began, time.monotonic(), each) for each in (target, *["start"] * early)]
         time.sleep(0.5)
+        assert eventually(lambda: len(history.of("acknowledged")) > events, within_s=60)
         partner.stopping.set()
         for sender in senders:
             sender.join(30)

@@ -68,7 +68,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def post(service: Running, source: str, body: bytes, *headers: str) -> Answer:
-    return exchange(service.port, request("POST", f"/webhooks/{source}", JSON, CLOSE, *headers, body=body)).only
+    parts = request("POST", f"/webhooks/{source}", JSON, CLOSE, *headers, body=body)
+    return exchange(service.port, parts, wait_s=60).only
 
 
 def refused(answer: Answer, status: int, slug: str) -> str:
