@@ -110,6 +110,9 @@ def check_format(pattern: str) -> str | None:
         written = _as_strptime(pattern)
         hint = f"; write {written!r}" if written else f"; it is a pattern such as '%d/%m/%Y', or {_listed(FORMATS)}"
         return f"{pattern!r} is not a date format{hint}"
+    directives = set(re.findall(r"%(.)", pattern))
+    if "d" in directives and not directives & {"Y", "y", "G"}:  # strptime takes no day without a year from 3.15 on
+        return f"{pattern!r} leaves out the year"
     sample = _SAMPLE
     try:
         read = datetime.strptime(sample.strftime(pattern), pattern)  # noqa: DTZ007 (only its date counts)
@@ -117,7 +120,7 @@ def check_format(pattern: str) -> str | None:
         return f"{pattern!r} is not a date format: {error}"
     if read.year != sample.year:
         return f"{pattern!r} leaves out the year"
-    if ("%I" in pattern) != ("%p" in pattern):
+    if ("I" in directives) != ("p" in directives):
         return f"{pattern!r} leaves out the half of the day: hours up to 12 are %I with %p, those up to 24 %H"
     # A year or a month alone is its first day.
     whole = (read.month, read.day) in {(12, 31), (12, 1), (1, 1)}

@@ -13,7 +13,7 @@ from marshmallow import ValidationError, missing
 
 from bridge.errors import MappingError
 from bridge.intake.fields import build_field, zone_of
-from bridge.intake.texts import instant, iso_utc, text_of_result
+from bridge.intake.texts import check_format, instant, iso_utc, text_of_result
 from bridge.intake.values import PropertySchema
 from bridge.settings import Property, PropertyType
 
@@ -178,6 +178,27 @@ def test_dates(value: object, zone: str | None, format_: str | None, expected: s
 def test_datetimes(value: object, zone: str | None, format_: str | None, expected: str) -> None:
     """ISO 8601 in UTC; milliseconds where there are any."""
     assert convert(value, zone, type="datetime", format=(format_,) if format_ else ()) == expected
+
+
+@pytest.mark.parametrize(
+    "pattern, found",
+    [
+        ("%d/%m/%Y", None),
+        ("%Y-%m", None),
+        ("epoch", None),
+        ("%d/%m", "leaves out the year"),
+        ("%m/%%d", "leaves out the year"),
+        ("%Y", None),
+        ("%d.%Y", "leaves out the month"),
+        ("%d/%m/%Y %I:%M", "leaves out the half of the day: hours up to 12 are %I with %p, those up to 24 %H"),
+        ("%Y %Q", "is not a date format: 'Q' is a bad directive in format '%Y %Q'"),
+        ("DD/MM/YYYY", "is not a date format; write '%d/%m/%Y'"),
+        ("DD/MM", "is not a date format; it is a pattern such as '%d/%m/%Y', or epoch, epoch_ms, excel or rfc2822"),
+    ],
+)
+def test_a_format_says_which_day_of_which_year_it_is(pattern: str, found: str | None) -> None:
+    """Python reads none without a year from 3.15 on, and warns of it from 3.13 on."""
+    assert check_format(pattern) == (found and f"{pattern!r} {found}")
 
 
 def test_of_several_formats_the_first_that_reads_a_value_counts() -> None:
