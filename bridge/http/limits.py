@@ -1,15 +1,7 @@
 """How much may come: counters in memory that the processes of a pod share.
 
-`limit:` of a source: at most so many requests in every rolling window, for all processes of the pod.
-
-Only requests that are proved genuine use the allowance up: junk that anybody may send must not silence the
-partner. Junk costs what it costs without a limit, a body of at most `max_body` and one signature check. A
-source at its limit is answered 429 before its body is read, whoever asks.
-
-The window is a ring of the times of the last `requests` requests, in memory that the processes share: a
-request may come once the oldest of them is `per` ago. Times are of the monotonic clock, which all processes of
-a machine have in common. Processes do not lock each other out: two that take at the very same instant may
-count as one. Each pod has a window of its own.
+Times are of the monotonic clock, which all processes of a machine have in common. Processes do not lock each other out:
+two that count at the very same instant may count as one. Each pod has counters of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +15,29 @@ import threading
 from pathlib import Path
 
 from bridge.settings import RequestLimit
+
+
+def _memory(file: Path | None, size: int) -> mmap.mmap:
+    """Memory that all processes share which open the file, zeroed where nobody has written; without one, this process's
+    own.
+    """
+    if file is None:
+        return mmap.mmap(-1, size)
+    with file.open("a+b") as opened:
+        # Room is taken now: where none is left, this is an error here, and not a dead process at some request.
+        os.posix_fallocate(opened.fileno(), 0, size)
+        return mmap.mmap(opened.fileno(), size)
+
+
+# --- `limit:` of a source ---
+#
+# At most so many requests in every rolling window, for all processes of the pod.
+#
+# Only requests that are proved genuine use the allowance up: junk that anybody may send must not silence the partner.
+# Junk costs what it costs without a limit, a body of at most `max_body` and one signature check. A source at its limit
+# is answered 429 before its body is read, whoever asks.
+#
+# The window is a ring of the times of the last `requests` requests: one may come once the oldest of them is `per` ago.
 
 #: The most requests of a limit: their times take 8 MB.
 MAX_REQUESTS = 1_000_000
@@ -38,8 +53,7 @@ class Quota:
         """Without `file` the window is this process's own."""
         self._requests = limit.requests
         self._per_s = limit.per_s
-        size = _COUNT.size + limit.requests * _TIME.size
-        self._memory = _shared(file, size) if file is not None else mmap.mmap(-1, size)
+        self._memory = _memory(file, _COUNT.size + limit.requests * _TIME.size)
         #: Guards the memory against the other threads of this process.
         self._lock = threading.Lock()
 
@@ -83,65 +97,52 @@ class Quotas:
             return None
         if (source, limit) not in self._made:
             name = f"quota-{source}-{limit.requests}-{limit.per_s:g}"
-            self._made[source, limit] = Quota(limit, None if self._folder is None else self._folder / name)
+            self._made[source, limit] = Quota(limit, self._folder and self._folder / name)
         return self._made[source, limit]
 
 
-def _shared(file: Path, size: int) -> mmap.mmap:
-    """The file's memory, zeroed where nobody has written."""
-    with file.open("a+b") as opened:
-        # Room is taken now: where none is left, this is an error here, and not a dead process at some request.
-        os.posix_fallocate(opened.fileno(), 0, size)
-        return mmap.mmap(opened.fileno(), size)
-
-
-# --- wrong admin tokens, bounded: whoever sends many from one address is not listened to for a while ---
+# --- wrong admin tokens: an address that sent too many is not listened to for a while ---
 #
-# Counted per address (a /64 of IPv6) and minute, in memory that all processes of the pod share; thousands of addresses
-# share a few thousand counters. The token itself is what keeps guessers out: this keeps them from filling the log and
-# from trying short ones. The holder of the right token is never locked out: as a bearer it is always looked at, also
-# where somebody else guesses behind the same proxy.
+# Counted per address (a /64 of IPv6) and minute; thousands of addresses share a few thousand counters. The token itself
+# is what keeps strangers out: this keeps them from filling the log and from trying short ones. The holder of the right
+# token is never locked out: as a bearer it is always looked at, also where somebody else tries behind the same proxy.
 
 #: Wrong tokens that one address may send within `PER_S`.
-GUESSES = 10
+MAX_WRONG_TOKENS = 10
 PER_S = 60.0
 #: Counters: addresses that share one are as one.
 COUNTERS = 4_096
 
-_COUNTER = struct.Struct("=dQ")  # when its minute began, by the monotonic clock; how many since
+_COUNTER = struct.Struct("=dQ")  # when its minute began; how many since
 
 
-class Guesses:
+class WrongTokens:
     """Thread-safe; shared with every process that opens the same folder's file."""
 
     def __init__(self, folder: Path | None = None) -> None:
         """Without `folder` each process counts for itself."""
-        size = COUNTERS * _COUNTER.size
-        #: Guards the memory against the other threads of this process; two processes may count two as one.
-        self._mutex = threading.Lock()
-        if folder is None:
-            self._memory = mmap.mmap(-1, size)
-            return
-        with (folder / "guesses").open("a+b") as opened:
-            os.posix_fallocate(opened.fileno(), 0, size)
-            self._memory = mmap.mmap(opened.fileno(), size)
+        self._memory = _memory(folder and folder / "wrong-tokens", COUNTERS * _COUNTER.size)
+        #: Guards the memory against the other threads of this process.
+        self._lock = threading.Lock()
 
     def wait_s(self, address: str | None, now: float) -> float:
         """Seconds until this address is listened to, 0.0 if it is. `now` is monotonic."""
-        with self._mutex:
-            began, number = _COUNTER.unpack_from(self._memory, _place(address))
-        return max(0.0, began + PER_S - now) if number >= GUESSES and began <= now else 0.0
+        with self._lock:
+            began, number = _COUNTER.unpack_from(self._memory, _offset(address))
+        return max(0.0, began + PER_S - now) if number >= MAX_WRONG_TOKENS and began <= now else 0.0
 
     def count(self, address: str | None, now: float) -> None:
         """A wrong token came from there."""
-        with self._mutex:
-            began, number = _COUNTER.unpack_from(self._memory, _place(address))
+        at = _offset(address)
+        with self._lock:
+            began, number = _COUNTER.unpack_from(self._memory, at)
             if not number or not began <= now < began + PER_S:
                 began, number = now, 0
-            _COUNTER.pack_into(self._memory, _place(address), began, number + 1)
+            _COUNTER.pack_into(self._memory, at, began, number + 1)
 
 
-def _place(address: str | None) -> int:
+def _offset(address: str | None) -> int:
+    """Where the address's counter is."""
     network = (address or "").partition("%")[0]
     try:
         parsed = ipaddress.ip_address(network)

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from flask import Flask, Request, Response, g, request
 from itsdangerous import BadData, URLSafeTimedSerializer
 
-from bridge.http.limits import Guesses
+from bridge.http.limits import WrongTokens
 from bridge.http.problems import Refusal
 from bridge.settings import Secret, SecretUnavailableError, is_loopback
 
@@ -137,10 +137,10 @@ STATUS = "/status"
 OPEN = frozenset({"/livez", "/readyz", "/metrics", STATUS})
 
 
-def guard(app: Flask, *, host: str, token: Secret | None, guesses: Guesses | None = None) -> None:
+def guard(app: Flask, *, host: str, token: Secret | None, wrong_tokens: WrongTokens | None = None) -> None:
     """Let the app ask every request for what it needs; `g.who` tells afterwards who is there, if that was asked."""
     loopback = is_loopback(host)
-    guesses = guesses or Guesses()
+    wrong_tokens = wrong_tokens or WrongTokens()
 
     def check() -> None:
         if request.path in OPEN - {STATUS}:
@@ -152,8 +152,8 @@ def guard(app: Flask, *, host: str, token: Secret | None, guesses: Guesses | Non
             if request.endpoint in SIGN_IN:
                 return
             if "Authorization" in request.headers:
-                refuse_guesser(guesses)
-                guesses.count(request.remote_addr, time.monotonic())
+                refuse_repeated_tries(wrong_tokens)
+                wrong_tokens.count(request.remote_addr, time.monotonic())
             raise Refusal(
                 401,
                 "Send the admin token as `Authorization: Bearer TOKEN`.",
@@ -181,9 +181,9 @@ def _who(token: Secret | None, *, loopback: bool) -> str | None:
     return "token" if _knows(token) else None
 
 
-def refuse_guesser(guesses: Guesses) -> None:
+def refuse_repeated_tries(wrong_tokens: WrongTokens) -> None:
     """Raise Refusal while too many wrong tokens came from where the request comes from."""
-    wait_s = guesses.wait_s(request.remote_addr, time.monotonic())
+    wait_s = wrong_tokens.wait_s(request.remote_addr, time.monotonic())
     if wait_s:
         raise Refusal(
             429,

@@ -18,7 +18,7 @@ from flask import Flask
 
 from bridge import __version__
 from bridge.errors import BridgeError, JournalError
-from bridge.http.limits import Guesses, Quotas
+from bridge.http.limits import Quotas, WrongTokens
 from bridge.http.problems import where
 from bridge.http.waiting import Wait, wait_in_thread
 from bridge.intake.mapping import CompiledSource, compile_source
@@ -116,7 +116,7 @@ class Service:
         self._expect()
         self._desk = JournalDesk(journal=self.journal, make_remap=lambda: make_remap(self._settings))
         self._acts = Acts(desk=self._desk, journal=self.journal)
-        self._guesses = Guesses(counters_folder())
+        self._wrong_tokens = WrongTokens(counters_folder())
         self.public = self._public_app()
         self.admin = self._admin_app()
 
@@ -326,11 +326,11 @@ class Service:
                 vitals=self,
                 metrics=self.metrics,
                 settings=lambda: self._settings,
-                guesses=self._guesses,
+                wrong_tokens=self._wrong_tokens,
             )
         )
         server = self._settings.server
-        guard(app, host=server.admin_bind[0], token=server.admin_token, guesses=self._guesses)
+        guard(app, host=server.admin_bind[0], token=server.admin_token, wrong_tokens=self._wrong_tokens)
         register_problem_handlers(app)
         return app
 

@@ -15,7 +15,7 @@ import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridge.http.limits import GUESSES
+from bridge.http.limits import MAX_WRONG_TOKENS
 from bridge.sandbox import Crm, SandboxServer
 from tests.examples import examples
 from tests.raw_http import Answer, chunked, exchange, request
@@ -609,7 +609,7 @@ def test_f54_beyond_loopback_only_health_metrics_and_status_are_open(tmp_path: P
             for said in ("Authorization: Bearer", "Authorization: Bearer x", f"X-Authorization: Bearer {token}"):
                 data = request(method, path, JSON, CLOSE, said, "X-Forwarded-For: 127.0.0.1", body=b'{"all": true}')
                 guessed += token is not None and said.startswith("Authorization")
-                tired = guessed > GUESSES and said.startswith("Authorization")
+                tired = guessed > MAX_WRONG_TOKENS and said.startswith("Authorization")
                 expected = (429, "too-many-requests") if tired else (closed, slug)
                 refused(exchange(made.admin_port, data).only, *expected)
         assert made.status()["pauses"] == []

@@ -23,10 +23,10 @@ from flask import Blueprint, Response, g, redirect, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from bridge.errors import JournalError, JournalFullError
-from bridge.http.limits import Guesses
+from bridge.http.limits import WrongTokens
 from bridge.http.problems import PROBLEM, Refusal, problem
 from bridge.operations import access
-from bridge.operations.access import CONSOLE, is_token, refuse_guesser
+from bridge.operations.access import CONSOLE, is_token, refuse_repeated_tries
 from bridge.operations.acts import Acts
 from bridge.operations.console import flow, retries, sources, texts
 from bridge.operations.console.texts import first, own_form
@@ -40,7 +40,7 @@ from bridge.settings import Settings
 _log = structlog.get_logger("bridge.admin")
 
 
-def add_sign_in(routes: Blueprint, settings: Callable[[], Settings], guesses: Guesses) -> None:
+def add_sign_in(routes: Blueprint, settings: Callable[[], Settings], wrong_tokens: WrongTokens) -> None:
     """`/login` and `/logout`."""
 
     @routes.get("/login")
@@ -54,9 +54,9 @@ def add_sign_in(routes: Blueprint, settings: Callable[[], Settings], guesses: Gu
         fields, token = own_form(), settings().server.admin_token
         if token is None:
             return redirect("/", 303)
-        refuse_guesser(guesses)
+        refuse_repeated_tries(wrong_tokens)
         if not is_token(first(fields, "token").strip().encode(), token):
-            guesses.count(request.remote_addr, time.monotonic())
+            wrong_tokens.count(request.remote_addr, time.monotonic())
             _log.warning("operator refused", address=request.remote_addr)
             return render_template("console/login.html", page="", failed=True), 401
         _log.info("operator signed in", address=request.remote_addr)
@@ -94,7 +94,7 @@ def console_blueprint(
     vitals: Vitals,
     metrics: Metrics,
     settings: Callable[[], Settings],
-    guesses: Guesses,
+    wrong_tokens: WrongTokens,
 ) -> Blueprint:
     """All pages. Who may see them is `access.guard`'s business."""
     routes = Blueprint(
@@ -105,7 +105,7 @@ def console_blueprint(
     routes.record_once(lambda state: setattr(state.app.jinja_env, "finalize", texts.visible))
     _add_frame(routes, vitals, settings)
     _add_errors(routes)
-    add_sign_in(routes, settings, guesses)
+    add_sign_in(routes, settings, wrong_tokens)
     flow.add_pages(routes, desk, vitals)
     sources.add_pages(routes, desk, vitals, metrics, settings)
     retries.add_pages(routes, desk, acts, settings)
