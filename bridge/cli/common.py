@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-
-if TYPE_CHECKING:
-    from bridge.settings import Settings
-import re
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
-
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from bridge.showing import iso, printable, printable_json
+
+if TYPE_CHECKING:
+    from bridge.settings import Settings
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -199,8 +197,15 @@ def _kept_whole(widths: Sequence[int], screen: int) -> list[int | None]:
 
 
 @contextmanager
-def progress(text: str, total: int | None) -> Iterator[Progress]:
-    """A progress bar on a terminal, nothing in a pipe."""
+def progress(text: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, nothing in a pipe; it is told how many more are done."""
+    with progress_bar(text, total) as update:
+        yield lambda done: update(advance=done)
+
+
+@contextmanager
+def progress_bar(text: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """The same, moved as `Progress.update` of the library does it."""
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -210,8 +215,7 @@ def progress(text: str, total: int | None) -> Iterator[Progress]:
         transient=True,
         disable=not sys.stderr.isatty(),
     ) as bar:
-        bar.add_task(text, total=total)
-        yield bar
+        yield partial(bar.update, bar.add_task(text, total=total))
 
 
 class Moment(click.ParamType[int]):

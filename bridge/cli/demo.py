@@ -314,12 +314,12 @@ def service(place: Place) -> Iterator[None]:
 
 def send_all(place: Place, samples: Sequence[Sample]) -> list[Sent]:
     """Post every sample, some at a time; second deliveries after all first ones."""
-    with requests.Session() as session, progress("sending webhooks", len(samples)) as bar:
+    with requests.Session() as session, progress("sending webhooks", len(samples)) as advance:
         session.trust_env = False
 
         def send(sample: Sample) -> Sent:
             sent = post(session, place, sample)
-            bar.advance(bar.task_ids[0])
+            advance(1)
             return sent
 
         first = {sample.event_id: sample for sample in reversed(samples)}  # the earliest of each id
@@ -364,11 +364,11 @@ def settle(place: Place, sent: Sequence[Sent]) -> set[str]:
     """Wait until no event is pending; returns the ids of those that still are when patience ends."""
     journal = opened(place)
     waiting = {one.sample.event_id for one in sent if one.status == 202}
-    with progress("delivering", len(waiting)) as bar:
+    with progress("delivering", len(waiting)) as advance:
         deadline = time.monotonic() + SETTLE_S
         while waiting and time.monotonic() < deadline:
             settled = {event for event in waiting if fates(journal, event).isdisjoint(UNSETTLED)}
-            bar.advance(bar.task_ids[0], len(settled))
+            advance(len(settled))
             waiting -= settled
             if waiting:
                 time.sleep(0.1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from bridge.cli.admin_client import Document, Target, admin_options, connect, filters, over_http
 from bridge.cli.common import (
     STYLES,
     complain,
@@ -20,7 +21,6 @@ from bridge.cli.common import (
     progress,
     say,
 )
-from bridge.cli.desk import Document, Place, at_desk, desk_options, filters, over_http
 from bridge.errors import BridgeError
 from bridge.journal.event_log import EventFilter
 from bridge.journal.steering import Known
@@ -39,16 +39,16 @@ def events() -> None:
 
 @events.command("list")
 @filters(EventsQuery)
-@desk_options
+@admin_options
 @click.option("--json", "json_", is_flag=True, help="An array of objects.")
-def list_(chosen: EventFilter, place: Place, json_: bool) -> int:
+def list_(chosen: EventFilter, target: Target, json_: bool) -> int:
     """List events in the order of their arrival. IDs are the partner's.
 
     An event that newer ones overtook in every property is superseded; `partner-bridge trace ID` tells whether it
     was delivered before.
     """
-    with at_desk(place) as desk:
-        found = desk.events(chosen)
+    with connect(target) as admin:
+        found = admin.events(chosen)
         if json_:
             return 0 if print_json_rows(found) else 1
         first = next(found, None)
@@ -75,7 +75,7 @@ def list_(chosen: EventFilter, place: Place, json_: bool) -> int:
 
 @events.command()
 @filters(EventsQuery)
-@desk_options
+@admin_options
 @click.option("--all", "all_", is_flag=True, help="Every event that is kept.")
 @click.option("--dry-run", is_flag=True, help="Only show the differences.")
 @click.option(
@@ -86,7 +86,7 @@ def list_(chosen: EventFilter, place: Place, json_: bool) -> int:
     help="Differences shown at most.",
 )
 @click.option("--json", "json_", is_flag=True, help="The differences and what was done, as an object.")
-def replay(chosen: EventFilter, place: Place, all_: bool, dry_run: bool, limit: int, json_: bool) -> int:
+def replay(chosen: EventFilter, target: Target, all_: bool, dry_run: bool, limit: int, json_: bool) -> int:
     """Map kept events again with today's mapping: shows the differences first, then makes them.
 
     Values which the same event set are replaced or withdrawn, newer ones never. What was delivered and differs is
@@ -94,22 +94,18 @@ def replay(chosen: EventFilter, place: Place, all_: bool, dry_run: bool, limit: 
     """
     if chosen == EventFilter() and not all_ and not dry_run:
         raise click.UsageError("say which events: IDs, a filter, or --all")
-    with at_desk(place) as desk:
-        if next(desk.events(chosen), None) is None:
+    with connect(target) as admin:
+        if next(admin.events(chosen), None) is None:
             click.echo(NOTHING, err=True)
             return 1
-        with progress("comparing", None) as bar:
-            foreseen = desk.replay_events(
-                chosen, dry_run=True, shown=limit, progress=lambda n: bar.advance(bar.task_ids[0], n)
-            )
+        with progress("comparing", None) as advance:
+            foreseen = admin.replay_events(chosen, dry_run=True, shown=limit, progress=advance)
         if not json_:
             _print_differences(foreseen)
         done = foreseen
         if not dry_run:
-            with progress("replaying", foreseen["events"]) as bar:
-                done = desk.replay_events(
-                    chosen, dry_run=False, shown=limit, progress=lambda n: bar.advance(bar.task_ids[0], n)
-                )
+            with progress("replaying", foreseen["events"]) as advance:
+                done = admin.replay_events(chosen, dry_run=False, shown=limit, progress=advance)
     if json_:
         print_json(done)
     else:
@@ -161,12 +157,12 @@ STATUS_PATIENCE_S = 10.0
 
 @click.command()
 @click.argument("wanted", metavar="ID")
-@desk_options
+@admin_options
 @click.option("--json", "json_", is_flag=True, help="The stories as an object.")
-def trace(wanted: str, place: Place, json_: bool) -> int:
+def trace(wanted: str, target: Target, json_: bool) -> int:
     """The story of one event or one record, from webhook to CRM call."""
-    with at_desk(place) as desk:
-        stories = desk.trace(wanted)
+    with connect(target) as admin:
+        stories = admin.trace(wanted)
     events, records = stories["events"], stories["records"]
     if json_:
         print_json({"events": events, "records": records})
@@ -232,18 +228,18 @@ def _print_record(story: dict[str, Any]) -> None:
 
 
 @click.command()
-@desk_options
+@admin_options
 @click.option("--json", "json_", is_flag=True, help="The answer of GET /status as it is.")
-def status(place: Place, json_: bool) -> int:
+def status(target: Target, json_: bool) -> int:
     """How the service is doing: exit status 0 healthy, 1 degraded, 3 out of reach."""
-    admin_url = place.admin_url
+    admin_url = target.admin_url
     if not admin_url:
-        host, port = load_for_journal(place.config).server.admin_bind
+        host, port = load_for_journal(target.config).server.admin_bind
         host = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 (compared, not bound)
         admin_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     try:
-        with over_http(admin_url, place.admin_token, patience_s=STATUS_PATIENCE_S) as desk:
-            document = desk.status()
+        with over_http(admin_url, target.admin_token, patience_s=STATUS_PATIENCE_S) as admin:
+            document = admin.status()
     except BridgeError as error:
         complain(str(error))
         return 3
@@ -298,13 +294,13 @@ def _plain(value: Any) -> str:
 @click.option("--all", "all_", is_flag=True, help="Everything that the journal knows.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "json_", is_flag=True, help="What was done, as an object.")
-@desk_options
-def resync(chosen: Known, place: Place, all_: bool, yes: bool, json_: bool) -> int:
+@admin_options
+def resync(chosen: Known, target: Target, all_: bool, yes: bool, json_: bool) -> int:
     """Send the values that the journal knows once more, e.g. after someone overwrote them in the CRM."""
     if chosen == Known() and not all_:
         raise click.UsageError("say which values: --source, --object-type, --record, or --all")
-    with at_desk(place) as desk:
-        known = desk.resync(chosen, dry_run=True)
+    with connect(target) as admin:
+        known = admin.resync(chosen, dry_run=True)
         if not known["records"]:
             click.echo("the journal knows no delivered value that matches", err=True)
             return 1
@@ -313,8 +309,8 @@ def resync(chosen: Known, place: Place, all_: bool, yes: bool, json_: bool) -> i
             click.echo(f"sending {text} once more", err=True)
         else:
             confirm(f"send {text} once more?")
-        with progress("making due", known["records"]) as bar:
-            done = desk.resync(chosen, dry_run=False, progress=lambda n: bar.advance(bar.task_ids[0], n))
+        with progress("making due", known["records"]) as advance:
+            done = admin.resync(chosen, dry_run=False, progress=advance)
     if json_:
         print_json(done)
     else:
@@ -326,11 +322,11 @@ def resync(chosen: Known, place: Place, all_: bool, yes: bool, json_: bool) -> i
 @click.option("--object-type", help="Only the delivery to this object type.")
 @click.option("--reason", default="", help="Why, for those who see it in status, metrics and log.")
 @click.option("--json", "json_", is_flag=True, help="The pause, as an object.")
-@desk_options
-def pause(place: Place, object_type: str | None, reason: str, json_: bool) -> int:
+@admin_options
+def pause(target: Target, object_type: str | None, reason: str, json_: bool) -> int:
     """Stop delivery, not intake, until `resume`; survives restarts. Calls that are open end first."""
-    with at_desk(place) as desk:
-        made = desk.pause(object_type, reason)
+    with connect(target) as admin:
+        made = admin.pause(object_type, reason)
     if json_:
         print_json(made)
     else:
@@ -342,12 +338,12 @@ def pause(place: Place, object_type: str | None, reason: str, json_: bool) -> in
 @click.command()
 @click.option("--object-type", help="Only the pause of this object type.")
 @click.option("--json", "json_", is_flag=True, help="The pauses that ended, as an array.")
-@desk_options
-def resume(place: Place, object_type: str | None, json_: bool) -> int:
+@admin_options
+def resume(target: Target, object_type: str | None, json_: bool) -> int:
     """End the pauses that people made; those of the service's own end by themselves."""
-    with at_desk(place) as desk:
-        over = desk.resume(object_type)
-        left = desk.pauses()
+    with connect(target) as admin:
+        over = admin.resume(object_type)
+        left = admin.pauses()
     if json_:
         print_json(over)
         return 0

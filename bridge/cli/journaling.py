@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bridge.cli.common import config_option, iso, load_for_journal, print_json, print_table, progress, say, typed
+from bridge.cli.common import config_option, iso, load_for_journal, print_json, print_table, progress_bar, say, typed
 from bridge.errors import BridgeError, JournalDamagedError
 
 if TYPE_CHECKING:
@@ -208,8 +208,8 @@ def restore(file: Path, config: Path, json_: bool) -> int:
 @contextmanager
 def copying(text: str) -> Iterator[Progress]:
     """Shows how many pages are copied."""
-    with progress(text, None) as bar:
-        yield lambda left, pages: bar.update(bar.task_ids[0], total=pages, completed=pages - left)
+    with progress_bar(text, None) as update:
+        yield lambda left, pages: update(total=pages, completed=pages - left)
 
 
 # --- `partner-bridge migrate`: carry the journal over to PostgreSQL ---
@@ -231,10 +231,8 @@ def migrate(target: str, config: Path) -> int:
     fault = journal_url_fault(target) if target.startswith("postgresql://") else "must begin with postgresql://"
     if fault:
         raise click.UsageError(f"--to {fault}")
-    with progress("copying", None) as bar:
-        moved = move(
-            source, target, progress=lambda done, rows: bar.update(bar.task_ids[0], total=rows, completed=done)
-        )
+    with progress_bar("copying", None) as update:
+        moved = move(source, target, progress=lambda done, rows: update(total=rows, completed=done))
     shown = without_password(target)
     print_table(["table", "rows"], [[name, str(rows)] for name, rows in moved.rows.items()])
     if moved.before:

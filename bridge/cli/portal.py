@@ -12,7 +12,7 @@ import click
 import structlog
 from marshmallow import ValidationError
 
-from bridge.cli.desk import opened
+from bridge.cli.admin_client import opened
 from bridge.config.portal import Comparison, client, commented, compare, not_listed, portal_name, scope_message
 from bridge.config.scalars import Url
 from bridge.config.yaml_file import Document

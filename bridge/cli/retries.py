@@ -9,8 +9,8 @@ from itertools import chain
 
 import click
 
+from bridge.cli.admin_client import Target, admin_options, connect, filters
 from bridge.cli.common import STYLES, confirm, iso, print_json, print_json_rows, print_table, progress, say, typed
-from bridge.cli.desk import Place, at_desk, desk_options, filters
 from bridge.journal.retry_log import Filter
 from bridge.operations.queries import RetriesQuery
 from bridge.showing import remedy
@@ -25,13 +25,13 @@ def retries() -> None:
 
 @retries.command("list")
 @filters(RetriesQuery)
-@desk_options
+@admin_options
 @click.option("--all", is_flag=True, expose_value=False, help="Every entry, as without any filter.")
 @click.option("--json", "json_", is_flag=True, help="An array of objects.")
-def list_(chosen: Filter, place: Place, json_: bool) -> int:
+def list_(chosen: Filter, target: Target, json_: bool) -> int:
     """List entries, oldest failure first."""
-    with at_desk(place) as desk:
-        entries = desk.retries(chosen)
+    with connect(target) as admin:
+        entries = admin.retries(chosen)
         if json_:
             return 0 if print_json_rows(entries) else 1
         first = next(entries, None)
@@ -59,12 +59,12 @@ def list_(chosen: Filter, place: Place, json_: bool) -> int:
 
 @retries.command()
 @click.argument("entry_id", metavar="ID")
-@desk_options
+@admin_options
 @click.option("--json", "json_", is_flag=True, help="One object.")
-def show(entry_id: str, place: Place, json_: bool) -> int:
+def show(entry_id: str, target: Target, json_: bool) -> int:
     """Show one entry with the events behind it."""
-    with at_desk(place) as desk:
-        document = desk.retry(entry_id)
+    with connect(target) as admin:
+        document = admin.retry(entry_id)
     if document is None:
         say(f"{NOTHING}: {entry_id}", err=True)
         return 1
@@ -78,7 +78,9 @@ def show(entry_id: str, place: Place, json_: bool) -> int:
     say(f"{'to do':16} {remedy(document['category'], document['state'])}")
     for story in events:
         say(f"event {story['event']} of {story['source']}, received {iso(story['received_us'])}")
-    replay_, discard_ = (typed(f"retries {act} {shlex.quote(entry_id)}", place.config) for act in ("replay", "discard"))
+    replay_, discard_ = (
+        typed(f"retries {act} {shlex.quote(entry_id)}", target.config) for act in ("replay", "discard")
+    )
     click.echo(f"next: {replay_}, or {discard_}")
     return 0
 
@@ -91,20 +93,20 @@ def _must_be_said(chosen: Filter, all_: bool) -> None:
 
 @retries.command()
 @filters(RetriesQuery)
-@desk_options
+@admin_options
 @click.option("--all", "all_", is_flag=True, help="Every entry.")
 @click.option("--json", "json_", is_flag=True, help="What was done, as an object.")
-def replay(chosen: Filter, place: Place, all_: bool, json_: bool) -> int:
+def replay(chosen: Filter, target: Target, all_: bool, json_: bool) -> int:
     """Map the kept payloads with today's mapping and send them now; newer values are never overwritten."""
     _must_be_said(chosen, all_)
-    with at_desk(place) as desk:
-        entries = desk.count_retries(chosen)
+    with connect(target) as admin:
+        entries = admin.count_retries(chosen)
         if not entries:
             click.echo(NOTHING, err=True)
             return 1
         click.echo(f"replaying {entries} {'entry' if entries == 1 else 'entries'}", err=True)
-        with progress("replaying", entries) as bar:
-            done = desk.act_on_retries("replay", chosen, progress=lambda n: bar.advance(bar.task_ids[0], n))
+        with progress("replaying", entries) as advance:
+            done = admin.act_on_retries("replay", chosen, progress=advance)
     if json_:
         print_json(done)
     else:
@@ -116,27 +118,27 @@ def replay(chosen: Filter, place: Place, all_: bool, json_: bool) -> int:
 
 @retries.command()
 @filters(RetriesQuery)
-@desk_options
+@admin_options
 @click.option("--all", "all_", is_flag=True, help="Every entry.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "json_", is_flag=True, help="What was done, as an object.")
-def discard(chosen: Filter, place: Place, all_: bool, yes: bool, json_: bool) -> int:
+def discard(chosen: Filter, target: Target, all_: bool, yes: bool, json_: bool) -> int:
     """Give entries up for good; what was delivered stays, older values stay unsent.
 
     What changed since it was counted is left alone: a newer event for a record is never discarded with it.
     """
     _must_be_said(chosen, all_)
-    with at_desk(place) as desk:
+    with connect(target) as admin:
         seen_us = round(time.time() * 1_000_000)
-        entries = desk.count_retries(chosen)
+        entries = admin.count_retries(chosen)
         if not entries:
             click.echo(NOTHING, err=True)
             return 1
         chosen = replace(chosen, seen_us=seen_us)  # what comes while a person makes up their mind is not meant
         if not yes:
             confirm(f"give up {entries} entries for good?")
-        with progress("discarding", entries) as bar:
-            done = desk.act_on_retries("discard", chosen, progress=lambda n: bar.advance(bar.task_ids[0], n))
+        with progress("discarding", entries) as advance:
+            done = admin.act_on_retries("discard", chosen, progress=advance)
     if json_:
         print_json(done)
     else:

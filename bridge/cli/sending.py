@@ -310,7 +310,7 @@ class Sender:
         import requests
 
         answers: list[Answer] = []
-        with requests.Session() as session, progress(f"sending to {self.url}", total) as bar:
+        with requests.Session() as session, progress(f"sending to {self.url}", total) as advance:
             session.auth = lambda request: request  # or a .netrc of this machine would authenticate us
             # No proxy leads back to this machine.
             session.trust_env = not is_loopback(urlsplit(self.url).hostname or "")
@@ -322,7 +322,7 @@ class Sender:
                     raise BridgeError(
                         f"{self.url} {_trouble(error)}{done}; is it running? (`serve`, or `listen`)"
                     ) from error
-                bar.advance(bar.task_ids[0])
+                advance(1)
         return answers
 
     def _post(self, session: requests.Session, one: SavedRequest) -> Answer:

@@ -126,8 +126,7 @@ class Acts:
 
         result, problem = {"entries": 0}, ""
         try:
-            do = self._desk.discard_retries if act.what == "discard" else self._desk.replay_retries
-            result = {name: value for name, value in do(chosen, progress=progress).items() if isinstance(value, int)}
+            result = self._desk.act_on_retries(act.what, chosen, progress=progress)
         except _Stopped:
             problem = "The service was stopped. What was done stays done."
         except BridgeError as error:

@@ -20,7 +20,7 @@ Bodies must be JSON and say so: a form of another site cannot. Every act is logg
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Protocol
@@ -34,11 +34,10 @@ from bridge.errors import JournalError, JournalFullError
 from bridge.http.bodies import read_body
 from bridge.http.problems import Refusal, problem, register_problem_handlers
 from bridge.journal.amending import Remap
-from bridge.journal.retry_log import Filter, Reference
 from bridge.journal.store import Journal
 from bridge.operations import queries
 from bridge.operations.acts import log_act
-from bridge.operations.desk import Document, JournalDesk
+from bridge.operations.desk import JournalDesk
 from bridge.showing import exact_iso, printable_json
 
 #: Rows of one answer unless the request says otherwise.
@@ -112,27 +111,18 @@ def _add_retry_log(routes: Blueprint, desk: JournalDesk, done: Done) -> None:
             raise Refusal(404, "No such entry in the retry log.")
         return _answer(entry)
 
-    @routes.post("/retries/replay")
-    def replay_retries() -> Response:
-        return act_on_retries("replay", lambda _chosen, found: desk.replay_found(found))
-
-    @routes.post("/retries/discard")
-    def discard_retries() -> Response:
-        return act_on_retries("discard", desk.discard_found)
-
-    def act_on_retries(what: str, do: Callable[[Filter, Sequence[Reference]], Document]) -> Response:
-        chosen, options = _act(queries.RetriesAct(), may_say_nothing=lambda asked: bool(asked.get("dry_run")))
+    @routes.post("/retries/<any(replay, discard):act>")
+    def act_on_retries(act: str) -> Response:
+        chosen, options = _act(queries.RetriesAct())
         if options.get("dry_run"):
             return _answer({"dry_run": True, "entries": desk.count_retries(chosen)})
         limit = options.get("limit")
         if limit is not None and chosen.seen_us is None:  # what fails anew meanwhile must not be met again
             chosen = replace(chosen, seen_us=round(time.time() * 1_000_000))
-        found = desk.found_retries(chosen, after=options.get("after"), limit=limit)
-        result = do(chosen, found)
+        result = desk.act_on_retries(act, chosen, after=options.get("after"), limit=limit)
         if limit is not None and chosen.seen_us is not None:
-            result["next"] = found[-1].place if len(found) == limit else None
             result["seen"] = exact_iso(chosen.seen_us)
-        return done(f"retries {what}", queries.as_query(chosen), result)
+        return done(f"retries {act}", queries.as_query(chosen), result)
 
 
 def _add_event_log(routes: Blueprint, desk: JournalDesk, done: Done) -> None:
@@ -144,7 +134,7 @@ def _add_event_log(routes: Blueprint, desk: JournalDesk, done: Done) -> None:
 
     @routes.post("/events/replay")
     def replay_events() -> Response:
-        chosen, options = _act(queries.EventsAct(), may_say_nothing=lambda asked: bool(asked.get("dry_run")))
+        chosen, options = _act(queries.EventsAct())
         dry_run = options.get("dry_run", False)
         if "seconds" in options and chosen.until_us is None:  # what comes meanwhile must not be chased
             chosen = replace(chosen, until_us=round(time.time() * 1_000_000))
@@ -170,7 +160,7 @@ def _add_event_log(routes: Blueprint, desk: JournalDesk, done: Done) -> None:
 def _add_steering(routes: Blueprint, desk: JournalDesk, done: Done) -> None:
     @routes.post("/resync")
     def resync() -> Response:
-        chosen, options = _act(queries.ResyncAct(), may_say_nothing=lambda asked: bool(asked.get("dry_run")))
+        chosen, options = _act(queries.ResyncAct())
         dry_run = options.get("dry_run", False)
         result = desk.resync(chosen, dry_run=dry_run, after=options.get("after", 0), enough=_deadline(options))
         return _answer(result) if dry_run else done("resync", queries.as_query(chosen), result)
@@ -199,13 +189,10 @@ def _arguments(schema: Schema) -> tuple[Any, dict[str, Any]]:
     return chosen, options
 
 
-def _act(
-    schema: Schema, *, may_say_nothing: Callable[[dict[str, Any]], bool] = lambda _asked: False
-) -> tuple[Any, dict[str, Any]]:
-    """The filter and the options of an act; acting on everything must be said."""
-    body = _body()
-    chosen, options = _loaded(schema, body)
-    if chosen == type(chosen)() and not options.get("all") and not may_say_nothing(options):
+def _act(schema: Schema) -> tuple[Any, dict[str, Any]]:
+    """The filter and the options of an act; acting on everything must be said, looking at it need not."""
+    chosen, options = _loaded(schema, _body())
+    if chosen == type(chosen)() and not options.get("all") and not options.get("dry_run"):
         raise Refusal(422, 'Say which: a filter, or "all": true.')
     return chosen, options
 

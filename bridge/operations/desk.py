@@ -29,15 +29,6 @@ Progress = Callable[[int], None]
 Enough = Callable[[], bool]
 
 
-def _quiet(_done: int) -> None:
-    """Tell nobody."""
-
-
-def _never() -> bool:
-    """Go on to the end."""
-    return False
-
-
 class JournalDesk:
     """The desk on an open journal. Thread-safe, as the journal is."""
 
@@ -50,11 +41,23 @@ class JournalDesk:
 
     def retry(self, entry_id: str) -> Document | None:
         """One entry with the stories of the events behind it."""
-        entries = self._journal.entries(Filter(ids=(entry_id,)))
-        if not entries:
+        entry = self._entry(entry_id)
+        return None if entry is None else self._with_events(entry)
+
+    def retry_behind(self, entry_id: str) -> Document | None:
+        """The same with all that is known of it: its events' payloads too, and the calls that carried it."""
+        entry = self._entry(entry_id)
+        if entry is None:
             return None
-        stories = [story for event_id in entries[0].event_ids for story in self._journal.trace_event(event_id)]
-        return entry_document(entries[0]) | {"events": stories}
+        payloads, calls = self._journal.payloads(entry), self._journal.calls_of(entry)
+        return self._with_events(entry) | {"payloads": payloads, "calls": calls}
+
+    def _entry(self, entry_id: str) -> Entry | None:
+        return next(iter(self._journal.entries(Filter(ids=(entry_id,)))), None)
+
+    def _with_events(self, entry: Entry) -> Document:
+        stories = [story for event_id in entry.event_ids for story in self._journal.trace_event(event_id)]
+        return entry_document(entry) | {"events": stories}
 
     def count_retries(self, chosen: Filter) -> int:
         """How many entries the filter means."""
@@ -95,43 +98,31 @@ class JournalDesk:
             "page": list(map(entry_document, found.page)),
         }
 
-    def retry_behind(self, entry_id: str) -> Document | None:
-        """One entry with all that is known of it: its events' stories and payloads, and the calls that carried it."""
-        entries = self._journal.entries(Filter(ids=(entry_id,)))
-        if not entries:
-            return None
-        [entry] = entries
-        stories = [story for event_id in entry.event_ids for story in self._journal.trace_event(event_id)]
-        payloads, calls = self._journal.payloads(entry), self._journal.calls_of(entry)
-        return entry_document(entry) | {"events": stories, "payloads": payloads, "calls": calls}
-
     def last_hour(self) -> list[Minute]:
         """What the last hour brought, by minutes; oldest first."""
         return minutes_of(self._journal.figures().history)
 
-    def found_retries(
-        self, chosen: Filter, *, after: Reference | None = None, limit: int | None = None
-    ) -> list[Reference]:
-        """The entries that the filter means, by their ids alone; those that come after one if it is given."""
-        return self._journal.references(chosen, after=after, limit=limit)
-
-    def replay_retries(self, chosen: Filter, *, progress: Progress = _quiet) -> Document:
-        """Map the kept payloads with today's mapping and send them now."""
-        return self.replay_found(self.found_retries(chosen), progress=progress)
-
-    def replay_found(self, found: Sequence[Reference], *, progress: Progress = _quiet) -> Document:
-        """The same for these entries."""
-        done = self._journal.replay(found, self._make_remap(), progress=progress)
-        return {"entries": done.entries, "events": done.events, "unmapped": done.unmapped}
-
-    def discard_retries(self, chosen: Filter, *, progress: Progress = _quiet) -> Document:
-        """Give entries up for good: those that the filter still means at the moment of the act."""
-        return self.discard_found(chosen, self.found_retries(chosen), progress=progress)
-
-    def discard_found(self, chosen: Filter, found: Sequence[Reference], *, progress: Progress = _quiet) -> Document:
-        """The same for these entries."""
-        done = self._journal.discard_still(found, chosen, progress=progress)
-        return {"entries": done.entries, "given_up": done.values}
+    def act_on_retries(
+        self,
+        act: str,
+        chosen: Filter,
+        *,
+        after: Reference | None = None,
+        limit: int | None = None,
+        progress: Progress = lambda _done: None,
+    ) -> Document:
+        """`replay` the entries that the filter means: map the kept payloads with today's mapping and send them now; or
+        `discard` for good those that it still means at the moment of the act. `limit` bounds how many; then `next` is
+        the place after which to go on, None at the end.
+        """
+        found = self._journal.references(chosen, after=after, limit=limit)
+        if act == "replay":
+            replayed = self._journal.replay(found, self._make_remap(), progress=progress)
+            done = {"entries": replayed.entries, "events": replayed.events, "unmapped": replayed.unmapped}
+        else:
+            discarded = self._journal.discard_still(found, chosen, progress=progress)
+            done = {"entries": discarded.entries, "given_up": discarded.values}
+        return done if limit is None else done | {"next": found[-1].place if len(found) == limit else None}
 
     # --- the event log ---
 
@@ -181,7 +172,7 @@ class JournalDesk:
             self._make_remap(),
             dry_run=dry_run,
             after=after,
-            enough=enough or _never,
+            enough=enough or (lambda: False),
             differences=tell,
         )
         # What is only kept must not hide what changes.
@@ -206,7 +197,7 @@ class JournalDesk:
         if dry_run:
             found = self._journal.count_known(chosen)
         else:
-            found = self._journal.resync(chosen, after=after, enough=enough or _never)
+            found = self._journal.resync(chosen, after=after, enough=enough or (lambda: False))
         told = {"dry_run": dry_run, "records": found.records, "values": found.values}
         return told | _to_go_on(found.after, enough)
 

@@ -19,7 +19,7 @@ from flask import Response
 from werkzeug.serving import make_server
 from werkzeug.test import Client, TestResponse
 
-from bridge.cli.desk import ROWS, Desk, in_process, over_http
+from bridge.cli.admin_client import ROWS, AdminClient, in_process, over_http
 from bridge.config import load_settings
 from bridge.errors import BridgeError
 from bridge.journal.amending import Remap
@@ -513,7 +513,7 @@ def test_a_service_that_does_not_lead_on_is_no_short_list(service: Service) -> N
 
     app.after_request(as_before)
     with in_process(app) as desk, pytest.raises(BridgeError, match="older than this command"):
-        list(Desk(desk._session, "http://localhost").retries(Filter()))
+        list(AdminClient(desk._session, "http://localhost").retries(Filter()))
 
 
 def test_delivery_is_stopped_and_resumed(service: Service, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What operators' commands work at: the admin API, of a running service or of this process on the journal.
+"""How operators' commands use the admin API: that of a running service, or of this process on the journal.
 
 Both are the same requests and the same code behind them (`bridge.operations.admin_api`); without a URL an application
 of this process answers them.
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import wraps
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,21 +58,21 @@ class AdminUnreachableError(BridgeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where the desk is. Without a URL it is the journal that the configuration names."""
+class Target:
+    """Whose admin API it is. Without a URL it is that of this process, on the journal that the configuration names."""
 
     config: Path
     admin_url: str | None
     admin_token: str | None
 
 
-def desk_options(command: Command) -> Command:
-    """Add `--config`, `--admin-url` and `--admin-token`; the command gets them as `place`."""
+def admin_options(command: Command) -> Command:
+    """Add `--config`, `--admin-url` and `--admin-token`; the command gets them as `target`."""
 
     def gathered(
         *arguments: Any, config: Path, admin_url: str | None, admin_token: str | None, **options: Any
     ) -> object:
-        return command(*arguments, place=Place(config, admin_url, admin_token), **options)
+        return command(*arguments, target=Target(config, admin_url, admin_token), **options)
 
     return _in_place_of(
         command,
@@ -99,17 +100,14 @@ def filters(query: type[Query]) -> Callable[[Command], Command]:
             chosen = query.kind(**{field.attribute or name: given[name] for name, field in declared.items()})
             return command(*arguments, chosen=chosen, **options)
 
-        added = [_ids() if name == "ids" else _option(name, field) for name, field in declared.items()]
-        return _in_place_of(command, gathered, *added)
+        return _in_place_of(command, gathered, *(_parameter(name, field) for name, field in declared.items()))
 
     return decorate
 
 
-def _ids() -> Callable[[Command], Command]:
-    return click.argument("ids", nargs=-1)
-
-
-def _option(name: str, field: fields.Field[Any]) -> Callable[[Command], Command]:
+def _parameter(name: str, field: fields.Field[Any]) -> Callable[[Command], Command]:
+    if name == "ids":
+        return click.argument("ids", nargs=-1)
     choices = [each.choices for each in field.validators if isinstance(each, validate.OneOf)]
     kind: click.ParamType[Any] = (
         click.Choice(list(choices[0])) if choices else click.STRING if isinstance(field, fields.String) else Moment()
@@ -128,12 +126,11 @@ def _in_place_of(
 ) -> Command:
     """The same command to click, called through `gathered`, with further options."""
 
+    @wraps(command)
     def checked(*arguments: Any, **given: Any) -> object:
         _refuse_half_characters((*arguments, *given.values()))
         return gathered(*arguments, **given)
 
-    checked.__name__, checked.__doc__ = command.__name__, command.__doc__
-    checked.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]  # click's
     decorated: Callable[..., object] = checked
     for option in reversed(options):
         decorated = option(decorated)
@@ -148,42 +145,40 @@ def _refuse_half_characters(given: tuple[Any, ...]) -> None:
                 raise click.UsageError(f"{text!a} is not UTF-8")
 
 
-# --- the desk -----------------------------------------------------------------------------------
+# --- the two ways to it -------------------------------------------------------------------------
 
 
 @contextmanager
-def at_desk(place: Place) -> Iterator[Desk]:
-    """The desk; also beside a running service. Raises BridgeError when it is out of reach."""
-    if place.admin_url:
-        with over_http(place.admin_url, place.admin_token) as desk:
-            yield desk
+def connect(target: Target) -> Iterator[AdminClient]:
+    """The admin API; the journal may also be that of a running service. Raises BridgeError when it is out of reach."""
+    if target.admin_url:
+        with over_http(target.admin_url, target.admin_token) as admin:
+            yield admin
         return
     from bridge.operations.admin_api import application
 
-    settings = load_for_journal(place.config)
+    settings = load_for_journal(target.config)
 
     def make_remap() -> Remap:
-        from bridge.server.service import (
-            make_remap as of_settings,  # takes the whole service, which only a replay needs
-        )
+        from bridge.server import service  # takes the whole service, which only a replay needs
 
-        return of_settings(settings)
+        return service.make_remap(settings)
 
-    with opened(settings) as journal, in_process(application(journal, make_remap)) as desk:
-        yield desk
+    with opened(settings) as journal, in_process(application(journal, make_remap)) as admin:
+        yield admin
 
 
 @contextmanager
-def in_process(app: Flask) -> Iterator[Desk]:
-    """The desk of an application of this process. What it raises comes through."""
+def in_process(app: Flask) -> Iterator[AdminClient]:
+    """The admin API of an application of this process. What it raises comes through."""
     with requests.Session() as session:
         session.mount("http://", _InProcess(app))
-        yield Desk(session, "http://localhost", rows=MOST_ROWS)
+        yield AdminClient(session, "http://localhost", rows=MOST_ROWS)
 
 
 @contextmanager
-def over_http(url: str, token: str | None, *, patience_s: float = PATIENCE_S) -> Iterator[Desk]:
-    """The desk of the service whose admin port answers there."""
+def over_http(url: str, token: str | None, *, patience_s: float = PATIENCE_S) -> Iterator[AdminClient]:
+    """The admin API of the service whose admin port answers there."""
     if not re.match(r"https?://[^/\s]", url):
         raise AdminUnreachableError(f"--admin-url {url!r} is no URL; write http://host:port")
     with requests.Session() as session:
@@ -191,7 +186,7 @@ def over_http(url: str, token: str | None, *, patience_s: float = PATIENCE_S) ->
         if token:
             session.headers["Authorization"] = f"Bearer {token}"
         url = url.rstrip("/")
-        yield Desk(session, url, name=f"{url}: ", patience_s=patience_s)
+        yield AdminClient(session, url, name=f"{url}: ", patience_s=patience_s)
 
 
 @contextmanager
@@ -232,11 +227,7 @@ class _InProcess(BaseAdapter):
         """Nothing is held open."""
 
 
-def _quiet(_done: int) -> None:
-    """Tell nobody."""
-
-
-class Desk:
+class AdminClient:
     """What people look at and do, by requests of a session. Not thread-safe. Every method raises BridgeError with the
     service's own words; `progress` is told how many were done.
     """
@@ -288,7 +279,7 @@ class Desk:
         entry: Document | None = self._get(f"/api/retries/{quote(entry_id, safe='')}", missing=None)
         return entry
 
-    def act_on_retries(self, what: str, chosen: Filter, *, progress: Progress = _quiet) -> Document:
+    def act_on_retries(self, what: str, chosen: Filter, *, progress: Progress = lambda _done: None) -> Document:
         """`replay` them: map the kept payloads with today's mapping and send them now; or `discard` them for good. In
         portions: no request lasts long, and people see how far it is. What comes meanwhile is not meant.
         """
@@ -325,7 +316,7 @@ class Desk:
                     break
 
     def replay_events(
-        self, chosen: EventFilter, *, dry_run: bool, shown: int = DIFFERENCES, progress: Progress = _quiet
+        self, chosen: EventFilter, *, dry_run: bool, shown: int = DIFFERENCES, progress: Progress = lambda _done: None
     ) -> Document:
         """Map kept events again; a dry run only tells what would change."""
         asked = {"all": True, "dry_run": dry_run, "limit": shown, "seconds": PORTION_S}
@@ -351,7 +342,7 @@ class Desk:
 
     # --- steering ---
 
-    def resync(self, chosen: Known, *, dry_run: bool, progress: Progress = _quiet) -> Document:
+    def resync(self, chosen: Known, *, dry_run: bool, progress: Progress = lambda _done: None) -> Document:
         """Send known values once more; a dry run counts them."""
         total: Counter[str] = Counter()
         for done in self._portions("/api/resync", chosen, all=True, dry_run=dry_run, seconds=PORTION_S):
