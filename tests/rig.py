@@ -21,7 +21,7 @@ from bridge.journal.retry_log import Entry, Filter
 from bridge.journal.store import Journal
 from bridge.model import Event, Lane, Pause, PendingRecord
 from bridge.operations.metrics import Metrics, Observing
-from bridge.sandbox import Answer, Crm, SandboxServer
+from bridge.sandbox import Crm, Response, SandboxServer
 from bridge.sandbox.records import Call
 from bridge.settings import Crm as CrmSettings
 from bridge.settings import Journal as JournalSettings
@@ -228,8 +228,8 @@ def quiet() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
-def says(status: int, body: Any = None, *, headers: Mapping[str, str] | None = None) -> Answer:
+def says(status: int, body: Any = None, *, headers: Mapping[str, str] | None = None) -> Response:
     """An answer of the sandbox with this body: JSON, or text as it is."""
     if isinstance(body, str):
-        return Answer(status, body.encode(), {"Content-Type": "text/plain", **(headers or {})})
-    return Answer(status, orjson.dumps(body or {}), {"Content-Type": "application/json", **(headers or {})})
+        return Response(status, body.encode(), {"Content-Type": "text/plain", **(headers or {})})
+    return Response(status, orjson.dumps(body or {}), {"Content-Type": "application/json", **(headers or {})})

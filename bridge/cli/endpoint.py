@@ -30,8 +30,7 @@ from bridge.intake.own_schema import Schemas
 from bridge.intake.signatures import SignedRequest, Verdict, Verifier
 from bridge.intake.webhooks import Counts, Webhooks
 from bridge.model import Event, Receipt
-from bridge.operations.health import Verdict as Health
-from bridge.operations.health import health_blueprint
+from bridge.operations.health import Health, health_blueprint
 from bridge.settings import MIB, Settings, Source
 from bridge.tryout.dry_run import KnownIds
 

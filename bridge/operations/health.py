@@ -31,7 +31,7 @@ PROBE_FRESH_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Health:
     """Whether all is well, and if not, why, in one sentence."""
 
     ok: bool
@@ -41,9 +41,9 @@ class Verdict:
 class Probed(Protocol):
     """What answers `/livez` and `/readyz`."""
 
-    def alive(self) -> Verdict: ...
+    def alive(self) -> Health: ...
 
-    def ready(self) -> Verdict: ...
+    def ready(self) -> Health: ...
 
 
 class Vitals(Probed, Protocol):
@@ -57,7 +57,7 @@ class Vitals(Probed, Protocol):
 class BoundedCheck:
     """A check that may hang, answered in time whatever it does. Thread-safe.
 
-    It runs in a thread of its own, one at a time, and its verdict counts for `fresh_s`: a disk that hangs costs one
+    It runs in a thread of its own, one at a time, and what it found counts for `fresh_s`: a disk that hangs costs one
     thread, and anybody who can reach the public port may ask as often as they like. The thread is kept, because a
     limit of processes that is reached later must not look like a journal in trouble.
     """
@@ -75,7 +75,7 @@ class BoundedCheck:
         self._asked: SimpleQueue[_Run] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def __call__(self) -> Verdict:
+    def __call__(self) -> Health:
         with self._mutex:
             now = time.monotonic()
             latest = self._latest
@@ -83,12 +83,12 @@ class BoundedCheck:
                 try:
                     self._start_thread()
                 except RuntimeError as error:
-                    return Verdict(ok=False, why=f"the journal cannot be checked ({error})")
+                    return Health(ok=False, why=f"the journal cannot be checked ({error})")
                 self._latest = latest = _Run(now)
                 self._asked.put(latest)
         if not latest.ended.wait(latest.began + self._patience_s - now):
-            return Verdict(ok=False, why="the journal does not answer")
-        return latest.verdict
+            return Health(ok=False, why="the journal does not answer")
+        return latest.health
 
     def _is_stale(self, run: _Run, now: float) -> bool:
         return run.ended.is_set() and now - run.began >= self._fresh_s
@@ -110,22 +110,22 @@ class BoundedCheck:
     def _run(self, run: _Run) -> None:
         try:
             self._check()
-            run.verdict = Verdict(ok=True)
+            run.health = Health(ok=True)
         except JournalError as error:
-            run.verdict = Verdict(ok=False, why=str(error))
+            run.health = Health(ok=False, why=str(error))
         except Exception as error:  # noqa: BLE001 (a probe must answer, whatever happened)
-            run.verdict = Verdict(ok=False, why=f"the journal cannot be checked ({type(error).__name__})")
+            run.health = Health(ok=False, why=f"the journal cannot be checked ({type(error).__name__})")
         finally:
             run.ended.set()
 
 
 class _Run:
-    """One run of a check, begun at a monotonic time; `verdict` counts once `ended` is set."""
+    """One run of a check, begun at a monotonic time; `health` counts once `ended` is set."""
 
     def __init__(self, began: float) -> None:
         self.began = began
         self.ended = threading.Event()
-        self.verdict = Verdict(ok=False)
+        self.health = Health(ok=False)
 
 
 # --- the HTTP of health, metrics and status: two paths on the public port, all of them on the admin port ---
@@ -138,10 +138,10 @@ def health_blueprint(vitals: Probed, *, detail: bool) -> Blueprint:
     """`/livez` and `/readyz`; without `detail` the reason is not told (public port)."""
     routes = Blueprint("health", __name__)
 
-    def answer(verdict: Verdict) -> Response:
-        text = "ok" if verdict.ok else verdict.why if detail else "not ok"
+    def answer(health: Health) -> Response:
+        text = "ok" if health.ok else health.why if detail else "not ok"
         return Response(
-            text + "\n", 200 if verdict.ok else 503, content_type=TEXT, headers={"Cache-Control": "no-store"}
+            text + "\n", 200 if health.ok else 503, content_type=TEXT, headers={"Cache-Control": "no-store"}
         )
 
     @routes.get("/livez")

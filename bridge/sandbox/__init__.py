@@ -5,7 +5,7 @@ the contract says, breaks down on demand, and remembers every call, every applie
 the contract. Its memory is bounded (see `records`), its state is not kept over a restart.
 """
 
-from bridge.sandbox.answers import Answer, Wire
+from bridge.sandbox.answers import Response, Wire
 from bridge.sandbox.batch import Behaviour
 from bridge.sandbox.crm import Crm
 from bridge.sandbox.faults import KINDS, Fault
@@ -15,7 +15,6 @@ from bridge.sandbox.server import SandboxAddressError, SandboxServer
 
 __all__ = [
     "KINDS",
-    "Answer",
     "Applied",
     "Behaviour",
     "Call",
@@ -23,6 +22,7 @@ __all__ = [
     "Fault",
     "Input",
     "PropertyDefinition",
+    "Response",
     "SandboxAddressError",
     "SandboxServer",
     "Violation",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 from bridge.model import Clock, SystemClock
-from bridge.sandbox.answers import Answer, json_answer, missing_scopes, unauthorized
+from bridge.sandbox.answers import Response, json_answer, missing_scopes, unauthorized
 
 # --- how many calls the sandbox takes: HubSpot's rolling ten seconds and its daily quota ---
 
@@ -20,7 +20,7 @@ WINDOW_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Admission:
     """Whether a call is let in (`policy` "" means yes) and what is left; None: no such limit."""
 
     policy: str
@@ -28,7 +28,7 @@ class Verdict:
     daily_remaining: int | None
 
 
-class Limits:
+class RateLimits:
     """At most `calls` in every rolling window of `per_s`, and `daily` from midnight to midnight UTC.
 
     None means no limit. The window is a true one: a log of the times of the calls let in, not buckets.
@@ -55,7 +55,7 @@ class Limits:
         self._day = self._today()
         self._used_today = 0
 
-    def admit(self) -> Verdict:
+    def admit(self) -> Admission:
         """Let one call in, or say which limit forbids it."""
         now = self._clock.monotonic()
         with self._lock:
@@ -71,7 +71,7 @@ class Limits:
                 self._used_today += 1
                 if self.calls is not None:  # without a limit the log would only grow
                     self._admitted.append(now)
-            return Verdict(
+            return Admission(
                 policy,
                 None if self.calls is None else max(0, self.calls - len(self._admitted)),
                 None if self.daily is None else max(0, self.daily - self._used_today),
@@ -89,16 +89,16 @@ class Limits:
             self._admitted.clear()
             self._used_today = 0
 
-    def headers(self, verdict: Verdict) -> dict[str, str]:
+    def headers(self, admission: Admission) -> dict[str, str]:
         """The rate limit headers that HubSpot sends [docs LIMITS]; those of limits not set are absent."""
         found: dict[str, str] = {}
-        if verdict.remaining is not None:
+        if admission.remaining is not None:
             found["X-HubSpot-RateLimit-Max"] = str(self.calls)
-            found["X-HubSpot-RateLimit-Remaining"] = str(verdict.remaining)
+            found["X-HubSpot-RateLimit-Remaining"] = str(admission.remaining)
             found["X-HubSpot-RateLimit-Interval-Milliseconds"] = str(round(self.per_s * 1000))
-        if verdict.daily_remaining is not None:
+        if admission.daily_remaining is not None:
             found["X-HubSpot-RateLimit-Daily"] = str(self.daily)
-            found["X-HubSpot-RateLimit-Daily-Remaining"] = str(verdict.daily_remaining)
+            found["X-HubSpot-RateLimit-Daily-Remaining"] = str(admission.daily_remaining)
         return found
 
     def _today(self) -> int:
@@ -170,7 +170,7 @@ class Access:
         with self._lock:
             self._forbidden.difference_update(object_types)
 
-    def refuse(self, headers: Mapping[str, str], target: str, scope: str) -> Answer | None:
+    def refuse(self, headers: Mapping[str, str], target: str, scope: str) -> Response | None:
         """The 401 or 403 for a call, or None. `target` is an object type or "properties",
         `scope` the scope that the call needs.
         """
@@ -189,7 +189,7 @@ class Access:
                 return missing_scopes(scope)
         return None
 
-    def token(self, body: bytes) -> Answer:
+    def token(self, body: bytes) -> Response:
         """`POST /oauth/v…/token` with `grant_type=refresh_token`, form-encoded [spec OAUTH].
 
         The refresh token comes back unchanged [issue/forum] unless it `rotates`; a wrong one is BAD_REFRESH_TOKEN.
@@ -224,5 +224,5 @@ class Access:
         )
 
 
-def _refused(status: str, message: str) -> Answer:
+def _refused(status: str, message: str) -> Response:
     return json_answer(400, {"status": status, "message": message})

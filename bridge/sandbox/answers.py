@@ -33,7 +33,7 @@ class Wire(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -56,32 +56,32 @@ def correlation_id() -> str:
     return str(uuid.uuid4())
 
 
-def json_answer(status: int, body: Any, headers: Mapping[str, str] | None = None) -> Answer:
+def json_answer(status: int, body: Any, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer; its correlation id header is equal to the body's [issue/forum]."""
     known = body.get("correlationId") if isinstance(body, dict) else None
     all_headers = {"Content-Type": JSON, "x-hubspot-correlation-id": known or correlation_id()}
-    return Answer(status, orjson.dumps(body), {**all_headers, **(headers or {})})
+    return Response(status, orjson.dumps(body), {**all_headers, **(headers or {})})
 
 
-def error(status: int, message: str, category: str, **more: Any) -> Answer:
+def error(status: int, message: str, category: str, **more: Any) -> Response:
     """The standard error body [spec PC-v3 `Error`]."""
     body = {"status": "error", "message": message, "correlationId": correlation_id(), **more}
     return json_answer(status, {**body, "category": category})
 
 
-def validation_error(message: str, **more: Any) -> Answer:
+def validation_error(message: str, **more: Any) -> Response:
     """The 400 for a whole call."""
     return error(400, message, "VALIDATION_ERROR", **more)
 
 
-def plain_error(status: int) -> Answer:
+def plain_error(status: int) -> Response:
     """The error body without a category, as for a path or a method that does not exist."""
     message = {404: "Resource not found", 405: "Method not allowed", 415: "Unsupported Media Type"}
     body = {"status": "error", "message": message[status], "correlationId": correlation_id()}
     return json_answer(status, body)
 
 
-def rate_limited(policy: str, headers: Mapping[str, str] | None = None) -> Answer:
+def rate_limited(policy: str, headers: Mapping[str, str] | None = None) -> Response:
     """The 429 body: `errorType`, not `category` [docs LIMITS; issue/forum HubSpot/hubspot-api-python#117]."""
     limit = "daily limit" if policy == "DAILY" else f"{policy.lower()} limit"
     body = {
@@ -98,7 +98,7 @@ def rate_limited(policy: str, headers: Mapping[str, str] | None = None) -> Answe
     return json_answer(429, body, headers)
 
 
-def unauthorized(expired_at: float | None = None, now: float = 0.0) -> Answer:
+def unauthorized(expired_at: float | None = None, now: float = 0.0) -> Response:
     """The 401 bodies: unknown token [issue/forum RUDDER], expired one [issue/forum airbytehq/airbyte#74726]."""
     if expired_at is None:
         message = (
@@ -110,7 +110,7 @@ def unauthorized(expired_at: float | None = None, now: float = 0.0) -> Answer:
     return error(401, message, "EXPIRED_AUTHENTICATION", context={"expire time": [iso(expired_at)]})
 
 
-def missing_scopes(scope: str) -> Answer:
+def missing_scopes(scope: str) -> Response:
     """The 403 body [docs GUIDE]."""
     return error(
         403,
@@ -144,7 +144,7 @@ def flaws_message(flaws: Sequence[Flaw]) -> str:
     return f"Property values were not valid: {orjson.dumps(listed).decode()}"
 
 
-def flawed_call(flaws: Sequence[Flaw], naming: Naming) -> Answer:
+def flawed_call(flaws: Sequence[Flaw], naming: Naming) -> Response:
     """The 400 for a whole call: it names properties, not inputs, repeats them per input, and `errors` may
     be incomplete (one is left out of four) [issue/forum AMP `err-many-invalid-properties.json`].
     """
@@ -195,7 +195,7 @@ def batch(
     started: float,
     completed: float,
     status: str = "COMPLETE",
-) -> Answer:
+) -> Response:
     """The 200 or 207 of a batch call [spec PC-v3; issue/forum AMP]."""
     body: dict[str, Any] = {
         "completedAt": iso(completed),

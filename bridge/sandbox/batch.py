@@ -17,7 +17,7 @@ import orjson
 
 from bridge.model import Clock
 from bridge.sandbox import answers, faults
-from bridge.sandbox.answers import Answer, Naming, validation_error
+from bridge.sandbox.answers import Naming, Response, validation_error
 from bridge.sandbox.faults import Fault, FaultPlan
 from bridge.sandbox.properties import MAX_TEXT, Flaw, Properties, PropertyDefinition, check, merged, missing
 from bridge.sandbox.records import Address, Call, Input, Ledger, Record, Records, ViolationKind
@@ -32,7 +32,7 @@ class Parsed:
     """A body: the inputs that could be read, why the call is refused if it is, and what it broke."""
 
     inputs: tuple[Input, ...] = ()
-    refusal: Answer | None = None
+    refusal: Response | None = None
     breaches: tuple[tuple[ViolationKind, str], ...] = ()
 
 
@@ -147,7 +147,7 @@ class BatchUpdate:
         dropped: AbstractSet[int] = NOTHING,
         hidden: AbstractSet[int] = NOTHING,
         unknown: AbstractSet[int] = NOTHING,
-    ) -> Answer:
+    ) -> Response:
         """Apply a call and answer it. By place: inputs `dropped` are not written and not answered, those
         `hidden` are written but not answered, those `unknown` are answered OBJECT_NOT_FOUND.
         """
@@ -177,7 +177,7 @@ class BatchUpdate:
             errors.append(answers.not_found(call.object_type, ids, sent_traces))
         return answers.batch(results, errors, started=call.started_at, completed=self._clock.now())
 
-    def _refuse_whole(self, call: Call, addresses: list[Address]) -> Answer | None:
+    def _refuse_whole(self, call: Call, addresses: list[Address]) -> Response | None:
         if len(addresses) > MAX_INPUTS:
             return answers.validation_error(
                 f"The maximum number of inputs supported in a batch request is {MAX_INPUTS}"
@@ -297,7 +297,7 @@ class Player:
         self._lock = threading.Lock()
         self._late: set[threading.Timer] = set()
 
-    def play(self, call: Call, parsed: Parsed, fault: Fault | None, *, scope: str) -> Answer:
+    def play(self, call: Call, parsed: Parsed, fault: Fault | None, *, scope: str) -> Response:
         """The answer to an update call. It takes effect after the latency, also when its client has left."""
         if self._behaviour.latency_s > 0:
             self._closing.wait(self._behaviour.latency_s)
@@ -312,7 +312,7 @@ class Player:
                 return self._update.run(call, unknown=self._chosen(call, fault))
             case "pending" | "processing" | "canceled":
                 return self._unfinished(call, fault)
-        served: Answer | None = None
+        served: Response | None = None
         if fault.kind == "apply-late" or fault.apply_after_s is not None:
             self._apply_late(call, fault)
         elif fault.applies:
@@ -351,7 +351,7 @@ class Player:
     def _chosen(self, call: Call, fault: Fault) -> AbstractSet[int]:
         return self._faults.choose(fault, [item.id for item in call.inputs])
 
-    def _unfinished(self, call: Call, fault: Fault) -> Answer:
+    def _unfinished(self, call: Call, fault: Fault) -> Response:
         rest = frozenset(range(fault.count, len(call.inputs)))
         written_now = fault.applies and fault.apply_after_s is None
         served = self._update.run(

@@ -12,8 +12,8 @@ import orjson
 
 from bridge.model import Clock, RecordKey, SystemClock
 from bridge.sandbox import answers, faults
-from bridge.sandbox.access import TOKEN_LIFETIME_S, Access, Limits
-from bridge.sandbox.answers import Answer
+from bridge.sandbox.access import TOKEN_LIFETIME_S, Access, RateLimits
+from bridge.sandbox.answers import Response
 from bridge.sandbox.batch import BatchUpdate, Behaviour, Parsed, Player, parse
 from bridge.sandbox.faults import Fault, FaultPlan
 from bridge.sandbox.properties import Properties, PropertyDefinition
@@ -89,13 +89,13 @@ MAX_PAGE = 100  #: records a page of the list endpoint [docs]
 MAX_READ = 100  #: inputs of batch/read [docs GUIDE]
 
 
-def definitions(properties: Properties, object_type: str) -> Answer:
+def definitions(properties: Properties, object_type: str) -> Response:
     """`GET /crm/v3/properties/{objectType}` [spec PROP-v3]."""
     listed = [definition.as_json() for definition in properties.table(object_type).values()]
     return answers.json_answer(200, {"results": listed})
 
 
-def definition(properties: Properties, object_type: str, name: str) -> Answer:
+def definition(properties: Properties, object_type: str, name: str) -> Response:
     """`GET /crm/v3/properties/{objectType}/{propertyName}` [spec PROP-v3]."""
     known = properties.table(object_type).get(name)
     if known is None and properties.open_properties:
@@ -105,7 +105,7 @@ def definition(properties: Properties, object_type: str, name: str) -> Answer:
     return answers.json_answer(200, known.as_json())
 
 
-def usage(limits: Limits) -> Answer:
+def usage(limits: RateLimits) -> Response:
     """`GET /account-info/v3/api-usage/daily/private-apps` [docs]; `usageLimit` null: no limit is set."""
     result = {
         "name": "private-apps-api-calls-daily",
@@ -116,7 +116,7 @@ def usage(limits: Limits) -> Answer:
     return answers.json_answer(200, {"results": [result]})
 
 
-def one(records: Records, object_type: str, id_: str, query: Mapping[str, str]) -> Answer:
+def one(records: Records, object_type: str, id_: str, query: Mapping[str, str]) -> Response:
     """`GET /crm/v3/objects/{objectType}/{id}?idProperty=…&properties=a,b` [spec PC-v3]."""
     with records.lock:
         record = records.find(Address(object_type, query.get("idProperty", ""), id_))
@@ -125,7 +125,7 @@ def one(records: Records, object_type: str, id_: str, query: Mapping[str, str]) 
         return answers.json_answer(200, _shown(record, _names(query)))
 
 
-def page(records: Records, object_type: str, query: Mapping[str, str]) -> Answer:
+def page(records: Records, object_type: str, query: Mapping[str, str]) -> Response:
     """`GET /crm/v3/objects/{objectType}?limit=…&after=…&properties=a,b`; unknown properties are ignored
     [spec PC-v3]. `after` is the number of records already listed.
     """
@@ -141,7 +141,7 @@ def page(records: Records, object_type: str, query: Mapping[str, str]) -> Answer
     return answers.json_answer(200, body)
 
 
-def batch_read(records: Records, properties: Properties, call: Call, body: bytes) -> Answer:
+def batch_read(records: Records, properties: Properties, call: Call, body: bytes) -> Response:
     """`POST …/batch/read`: `inputs[{id}]`, `properties[]`, top-level `idProperty` [spec OBJ-v3].
 
     Reads what was written or added; in an open world a record never addressed by an update is not found.
@@ -187,7 +187,7 @@ def _shown(record: Record, names: list[str]) -> dict[str, Any]:
 class Exchange(NamedTuple):
     """An answer and the call it belongs to, which whoever sends the answer has to `ledger.finish`."""
 
-    answer: Answer
+    answer: Response
     call: Call
 
 
@@ -221,7 +221,7 @@ class Crm:
         seed: int = 0,
         max_log: int = DEFAULT_MAX_INPUTS,
         clock: Clock | None = None,
-        on_call: Callable[[Call], Fault | Answer | None] | None = None,
+        on_call: Callable[[Call], Fault | Response | None] | None = None,
     ) -> None:
         clock = clock or SystemClock()
         self.behaviour = behaviour or Behaviour()
@@ -230,7 +230,7 @@ class Crm:
         self.access = Access(
             tokens=tokens, refresh_tokens=refresh_tokens, token_lifetime_s=token_lifetime_s, clock=clock
         )
-        self.limits = Limits(calls=limit, daily=daily, clock=clock)
+        self.limits = RateLimits(calls=limit, daily=daily, clock=clock)
         self.faults = FaultPlan(rates=rates, seed=seed)
         self.ledger = Ledger(max_inputs=max_log, clock=clock)
         self.on_call = on_call
@@ -291,9 +291,9 @@ class Crm:
         call.correlation_id = answer.headers.get("x-hubspot-correlation-id", "")
         return Exchange(answer, call)
 
-    def _answer(self, request: Request, route: Route, parsed: Parsed, call: Call) -> Answer:
+    def _answer(self, request: Request, route: Route, parsed: Parsed, call: Call) -> Response:
         wanted = self.on_call(call) if self.on_call is not None else None
-        if isinstance(wanted, Answer):
+        if isinstance(wanted, Response):
             return wanted
         if route.status != 200:
             return answers.plain_error(route.status)
@@ -305,18 +305,18 @@ class Crm:
             refusal = self.access.refuse(request.headers, target, route.scope)
             if refusal is not None:
                 return refusal
-            verdict = self.limits.admit()
-            headers = self.limits.headers(verdict)
-            if verdict.policy:
-                self.ledger.violate(call, ViolationKind.RATE_LIMITED, verdict.policy)
+            admission = self.limits.admit()
+            headers = self.limits.headers(admission)
+            if admission.policy:
+                self.ledger.violate(call, ViolationKind.RATE_LIMITED, admission.policy)
                 more = {"Retry-After": self.behaviour.retry_after} if self.behaviour.retry_after else {}
-                return answers.rate_limited(verdict.policy, {**headers, **more})
+                return answers.rate_limited(admission.policy, {**headers, **more})
         fault = wanted or self.faults.pick(route.endpoint, [item.id for item in call.inputs])
         call.fault = fault.kind if fault is not None else None
         answer = self._served(request, route, parsed, call, fault)
         return replace(answer, headers={**headers, **answer.headers})
 
-    def _served(self, request: Request, route: Route, parsed: Parsed, call: Call, fault: Fault | None) -> Answer:
+    def _served(self, request: Request, route: Route, parsed: Parsed, call: Call, fault: Fault | None) -> Response:
         if route.endpoint == "update":
             return self._player.play(call, parsed, fault, scope=route.scope)
         if fault is None:
@@ -324,7 +324,7 @@ class Crm:
         served = self._read(request, route, call) if fault.applies else None
         return faults.answer(fault, served, scope=route.scope)
 
-    def _read(self, request: Request, route: Route, call: Call) -> Answer:
+    def _read(self, request: Request, route: Route, call: Call) -> Response:
         match route.endpoint:
             case "token":
                 return self.access.token(request.body)

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from bridge.sandbox.answers import (
-    Answer,
+    Response,
     Wire,
     correlation_id,
     error,
@@ -243,13 +243,13 @@ _WIRES = {
 }
 
 
-def answer(fault: Fault, served: Answer | None, *, scope: str) -> Answer:
+def answer(fault: Fault, served: Response | None, *, scope: str) -> Response:
     """What the client gets: made from the fault alone, or `served` (the true answer, None when nothing was
     done) spoilt on its way.
     """
     kind = fault.kind
     if kind == "apply-late":
-        return Answer(200, b"", wire=Wire.RESET if fault.reset else Wire.HOLD, hold_s=fault.hold_s)
+        return Response(200, b"", wire=Wire.RESET if fault.reset else Wire.HOLD, hold_s=fault.hold_s)
     if kind in _WIRES:
         whole = served or json_answer(200, {"status": "COMPLETE", "results": []})
         return replace(whole, wire=_WIRES[kind], pace_s=fault.pace_s, hold_s=fault.hold_s)
@@ -259,7 +259,7 @@ def answer(fault: Fault, served: Answer | None, *, scope: str) -> Answer:
     return made
 
 
-def unfinished(fault: Fault, served: Answer) -> Answer:
+def unfinished(fault: Fault, served: Response) -> Response:
     """A batch answer whose status says that HubSpot has not done, or will not do, all of it [spec PC-v3]."""
     body = orjson.loads(served.body)
     if "results" not in body:
@@ -267,12 +267,12 @@ def unfinished(fault: Fault, served: Answer) -> Answer:
     return replace(served, body=orjson.dumps({**body, "status": fault.kind.upper()}))
 
 
-def _made(fault: Fault, scope: str) -> Answer:
+def _made(fault: Fault, scope: str) -> Response:
     kind = fault.kind
     if kind in _PAGES:
         status, title = _PAGES[kind]
         page = f"<html><head><title>{status} {title}</title></head><body><h1>{title}</h1></body></html>"
-        return Answer(status, page.encode(), {"Content-Type": "text/html"})
+        return Response(status, page.encode(), {"Content-Type": "text/html"})
     if kind in _MESSAGES:
         message, category = _MESSAGES[kind]
         made = error(int(kind), message, category)
@@ -287,14 +287,14 @@ def _made(fault: Fault, scope: str) -> Answer:
         case "429":
             return rate_limited(fault.policy)
         case "429-text":  # the edge, not HubSpot: no correlation id [issue/forum]
-            return Answer(429, b"error code: 1015", {"Content-Type": "text/plain"})
+            return Response(429, b"error code: 1015", {"Content-Type": "text/plain"})
         case "redirect":
-            return Answer(302, b"", {"Location": fault.location})
+            return Response(302, b"", {"Location": fault.location})
         case "whole-400":
             return validation_error("Invalid input (details will vary based on the error)")
         case "empty":
             return json_answer(200, {"status": "COMPLETE", "results": []})
         case "blank":
-            return Answer(200, b"", {"x-hubspot-correlation-id": correlation_id()})
+            return Response(200, b"", {"x-hubspot-correlation-id": correlation_id()})
         case _:  # garbage
-            return Answer(200, b'\x00\xff{"results": [', {"Content-Type": "application/json"})
+            return Response(200, b'\x00\xff{"results": [', {"Content-Type": "application/json"})

@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import orjson
 
 from bridge.errors import BridgeError
-from bridge.sandbox.answers import Answer, Wire, json_answer
+from bridge.sandbox.answers import Response, Wire, json_answer
 from bridge.sandbox.batch import Behaviour
 from bridge.sandbox.crm import Crm, Request
 from bridge.sandbox.faults import Fault
@@ -58,7 +58,7 @@ class Sender:
             return False
         return not any(event & _GONE for _, event in events)
 
-    def send(self, answer: Answer, before_end: Callable[[], None] = lambda: None) -> bool:
+    def send(self, answer: Response, before_end: Callable[[], None] = lambda: None) -> bool:
         """Put an answer on the wire, as one piece where it is whole, so that no part waits for an ACK.
 
         `before_end` is called before the last byte leaves: by then the client may already call again.
@@ -93,7 +93,7 @@ class Sender:
             return False
         return True
 
-    def _drip(self, answer: Answer, before_end: Callable[[], None]) -> None:
+    def _drip(self, answer: Response, before_end: Callable[[], None]) -> None:
         going = self._write(_head(answer))
         for place in range(len(answer.body)):
             if not going or not self._still_there(answer.pace_s):
@@ -102,7 +102,7 @@ class Sender:
                 before_end()
             going = self._write(answer.body[place : place + 1])
 
-    def _endless(self, answer: Answer) -> None:
+    def _endless(self, answer: Response) -> None:
         first = f"{len(answer.body):x}\r\n".encode() + answer.body + b"\r\n"
         going = self._write(_head(answer, length="Transfer-Encoding: chunked") + first)
         ends = time.monotonic() + answer.hold_s
@@ -124,7 +124,7 @@ class Sender:
             os.close(self._connection.detach())
 
 
-def _head(answer: Answer, *, keep: bool = False, length: str | None = None) -> bytes:
+def _head(answer: Response, *, keep: bool = False, length: str | None = None) -> bytes:
     lines = [f"HTTP/1.1 {answer.status} {_PHRASES.get(answer.status, 'Unknown')}"]
     lines += [f"{name}: {value}" for name, value in answer.headers.items()]
     lines.append(length or f"Content-Length: {len(answer.body)}")
@@ -155,7 +155,7 @@ PREFIX = "/sandbox"
 DEFAULT_APPLIED_LIMIT = 10_000
 
 
-def control(crm: Crm, request: Request) -> Answer:
+def control(crm: Crm, request: Request) -> Response:
     """Serve one `/sandbox` request: 400 with a `message` for what cannot be understood, 404 else."""
     handler = _HANDLERS.get((request.method, request.path.rstrip("/")))
     if handler is None:
@@ -355,7 +355,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             crm.ledger.finish(call, status)
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, answer: Response) -> None:
         if not self._sender.send(answer):
             self.close_connection = True
 

@@ -41,7 +41,7 @@ from bridge.operations.health import (
     OLD_PENDING_S,
     STUCK_AFTER_S,
     BoundedCheck,
-    Verdict,
+    Health,
     admin_blueprint,
     health_blueprint,
 )
@@ -193,23 +193,23 @@ class Service:
 
     # --- vitals ---
 
-    def alive(self) -> Verdict:
+    def alive(self) -> Health:
         """False when the dispatcher makes no progress or nothing can be written, which a restart cures."""
         if self._drain_by is not None:  # it ends anyway, within a time that the master keeps
-            return Verdict(ok=True)
+            return Health(ok=True)
         if not self._commits.is_running:
-            return Verdict(ok=False, why="the journal's writer has ended")
+            return Health(ok=False, why="the journal's writer has ended")
         stuck_s = self._duty.stuck_s()
         if stuck_s == float("inf"):
-            return Verdict(ok=False, why="nobody is left who would start a dispatcher")
+            return Health(ok=False, why="nobody is left who would start a dispatcher")
         if stuck_s > STUCK_AFTER_S:
-            return Verdict(ok=False, why=f"the dispatcher has made no progress for {stuck_s:.0f} s")
-        return Verdict(ok=True)
+            return Health(ok=False, why=f"the dispatcher has made no progress for {stuck_s:.0f} s")
+        return Health(ok=True)
 
-    def ready(self) -> Verdict:
+    def ready(self) -> Health:
         """Whether a webhook could be journalled now."""
         if self._drain_by is not None:
-            return Verdict(ok=False, why="draining")
+            return Health(ok=False, why="draining")
         return self._journal_check()
 
     def _check_journal(self) -> None:

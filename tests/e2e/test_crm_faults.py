@@ -493,9 +493,9 @@ def test_f27_413_and_414_split_the_batch(bridge: Bridge) -> None:
         prefix = f"f27-{kind}-"
 
         def answer(call: Any) -> Any:
-            from bridge.sandbox import Answer
+            from bridge.sandbox import Response
 
-            return Answer(kind, b"too large") if len(call.inputs) > 4 else None  # noqa: B023 (run at once)
+            return Response(kind, b"too large") if len(call.inputs) > 4 else None  # noqa: B023 (run at once)
 
         bridge.crm.on_call = answer
         bridge.post_all(ids(16, prefix))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from bridge.model import Lane, Pause
-from bridge.sandbox import Answer, Crm, Fault, Input, SandboxServer
+from bridge.sandbox import Crm, Fault, Input, Response, SandboxServer
 from bridge.sandbox.records import Call
 from bridge.settings import Retry
 from tests.builders import LANE
@@ -65,7 +65,7 @@ def lasts_s(found: Pause) -> float:
     return (found.until_us - found.since_us) / 1e6
 
 
-def once(answer: Answer) -> Callable[[Call], Answer | None]:
+def once(answer: Response) -> Callable[[Call], Response | None]:
     """This answer to the first update, and the truth afterwards."""
     left = [answer]
     return lambda call: left.pop() if left and call.endpoint == "update" else None
@@ -186,7 +186,7 @@ def test_a_207_is_read_however_little_it_says(
 ) -> None:
     """Neither `status` nor `numErrors` nor times; results name their input in one of three ways, or in none."""
 
-    def answer(call: Call) -> Answer:
+    def answer(call: Call) -> Response:
         refused = [one for one in call.inputs if one.id in {"c2", "c4"}]
         results = []
         for one in reversed([one for one in call.inputs if one not in refused]):
@@ -244,7 +244,7 @@ def test_another_error_about_one_input_parks_it(tmp_path: Path, category: str) -
     with rigged(tmp_path) as rig:
         message = "the value is taken by 171591000198"
 
-        def answer(call: Call) -> Answer:
+        def answer(call: Call) -> Response:
             bad = [one for one in call.inputs if one.id == "c1"]
             context = {"objectWriteTraceId": [bad[0].trace_id], "existingId": ["171591000198"]}
             results = [result(one, objectWriteTraceId=one.trace_id) for one in call.inputs if one.id != "c1"]
@@ -261,7 +261,7 @@ def test_another_error_about_one_input_parks_it(tmp_path: Path, category: str) -
 
 @pytest.mark.parametrize("category", ["RATE_LIMITS", "INTERNAL_ERROR", "LOCKED", None])
 def test_a_passing_error_about_one_input_is_retried(tmp_path: Path, category: str | None) -> None:
-    def answer(call: Call) -> Answer | None:
+    def answer(call: Call) -> Response | None:
         if len(call.inputs) < 4:
             return None
         context = {"objectWriteTraceId": [one.trace_id for one in call.inputs if one.id == "c1"]}
@@ -312,7 +312,7 @@ def test_an_answer_that_confirms_nothing_is_an_outage(tmp_path: Path, kind: str)
 
 def test_a_body_of_one_mebibyte_of_nested_lists_is_an_outage(tmp_path: Path) -> None:
     with rigged(tmp_path) as rig:
-        rig.crm.on_call = once(Answer(200, b"[" * 2**20))
+        rig.crm.on_call = once(Response(200, b"[" * 2**20))
         rig.ask_all(ids(10))
         everything_arrives(rig, ids(10))
 
@@ -463,7 +463,7 @@ def test_culprits_of_a_refused_call_cost_only_themselves(
 
 
 def test_a_whole_call_that_names_an_input_is_narrowed_to_it(tmp_path: Path) -> None:
-    def answer(call: Call) -> Answer | None:
+    def answer(call: Call) -> Response | None:
         bad = [one for one in call.inputs if one.id == "c7"]
         if not bad:
             return None
@@ -542,7 +542,7 @@ def test_an_id_property_that_the_portal_lacks_pauses_its_lane_and_parks_nothing(
 ) -> None:
     """HubSpot may say so as it does of any property, for the call or once for each input."""
 
-    def answer(call: Call) -> Answer | None:
+    def answer(call: Call) -> Response | None:
         if call.endpoint != "update" or all(one.id_property != "external_id" for one in call.inputs):
             return None
         error = {
@@ -710,7 +710,7 @@ def test_a_record_that_meets_lock_after_lock_is_asked_for_every_two_seconds_at_m
         warm(rig)
         began: list[float] = []
 
-        def answer(call: Call) -> Answer | None:
+        def answer(call: Call) -> Response | None:
             if all(one.id != "c1" for one in call.inputs):
                 return None
             began.append(rig.clock.monotonic())
@@ -725,7 +725,7 @@ def test_a_record_that_meets_lock_after_lock_is_asked_for_every_two_seconds_at_m
 
 @pytest.mark.parametrize("status", [413, 414])
 def test_a_call_that_is_too_large_is_halved_and_a_single_record_parked(tmp_path: Path, status: int) -> None:
-    def answer(call: Call) -> Answer | None:
+    def answer(call: Call) -> Response | None:
         size = sum(len(value) for one in call.inputs for value in one.properties.values())
         return says(status, "Request Entity Too Large") if size > 5_000 else None
 

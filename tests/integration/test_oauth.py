@@ -19,8 +19,7 @@ from bridge.crm.oauth import OAuthTokens
 from bridge.crm.transport import Answer, NoAnswer
 from bridge.errors import BridgeError, JournalUnavailableError, TokenOutageError, TokenRefusedError
 from bridge.journal.store import Journal
-from bridge.sandbox import Answer as SandboxAnswer
-from bridge.sandbox import Crm, Fault, SandboxServer
+from bridge.sandbox import Crm, Fault, Response, SandboxServer
 from bridge.settings import LOOK_AGAIN_S, OAuth, Secret
 from bridge.settings import Journal as JournalSettings
 from tests.empty_journal import prepare
@@ -76,13 +75,13 @@ class Office:
     def rotates_to(self, refresh_token: str) -> None:
         """From now on the answers bring this refresh token, and the one asked with is no good any more."""
 
-        def on_call(call: Any) -> SandboxAnswer | None:
+        def on_call(call: Any) -> Response | None:
             if call.endpoint != "token":
                 return None
             self.crm.on_call = None
             self.crm.access.revoke("refresh-1")
             body = {"access_token": "rotated", "refresh_token": refresh_token, "expires_in": LIFETIME_S}
-            return SandboxAnswer(200, orjson.dumps(body), {"Content-Type": "application/json"})
+            return Response(200, orjson.dumps(body), {"Content-Type": "application/json"})
 
         self.crm.on_call = on_call
 
@@ -218,7 +217,7 @@ def test_a_wrong_path_needs_a_person(office: Office, kind: str, word: str) -> No
     "body", [{"status": "BAD_REFRESH_TOKEN", "message": "refresh-1 is bad"}, {"error": "invalid_grant"}]
 )
 def test_a_refresh_token_that_is_not_accepted_says_what_to_do(office: Office, body: dict[str, str]) -> None:
-    answer = SandboxAnswer(400, orjson.dumps(body), {"Content-Type": "application/json"})
+    answer = Response(400, orjson.dumps(body), {"Content-Type": "application/json"})
     office.crm.on_call = lambda _: answer
     with pytest.raises(
         TokenRefusedError, match=r"re-install the app and put the new one into the file .*refresh.token"
@@ -314,7 +313,7 @@ def test_one_refusal_is_worth_another_try_and_two_are_not(office: Office) -> Non
 @pytest.mark.parametrize("told", ["soon", None, -5, 0, True, 1e300])
 def test_an_absurd_lifetime_is_taken_for_half_an_hour(office: Office, told: Any) -> None:
     body = orjson.dumps({"access_token": "odd", "expires_in": told})
-    office.crm.on_call = lambda _: SandboxAnswer(200, body, {"Content-Type": "application/json"})
+    office.crm.on_call = lambda _: Response(200, body, {"Content-Type": "application/json"})
     tokens = office.tokens()
     tokens.access()
     office.clock.advance(1439)

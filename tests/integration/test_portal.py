@@ -18,7 +18,7 @@ from bridge.crm.tokens import KeptToken
 from bridge.journal import versions
 from bridge.journal.store import Journal
 from bridge.model import SystemClock
-from bridge.sandbox import Answer, Crm, Fault, PropertyDefinition, SandboxServer
+from bridge.sandbox import Crm, Fault, PropertyDefinition, Response, SandboxServer
 from bridge.settings import Journal as JournalSettings
 from bridge.settings import OAuth, Secret
 from tests import forked
@@ -201,7 +201,7 @@ def test_an_archived_property_counts_as_unknown_with_a_hint(
     write(SOUND, url)
     crm.properties.retire("partner_clients", "company_name")
     archived = orjson.dumps({"results": [{"name": "company_name", "type": "string", "archived": True}]})
-    answers = iter([None, Answer(200, archived)])
+    answers = iter([None, Response(200, archived)])
     crm.on_call = lambda _: next(answers)
 
     assert run(["check", "--portal"]) == 1
@@ -213,7 +213,7 @@ def test_an_object_type_that_the_portal_lacks_is_a_problem(
 ) -> None:
     write(SOUND.replace("    record:", "    object_type: partner_cliens\n    record:"), url)
     message = orjson.dumps({"status": "error", "message": "Unable to infer object type from: partner_cliens"})
-    crm.on_call = lambda _: Answer(400, message)
+    crm.on_call = lambda _: Response(400, message)
 
     assert run(["check", "--portal"]) == 1
     err = capsys.readouterr().err
@@ -237,7 +237,7 @@ def test_a_missing_scope_leaves_it_unchecked_which_is_no_error(
 
 def test_a_403_that_names_no_scope(crm: Crm, url: str, capsys: pytest.CaptureFixture[str]) -> None:
     write(SOUND, url)
-    crm.on_call = lambda _: Answer(403, b"<html>no</html>")
+    crm.on_call = lambda _: Response(403, b"<html>no</html>")
 
     assert run(["check", "--portal"]) == 0
     assert "the token lacks a scope, which HubSpot did not name (HTTP 403)" in capsys.readouterr().err

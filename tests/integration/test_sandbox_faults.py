@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from bridge.sandbox import Answer, Behaviour, Call, Crm, Fault, SandboxServer, ViolationKind
+from bridge.sandbox import Behaviour, Call, Crm, Fault, Response, SandboxServer, ViolationKind
 
 PATH = "/crm/v3/objects/partner_clients/batch/update"
 TOKEN = {"Authorization": "Bearer pat-test"}
@@ -207,10 +207,10 @@ def test_rates_are_met_and_repeatable() -> None:
 def test_a_hook_may_answer_or_choose_the_fault(server: SandboxServer) -> None:
     """It sees the call and comes before everything else."""
 
-    def on_call(call: Call) -> Fault | Answer | None:
+    def on_call(call: Call) -> Fault | Response | None:
         if call.inputs[0].id == "1":
             return Fault("502")
-        return Answer(418, b"{}") if call.inputs[0].id == "2" else None
+        return Response(418, b"{}") if call.inputs[0].id == "2" else None
 
     server.crm.on_call = on_call
     assert [post(server, id_).status_code for id_ in "123"] == [502, 418, 200]

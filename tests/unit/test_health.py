@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from bridge.errors import JournalFullError
-from bridge.operations.health import BoundedCheck, Verdict
+from bridge.operations.health import BoundedCheck, Health
 
 
 class Journal:
@@ -39,13 +39,13 @@ def journal() -> Iterator[Journal]:
 def test_the_verdict_is_that_of_the_check(journal: Journal) -> None:
     """Whatever is raised is an answer."""
     ready = BoundedCheck(journal.check, patience_s=5, fresh_s=0)
-    assert ready() == Verdict(ok=True)
+    assert ready() == Health(ok=True)
     journal.error = JournalFullError("the journal is full")
-    assert ready() == Verdict(ok=False, why="the journal is full")
+    assert ready() == Health(ok=False, why="the journal is full")
     journal.error = ZeroDivisionError("a secret")
-    assert ready() == Verdict(ok=False, why="the journal cannot be checked (ZeroDivisionError)")
+    assert ready() == Health(ok=False, why="the journal cannot be checked (ZeroDivisionError)")
     journal.error = None
-    assert ready() == Verdict(ok=True)
+    assert ready() == Health(ok=True)
     assert journal.checks == 4
 
 
@@ -58,7 +58,7 @@ def test_a_check_that_hangs_is_answered_in_time(journal: Journal) -> None:
         began = time.monotonic()
         with ThreadPoolExecutor(20) as pool:
             verdicts = set(pool.map(lambda _: ready(), range(20)))
-        assert verdicts == {Verdict(ok=False, why="the journal does not answer")}
+        assert verdicts == {Health(ok=False, why="the journal does not answer")}
         assert time.monotonic() - began < 1.0
     assert journal.checks == 1
     assert threading.active_count() == threads + 1
@@ -66,7 +66,7 @@ def test_a_check_that_hangs_is_answered_in_time(journal: Journal) -> None:
     deadline = time.monotonic() + 5
     while not ready().ok and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert ready() == Verdict(ok=True)
+    assert ready() == Health(ok=True)
 
 
 def test_once_it_is_known_to_hang_nobody_waits_for_it(journal: Journal) -> None:
@@ -75,14 +75,14 @@ def test_once_it_is_known_to_hang_nobody_waits_for_it(journal: Journal) -> None:
     journal.goes_on.clear()
     ready()
     began = time.monotonic()
-    assert {ready() for _ in range(1_000)} == {Verdict(ok=False, why="the journal does not answer")}
+    assert {ready() for _ in range(1_000)} == {Health(ok=False, why="the journal does not answer")}
     assert time.monotonic() - began < 0.2
 
 
 def test_many_questions_are_one_check(journal: Journal) -> None:
     """And a later one is another."""
     ready = BoundedCheck(journal.check, patience_s=5, fresh_s=60)
-    assert {ready() for _ in range(1_000)} == {Verdict(ok=True)}
+    assert {ready() for _ in range(1_000)} == {Health(ok=True)}
     assert journal.checks == 1
     ready = BoundedCheck(journal.check, patience_s=5, fresh_s=0.05)
     ready()
@@ -101,8 +101,8 @@ def test_f49_a_limit_of_threads_is_told_and_forgotten(journal: Journal, monkeypa
     with monkeypatch.context() as limited:
         limited.setattr(threading.Thread, "start", refuse)
         for _ in range(2):
-            assert ready() == Verdict(ok=False, why="the journal cannot be checked (can't start new thread)")
-    assert ready() == Verdict(ok=True)
+            assert ready() == Health(ok=False, why="the journal cannot be checked (can't start new thread)")
+    assert ready() == Health(ok=True)
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert ready() == Verdict(ok=True)
+    assert ready() == Health(ok=True)
     assert journal.checks == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.sandbox.access import Limits
+from bridge.sandbox.access import RateLimits
 from bridge.sandbox.faults import KINDS, Fault, FaultPlan
 from bridge.sandbox.records import Address, Input, Ledger, Records, ViolationKind
 
@@ -31,7 +31,7 @@ class StepClock:
 def test_the_window_rolls() -> None:
     """A call leaves it exactly ten seconds after it was let in, not at the turn of a bucket."""
     clock = StepClock()
-    limits = Limits(calls=2, clock=clock)
+    limits = RateLimits(calls=2, clock=clock)
     assert limits.admit().policy == ""
     clock.seconds += 6
     assert limits.admit().remaining == 0
@@ -45,7 +45,7 @@ def test_the_window_rolls() -> None:
 def test_refused_calls_do_not_count() -> None:
     """However often a client knocks, the window frees in time."""
     clock = StepClock()
-    limits = Limits(calls=1, daily=2, clock=clock)
+    limits = RateLimits(calls=1, daily=2, clock=clock)
     limits.admit()
     assert {limits.admit().policy for _ in range(20)} == {"TEN_SECONDLY_ROLLING"}
     clock.seconds += 10
@@ -56,7 +56,7 @@ def test_refused_calls_do_not_count() -> None:
 def test_the_daily_quota_ends_at_midnight() -> None:
     """UTC; and it is told before the window."""
     clock = StepClock()
-    limits = Limits(daily=1, clock=clock)
+    limits = RateLimits(daily=1, clock=clock)
     assert limits.admit().daily_remaining == 0
     assert limits.admit().policy == "DAILY"
     clock.seconds += 86_400
@@ -66,7 +66,7 @@ def test_the_daily_quota_ends_at_midnight() -> None:
 
 def test_headers_of_limits_not_set_are_absent() -> None:
     """As with OAuth, where HubSpot leaves the daily ones out."""
-    limits = Limits(calls=5)
+    limits = RateLimits(calls=5)
     assert set(limits.headers(limits.admit())) == {
         "X-HubSpot-RateLimit-Max",
         "X-HubSpot-RateLimit-Remaining",
