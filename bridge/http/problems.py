@@ -88,7 +88,7 @@ def document(status: int, detail: str, *, slug: str | None = None, instance: str
     }
 
 
-def where(error: BaseException) -> list[str]:
+def stack_of(error: BaseException) -> list[str]:
     """The stack of an accident for the log: no values and no message, as these may hold a payload."""
     frames = traceback.extract_tb(error.__traceback__)
     return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
@@ -128,7 +128,7 @@ def register_problem_handlers(app: Flask, *, accidents: bool = True) -> None:
         return problem(status, detail, headers=allowed)
 
     def accident(error: Exception) -> Response:
-        log.error("request failed", path=request.path[:200], error=type(error).__name__, trace=where(error))
+        log.error("request failed", path=request.path[:200], error=type(error).__name__, trace=stack_of(error))
         forget(error)
         return problem(500, "The request was not taken; trying again may help.")
 
@@ -200,7 +200,7 @@ class AnswersUnreadable:
         status, answer = answer_to(exc)
         address = addr[0] if isinstance(addr, tuple) else ""
         if status == HTTPStatus.INTERNAL_SERVER_ERROR:
-            structlog.get_logger(__name__).error("request failed", error=type(exc).__name__, trace=where(exc))
+            structlog.get_logger(__name__).error("request failed", error=type(exc).__name__, trace=stack_of(exc))
         self.service.unreadable(status, type(exc).__name__, address)
         try:
             util.write_nonblock(client, answer)

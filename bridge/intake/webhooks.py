@@ -25,7 +25,7 @@ from werkzeug.routing import Rule
 from bridge.errors import JournalError, JournalFullError, PayloadError
 from bridge.http.bodies import coding_of, inflate, read_body, sent_headers
 from bridge.http.limits import Quota
-from bridge.http.problems import Refusal, forget, problem, register_problem_handlers, where
+from bridge.http.problems import Refusal, forget, problem, register_problem_handlers, stack_of
 from bridge.http.waiting import Wait, wait_in_thread
 from bridge.intake.challenges import MAX_UNSIGNED_BODY
 from bridge.intake.decoding import check_media_type
@@ -250,7 +250,7 @@ class Webhooks:
                 instance=path,
             )
         except Exception as error:  # noqa: BLE001 (whatever it is, the sender gets an answer and the log the reason)
-            self._log.error("webhook failed", source=source[:100], error=type(error).__name__, trace=where(error))
+            self._log.error("webhook failed", source=source[:100], error=type(error).__name__, trace=stack_of(error))
             forget(error)
             response = problem(500, "The request was not taken; trying again may help.", instance=path)
         name = source if endpoint is not None else UNKNOWN_SOURCE

@@ -16,7 +16,7 @@ import structlog
 from flask import g, has_request_context, request
 
 from bridge.errors import BridgeError
-from bridge.http.problems import Refusal, where
+from bridge.http.problems import Refusal, stack_of
 from bridge.journal.retry_log import Filter
 from bridge.journal.steering import Act
 from bridge.journal.store import Journal
@@ -133,7 +133,7 @@ class Acts:
             problem = str(error)
         except Exception as error:  # noqa: BLE001 (the thread ends; people are told, the stack is in the log)
             problem = f"An accident ended it ({type(error).__name__}); the log tells where."
-            _log.error("an act failed", error=type(error).__name__, problems=where(error))
+            _log.error("an act failed", error=type(error).__name__, problems=stack_of(error))
         if problem:
             result = {"entries": done}
         log_act(f"retries {act.what}", act.chosen, result, who=act.who, address=address, problem=problem)

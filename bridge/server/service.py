@@ -19,7 +19,7 @@ from flask import Flask
 from bridge import __version__
 from bridge.errors import BridgeError, JournalError
 from bridge.http.limits import Quotas, WrongTokens
-from bridge.http.problems import where
+from bridge.http.problems import stack_of
 from bridge.http.waiting import Wait, wait_in_thread
 from bridge.intake.mapping import CompiledSource, compile_source
 from bridge.intake.own_schema import Schemas
@@ -140,7 +140,7 @@ class Service:
             new_endpoints = endpoints(settings, self._quotas)
         except Exception as error:  # noqa: BLE001 (whatever it is, the old one stays and people are told)
             self.metrics.reloaded(succeeded=False)
-            problems = str(error).splitlines() if isinstance(error, BridgeError) else where(error)
+            problems = str(error).splitlines() if isinstance(error, BridgeError) else stack_of(error)
             self._log.error("the configuration was not reloaded", error=type(error).__name__, problems=problems)
             return
         if fixed:
