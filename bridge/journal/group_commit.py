@@ -56,32 +56,32 @@ class Appender(Protocol):
     def refuse_if_full(self) -> None: ...
 
 
-class Bell(Protocol):
+class Waiter(Protocol):
     """What one sender waits for."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether it was rung within the time."""
+        """Whether it was woken within the time."""
         ...
 
 
-B = TypeVar("B", bound=Bell)
+W = TypeVar("W", bound=Waiter)
 
 
-class Signals(Protocol[B]):
+class Signals(Protocol[W]):
     """How senders wait and are woken: in threads, or in an event loop."""
 
-    def bell(self) -> B: ...
+    def waiter(self) -> W: ...
 
     def soon(self, act: Callable[[], None]) -> None:
         """Act when what came in together has been queued. Called by a sender."""
         ...
 
-    def ring(self, bells: Sequence[B], then: Callable[[], None]) -> None:
+    def wake(self, waiters: Sequence[W], then: Callable[[], None]) -> None:
         """Wake the senders, then act. Called by the writer's thread."""
         ...
 
 
-class _ThreadBell:
+class _ThreadWaiter:
     def __init__(self) -> None:
         self.event = threading.Event()
 
@@ -92,15 +92,15 @@ class _ThreadBell:
 class ThreadSignals:
     """Senders are threads."""
 
-    def bell(self) -> _ThreadBell:
-        return _ThreadBell()
+    def waiter(self) -> _ThreadWaiter:
+        return _ThreadWaiter()
 
     def soon(self, act: Callable[[], None]) -> None:
         act()
 
-    def ring(self, bells: Sequence[_ThreadBell], then: Callable[[], None]) -> None:
-        for bell in bells:
-            bell.event.set()
+    def wake(self, waiters: Sequence[_ThreadWaiter], then: Callable[[], None]) -> None:
+        for waiter in waiters:
+            waiter.event.set()
         then()
 
 
@@ -109,7 +109,7 @@ class _Request:
     """Events of one request on their way to the disk: all of them, a slice, or a piece to be kept."""
 
     events: Sequence[Event]
-    bell: Bell
+    waiter: Waiter
     rest: Sequence[Event] = ()  # with the first slice: what follows
     follows: bool = False  # a later slice: the request is on disk already
     ends: int | None = None  # with the last slice: where that was kept
@@ -170,12 +170,12 @@ class GroupCommit:
         head = next(slices(events))
         rest = events[len(head) :]
         if not rest:
-            return self._take(_Request(head, self._signals.bell())).receipts
+            return self._take(_Request(head, self._signals.waiter())).receipts
         self._expect(len(rest))
         try:
             if len(next(pieces(rest))) < len(rest):
                 return self._take_rest(self._keep(events))
-            first = self._take(_Request(head, self._signals.bell(), rest))
+            first = self._take(_Request(head, self._signals.waiter(), rest))
             assert first.staged is not None  # noqa: S101 (kept with the first slice)
             return [*first.receipts, *self._take_rest(first.staged)]
         finally:
@@ -187,7 +187,7 @@ class GroupCommit:
         at = 0
         for part in pieces(events):
             at += len(part)
-            request = _Request(part, self._signals.bell(), piece=True, after=left, whole=at == len(events))
+            request = _Request(part, self._signals.waiter(), piece=True, after=left, whole=at == len(events))
             left = self._take(request).staged
         assert left is not None  # noqa: S101 (there are events)
         return left
@@ -203,7 +203,7 @@ class GroupCommit:
             for part in slices(rest):
                 at += len(part)
                 ends = left.id if at == len(rest) else None
-                receipts += self._take(_Request(part, self._signals.bell(), follows=True, ends=ends)).receipts
+                receipts += self._take(_Request(part, self._signals.waiter(), follows=True, ends=ends)).receipts
         return receipts + [Receipt(event.id, event.intake) for event in rest[len(receipts) :]]
 
     def _take(self, request: _Request) -> _Request:
@@ -219,7 +219,7 @@ class GroupCommit:
             call, self._called = not self._called, True
         if call:
             self._signals.soon(self._give_turn)
-        if not request.bell.wait(PATIENCE_S):
+        if not request.waiter.wait(PATIENCE_S):
             self._withdraw(request)
             raise JournalUnavailableError(f"the journal did not commit within {PATIENCE_S:.0f} s")
         if request.error is not None:
@@ -285,7 +285,7 @@ class GroupCommit:
                     request.error = None if request.receipts else request.error or error
             with self._mutex:
                 self._writing_since = None
-            self._signals.ring([request.bell for request in group], self._give_turn)
+            self._signals.wake([request.waiter for request in group], self._give_turn)
 
     def _next_group(self) -> list[_Request]:
         """The oldest requests, at least one unless none waits, up to `GROUP_EVENTS` events and `SLICE_BYTES`, or a part

@@ -183,19 +183,19 @@ class _Pace:
 _pace = functools.cache(_Pace)
 
 
-class LoopBell:
+class LoopWaiter:
     """What one greenlet waits for."""
 
-    __slots__ = ("_hub", "_rung", "_waiting")
+    __slots__ = ("_hub", "_waiting", "_woken")
 
     def __init__(self, hub: Any) -> None:
         self._hub = hub
-        self._rung = False
+        self._woken = False
         self._waiting: Any = None
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether it was rung within the time."""
-        if self._rung:
+        """Whether it was woken within the time."""
+        if self._woken:
             return True
         self._waiting = waiting = gevent.getcurrent()
         timer = self._hub.loop.timer(timeout_s)
@@ -206,11 +206,11 @@ class LoopBell:
             self._waiting = None
             timer.stop()
             timer.close()
-        return self._rung
+        return self._woken
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake who waits; called in the loop."""
-        self._rung = True
+        self._woken = True
         if self._waiting is not None:
             self._waiting.switch()
 
@@ -220,27 +220,27 @@ class LoopSignals:
 
     def __init__(self) -> None:
         self._hub = gevent_hub.get_hub()
-        self._rung: deque[tuple[Sequence[LoopBell], Callable[[], None]]] = deque()
+        self._to_wake: deque[tuple[Sequence[LoopWaiter], Callable[[], None]]] = deque()
         self._async = self._hub.loop.async_()
         self._async.start(self._wake)
 
-    def bell(self) -> LoopBell:
-        return LoopBell(self._hub)
+    def waiter(self) -> LoopWaiter:
+        return LoopWaiter(self._hub)
 
     def soon(self, act: Callable[[], None]) -> None:
         """Act once every greenlet that can go on now has had its turn."""
         self._hub.loop.run_callback(act)
 
-    def ring(self, bells: Sequence[LoopBell], then: Callable[[], None]) -> None:
+    def wake(self, waiters: Sequence[LoopWaiter], then: Callable[[], None]) -> None:
         """Wake the greenlets, then act. Called by another thread."""
-        self._rung.append((bells, then))
+        self._to_wake.append((waiters, then))
         self._async.send()
 
     def _wake(self) -> None:
-        while self._rung:
-            bells, then = self._rung.popleft()
-            for bell in bells:
-                bell.ring()
+        while self._to_wake:
+            waiters, then = self._to_wake.popleft()
+            for waiter in waiters:
+                waiter.wake()
             self._hub.loop.run_callback(then)
 
 

@@ -16,7 +16,7 @@ import pytest
 from bridge.errors import JournalUnavailableError
 from bridge.journal import group_commit
 from bridge.journal.group_commit import GroupCommit
-from bridge.server.loop import LIGHT, MAX_BODY, LoopBell, LoopSignals, Threads, Turns, breathe, wait_for
+from bridge.server.loop import LIGHT, MAX_BODY, LoopSignals, LoopWaiter, Threads, Turns, breathe, wait_for
 from tests.builders import event
 from tests.unit.test_group_commit import MemoryAppender
 
@@ -164,21 +164,21 @@ def test_a_body_that_says_it_is_too_long_is_not_read_for_an_app_beside_the_loop(
     assert list(Threads(1).serve(app, environ, lambda *_: None)) == [read]
 
 
-def test_a_bell_rung_just_when_the_patience_ends_is_heard_or_not_but_wakes_nobody_twice() -> None:
+def test_one_woken_just_when_the_patience_ends_is_told_so_or_not_but_is_woken_once() -> None:
     signals = LoopSignals()
     outcomes: list[bool] = []
 
-    def wait(bell: LoopBell, timeout_s: float) -> None:
-        outcomes.append(bell.wait(timeout_s))
+    def wait(waiter: LoopWaiter, timeout_s: float) -> None:
+        outcomes.append(waiter.wait(timeout_s))
         gevent.sleep(0.002)  # a second wake-up would end this early, or find nobody
 
     for number in range(300):
-        bell = signals.bell()
-        waiting = gevent.spawn(wait, bell, 0.003)
-        ringer = threading.Timer(0.003 + (number % 10 - 5) * 1e-4, signals.ring, ([bell], lambda: None))
-        ringer.start()
+        waiter = signals.waiter()
+        waiting = gevent.spawn(wait, waiter, 0.003)
+        waker = threading.Timer(0.003 + (number % 10 - 5) * 1e-4, signals.wake, ([waiter], lambda: None))
+        waker.start()
         waiting.get(timeout=5)
-        ringer.join()
+        waker.join()
         gevent.sleep(0)
     assert len(outcomes) == 300
 
