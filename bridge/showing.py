@@ -124,6 +124,6 @@ def advised(pause: dict[str, Any]) -> dict[str, Any]:
     return pause | {"what": what, "todo": todo, "by_person": pause["reason"] == "operator"}
 
 
-def remedy(category: str, state: str = "parked") -> str:
+def what_to_do(category: str, state: str = "parked") -> str:
     """What to do about an entry of the retry log, or about all of a category. A newer value is never overwritten."""
     return _RETRYING if state == "retrying" else _FAILURES.get(category, _OTHER_FAILURE)

@@ -13,7 +13,7 @@ from bridge.cli.admin_client import Target, admin_options, connect, filters
 from bridge.cli.common import STYLES, confirm, iso, print_json, print_json_rows, print_table, progress, say, typed
 from bridge.journal.retry_log import Filter
 from bridge.operations.queries import RetriesQuery
-from bridge.showing import remedy
+from bridge.showing import what_to_do
 
 NOTHING = "nothing in the retry log matches"
 
@@ -75,7 +75,7 @@ def show(entry_id: str, target: Target, json_: bool) -> int:
     for name, value in document.items():
         text = ", ".join(value) if isinstance(value, list) else "-" if value is None else str(value)
         say(f"{name:16} {text}", style=STYLES.get(text, ""))
-    say(f"{'to do':16} {remedy(document['category'], document['state'])}")
+    say(f"{'to do':16} {what_to_do(document['category'], document['state'])}")
     for story in events:
         say(f"event {story['event']} of {story['source']}, received {iso(story['received_us'])}")
     replay_, discard_ = (

@@ -19,7 +19,7 @@ from bridge.intake.payload import parse_json, to_json
 from bridge.journal.retry_log import Filter
 from bridge.operations import access, queries
 from bridge.settings import MappingBlock, Property, Source
-from bridge.showing import MICROSECONDS, iso, microseconds_of, printable, printable_json, remedy
+from bridge.showing import MICROSECONDS, iso, microseconds_of, printable, printable_json, what_to_do
 
 # --- what the console's forms and links ask: bodies, filters, and the links that ask the same again ---
 
@@ -167,7 +167,7 @@ FILTERS: dict[str, Callable[..., str | None]] = {
     "size": size,
     "document": document,
     "iso": iso,
-    "remedy": remedy,
+    "what_to_do": what_to_do,
 }
 
 

@@ -7,20 +7,20 @@ import pytest
 from bridge.delivery import pauses
 from bridge.model import Category
 from bridge.operations.metrics import USUAL_ENTRIES
-from bridge.showing import advised, remedy
+from bridge.showing import advised, what_to_do
 
-ELSE = remedy("NEVER_HEARD_OF")
+ELSE = what_to_do("NEVER_HEARD_OF")
 
 
 @pytest.mark.parametrize("category", sorted({category for _, category in USUAL_ENTRIES} | set(map(str, Category))))
 def test_every_usual_failure_has_advice_of_its_own(category: str) -> None:
     """Which ends as a sentence does."""
-    assert remedy(category) != ELSE
-    assert remedy(category).endswith(".")
+    assert what_to_do(category) != ELSE
+    assert what_to_do(category).endswith(".")
 
 
 def test_what_is_retried_needs_nobody() -> None:
-    assert remedy("OBJECT_NOT_FOUND", "retrying").startswith("Nothing to do")
+    assert what_to_do("OBJECT_NOT_FOUND", "retrying").startswith("Nothing to do")
     assert "replay" in ELSE
 
 
