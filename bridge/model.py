@@ -34,7 +34,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clocks. Stateless, hence safe to share between threads."""
+    """The machine's clocks. Stateless, so that threads can share them."""
 
     def now(self) -> float:
         return time.time()

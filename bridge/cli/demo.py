@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -227,8 +227,8 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A running demo service."""
+class Service:
+    """Where the demo's service is, and its files."""
 
     folder: Path
     url: str
@@ -247,34 +247,37 @@ def demo(events: int, keep: bool) -> int:
     crm = Crm(open_properties=False, limit=190)
     crm.behaviour.latency_s = 0.05
     with tempfile.TemporaryDirectory(prefix="partner-bridge-demo-") as folder, SandboxServer(crm) as sandbox:
-        place = prepare(Path(folder), sandbox.url)
-        out.print(f"A service on {place.url} and a sandbox CRM on {sandbox.url}, in {folder}.")
-        with service(place):
+        service = prepare(Path(folder), sandbox.url)
+        out.print(f"A service on {service.url} and a sandbox CRM on {sandbox.url}, in {folder}.")
+        with running(service):
             samples = Samples(events)
-            sent = send_all(place, list(samples))
-            waiting = settle(place, sent)
-            entries, accounted = report(place, sent, samples, crm.state(), waiting)
+            sent = send_all(service, list(samples))
+            journal_settings = JournalSettings(url=f"sqlite:///{folder}/journal.db")
+            with closing(Journal(settings=journal_settings, clock=SystemClock())) as journal:
+                waiting = settle(journal, sent)
+                entries, accounted = report(journal, sent, samples, crm.state(), waiting)
             out.print()
             out.print(summary(sent, entries, len(crm.ledger.calls("update")), accounted))
             next_steps()
             if keep:
                 out.print(f"\nStill running, with a webhook every {LIVE_EVERY_S:.0f} s for an hour. The console is")
-                out.print(f"  {place.admin_url}/")
+                out.print(f"  {service.admin_url}/")
                 out.print("Ctrl-C ends it.")
-                stay(place, events)
+                stay(service, events)
     return 0 if accounted else 1
 
 
-def prepare(folder: Path, crm_url: str) -> Place:
-    """Write the configuration and a fresh secret."""
+def prepare(folder: Path, crm_url: str) -> Service:
+    """Write the configuration and fresh secrets."""
     port, admin_port = free_port(), free_port()
-    secret = "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
-    for name, content in (("acme.secret", secret), ("crm.token", secrets.token_urlsafe(24))):
+    partner, forger = (f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}" for _ in range(2))
+    files = {"acme.secret": partner, "forger.secret": forger, "crm.token": secrets.token_urlsafe(24)}
+    for name, content in files.items():
         (folder / name).write_text(content + "\n", encoding="utf-8")
         (folder / name).chmod(0o600)
     text = CONFIG.format(crm_url=crm_url, folder=folder, port=port, admin_port=admin_port)
     (folder / "bridge.yaml").write_text(text, encoding="utf-8")
-    return Place(folder, f"http://127.0.0.1:{port}/webhooks/acme", f"http://127.0.0.1:{admin_port}")
+    return Service(folder, f"http://127.0.0.1:{port}/webhooks/acme", f"http://127.0.0.1:{admin_port}")
 
 
 def own_environment() -> dict[str, str]:
@@ -284,12 +287,12 @@ def own_environment() -> dict[str, str]:
 
 
 @contextmanager
-def service(place: Place) -> Iterator[None]:
+def running(service: Service) -> Iterator[None]:
     """The service in a process of its own; its log goes to a file."""
-    log = place.folder / "service.log"
+    log = service.folder / "service.log"
     with log.open("wb") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", "bridge", "serve", "--config", str(place.folder / "bridge.yaml")],
+            [sys.executable, "-m", "bridge", "serve", "--config", str(service.folder / "bridge.yaml")],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -298,7 +301,7 @@ def service(place: Place) -> Iterator[None]:
         )
         try:
             try:
-                wait_until_open(int(place.url.split(":")[2].split("/")[0]), child)
+                wait_until_open(int(service.url.split(":")[2].split("/")[0]), child)
             except BridgeError as error:
                 last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
                 raise BridgeError(f"the demo's service did not start: {' '.join(last)}") from error
@@ -312,13 +315,13 @@ def service(place: Place) -> Iterator[None]:
                 child.wait()
 
 
-def send_all(place: Place, samples: Sequence[Sample]) -> list[Sent]:
+def send_all(service: Service, samples: Sequence[Sample]) -> list[Sent]:
     """Post every sample, some at a time; second deliveries after all first ones."""
     with requests.Session() as session, progress("sending webhooks", len(samples)) as advance:
         session.trust_env = False
 
         def send(sample: Sample) -> Sent:
-            sent = post(session, place, sample)
+            sent = post(session, service, sample)
             advance(1)
             return sent
 
@@ -328,26 +331,21 @@ def send_all(place: Place, samples: Sequence[Sample]) -> list[Sent]:
             return [*pool.map(send, first.values()), *pool.map(send, again)]
 
 
-def post(session: requests.Session, place: Place, sample: Sample) -> Sent:
+def post(session: requests.Session, service: Service, sample: Sample) -> Sent:
     """Sign one sample as the partner would, and post it."""
     from bridge.intake.signatures import sign
     from bridge.settings import Secret, Verify
 
-    secret = place.folder / "acme.secret"
-    if sample.forged:
-        secret = place.folder / "forger.secret"
-        if not secret.exists():
-            forged = base64.b64encode(secrets.token_bytes(24)).decode()
-            secret.write_text(f"whsec_{forged}\n", encoding="utf-8")
+    secret = service.folder / ("forger.secret" if sample.forged else "acme.secret")
     body = orjson.dumps(sample.payload)
     headers = sign(
         Verify("standard-webhooks", (Secret(file=secret),)),
         body=body,
-        url=place.url,
+        url=service.url,
         now=time.time(),
         delivery_id=f"msg_{sample.event_id}",
     )
-    answer = session.post(place.url, data=body, headers={"Content-Type": "application/json", **headers}, timeout=30)
+    answer = session.post(service.url, data=body, headers={"Content-Type": "application/json", **headers}, timeout=30)
     return Sent(sample, answer.status_code, answer.json())
 
 
@@ -356,13 +354,8 @@ def post(session: requests.Session, place: Place, sample: Sample) -> Sent:
 UNSETTLED = {"pending", "retrying"}
 
 
-def opened(place: Place) -> Journal:
-    return Journal(settings=JournalSettings(url=f"sqlite:///{place.folder}/journal.db"), clock=SystemClock())
-
-
-def settle(place: Place, sent: Sequence[Sent]) -> set[str]:
+def settle(journal: Journal, sent: Sequence[Sent]) -> set[str]:
     """Wait until no event is pending; returns the ids of those that still are when patience ends."""
-    journal = opened(place)
     waiting = {one.sample.event_id for one in sent if one.status == 202}
     with progress("delivering", len(waiting)) as advance:
         deadline = time.monotonic() + SETTLE_S
@@ -372,7 +365,6 @@ def settle(place: Place, sent: Sequence[Sent]) -> set[str]:
             waiting -= settled
             if waiting:
                 time.sleep(0.1)
-    journal.close()
     return waiting
 
 
@@ -390,14 +382,13 @@ def fates(journal: Journal, event_id: str) -> set[str]:
 
 
 def report(
-    place: Place,
+    journal: Journal,
     sent: Sequence[Sent],
     samples: Samples,
     state: dict[str, dict[str, dict[str, str]]],
     waiting: set[str],
 ) -> tuple[list[Entry], bool]:
     """Print the tables; returns the retry log and whether every event is accounted for."""
-    journal = opened(place)
     click.echo()
     rows = []
     lost = set(waiting)
@@ -425,7 +416,6 @@ def report(
     click.echo()
     click.echo(f"In the CRM: {len(held)} records, {sum(map(len, held.values()))} values; {len(wrong)} not as expected.")
     entries = journal.entries(Filter())
-    journal.close()
     click.echo("In the retry log:")
     shown = entries[:8]
     print_table(
@@ -468,7 +458,7 @@ def next_steps() -> None:
         click.echo(f"  {program} {command}")
 
 
-def stay(place: Place, made: int) -> None:
+def stay(service: Service, made: int) -> None:
     """Until Ctrl-C; meanwhile the console has something to show. `made` events were sent before."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the service must not be left behind
     live = iter(Samples(LIVE, seed=8, begins=datetime.now(UTC), after=made))
@@ -479,6 +469,6 @@ def stay(place: Place, made: int) -> None:
                 time.sleep(LIVE_EVERY_S)
                 with suppress(requests.RequestException):
                     if sample := next(live, None):
-                        post(session, place, sample)
+                        post(session, service, sample)
     except KeyboardInterrupt:
         click.echo()

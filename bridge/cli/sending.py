@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import click
-
-from bridge.cli.common import config_option, load_for_journal, print_json, source_names
-from bridge.errors import BridgeError, PayloadError
-
-if TYPE_CHECKING:
-    from bridge.settings import Settings, Source
 import json
 import shlex
+import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from bridge.cli.common import progress, typed
+import click
+
+from bridge.cli.common import config_option, load_for_journal, print_json, progress, source_names, typed
+from bridge.errors import BridgeError, PayloadError
+from bridge.intake.decoding import media_type
 from bridge.intake.schemes import layouts_of
+from bridge.intake.signatures import sign
+from bridge.model import Intake
 from bridge.settings import Settings, Source, is_loopback
 from bridge.tryout.diagnosis import is_credential, of_signature
-from bridge.tryout.payloads import SavedRequest, read_saved
+from bridge.tryout.payloads import SavedRequest, examples, read_saved, wire
 
 if TYPE_CHECKING:
     import requests
@@ -50,9 +47,7 @@ def map_(config: Path, source: str, file: str, headers: tuple[str, ...]) -> int:
     is a payload, or a request that `listen --save` kept; "-" is standard input. Exit status 1 if anything is invalid.
     """
     from bridge.intake.mapping import compile_source
-    from bridge.model import Intake
     from bridge.tryout.dry_run import report
-    from bridge.tryout.payloads import SavedRequest, read_saved
 
     given = headers_of(headers)
     settings = load_for_journal(config)
@@ -120,8 +115,10 @@ _CLOCK_S = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """`clock_off_s`: how far the other side's clock is ahead of ours, if it says so. `listening`: nothing is kept."""
+class Reply:
+    """What came back. `clock_off_s`: how far the other side's clock is ahead of ours, if it says so. `listening`:
+    nothing is kept.
+    """
 
     status: int
     content: bytes
@@ -159,7 +156,7 @@ class Asked:
     extra: tuple[str, ...]
 
 
-def explain(answer: Answer, asked: Asked) -> list[str]:
+def explain(answer: Reply, asked: Asked) -> list[str]:
     """What may be wrong, where the answer does not say it."""
     if answer.accepted:
         return []
@@ -176,7 +173,7 @@ def explain(answer: Answer, asked: Asked) -> list[str]:
     return []
 
 
-def _doubts(answer: Answer, asked: Asked) -> list[str]:
+def _doubts(answer: Reply, asked: Asked) -> list[str]:
     verify, file = asked.source.verify, asked.settings.file
     doubts = [
         f"--header {name} stands in place of the signature's"
@@ -195,27 +192,27 @@ def _doubts(answer: Answer, asked: Asked) -> list[str]:
     return doubts
 
 
-def first_id(answer: Answer) -> str | None:
+def first_id(answer: Reply) -> str | None:
     """The id of the first event that an answer tells, if there is anything to trace."""
     ids = answer.document.get("ids")
     return str(ids[0]) if isinstance(ids, list) and ids and not answer.listening else None
 
 
-def print_answers(answers: list[Answer]) -> int:
+def print_answers(answers: list[Reply]) -> int:
     """One answer as it came; of many, how often each status came, what they sum to, and some failures."""
-    accepted = all(answer.accepted for answer in answers)
+    failures = [answer for answer in answers if not answer.accepted]
     if len(answers) == 1:
         click.echo(answers[0].text)
-        return 0 if accepted else 1
+        return 1 if failures else 0
     sums: Counter[str] = Counter()
     for answer in answers:
         if answer.accepted:
             sums.update({key: answer.document.get(key, 0) for key in ("accepted", "duplicates", "ignored", "parked")})
-    statuses = Counter(answer.status for answer in answers)
-    print_json({"sent": len(answers), "answers": {str(status): n for status, n in statuses.items()}, **sums})
-    for answer in [answer for answer in answers if not answer.accepted][:_MAX_FAILURES]:
+    statuses = Counter(str(answer.status) for answer in answers)
+    print_json({"sent": len(answers), "answers": statuses, **sums})
+    for answer in failures[:_MAX_FAILURES]:
         click.echo(answer.text, err=True)
-    return 0 if accepted else 1
+    return 1 if failures else 0
 
 
 _TIMEOUT_S = 60.0
@@ -240,7 +237,6 @@ def send(config: Path, source: str, file: str | None, url: str | None, count: in
     event id and a time of its own where these are plain paths. Exit status 0 if all were accepted.
     """
     from bridge.intake.mapping import compile_source
-    from bridge.tryout.payloads import examples
 
     extra = headers_of(headers)
     settings = load_for_journal(config)
@@ -282,8 +278,6 @@ def target_of(settings: Settings, name: str, url: str | None) -> str:
 
 def _given(source: Source, file: str) -> list[SavedRequest]:
     """The requests in a file: one, or one a line."""
-    from bridge.tryout.payloads import wire
-
     content = read(file)
     if file.endswith(".ndjson"):
         found = [SavedRequest(wire(source, line), {}) for line in content.splitlines() if line.strip()]
@@ -305,11 +299,11 @@ class Sender:
     url: str
     extra: Mapping[str, str]
 
-    def post_all(self, requests_: Iterable[SavedRequest], total: int) -> list[Answer]:
+    def post_all(self, requests_: Iterable[SavedRequest], total: int) -> list[Reply]:
         """The answers, in order. Raises BridgeError when nobody answers."""
         import requests
 
-        answers: list[Answer] = []
+        answers: list[Reply] = []
         with requests.Session() as session, progress(f"sending to {self.url}", total) as advance:
             session.auth = lambda request: request  # or a .netrc of this machine would authenticate us
             # No proxy leads back to this machine.
@@ -325,10 +319,8 @@ class Sender:
                 advance(1)
         return answers
 
-    def _post(self, session: requests.Session, one: SavedRequest) -> Answer:
+    def _post(self, session: requests.Session, one: SavedRequest) -> Reply:
         import requests
-
-        from bridge.intake.signatures import sign
 
         url = f"{self.url}{'&' if '?' in self.url else '?'}{one.query}" if one.query else self.url
         prepared = session.prepare_request(requests.Request(one.method, url, data=one.body))
@@ -343,7 +335,7 @@ class Sender:
         for name, value in {**self._kept(one), **signed, **self.extra}.items():
             prepared.headers[name] = value.encode()  # type: ignore[assignment]  # else Latin-1, which lacks most letters
         answer = session.send(prepared, timeout=_TIMEOUT_S, allow_redirects=False)
-        return Answer(
+        return Reply(
             answer.status_code,
             answer.content,
             listening=answer.headers.get("Server") == LISTENING,
@@ -360,9 +352,6 @@ class Sender:
 
     def _kept(self, one: SavedRequest) -> dict[str, str]:
         """The request's own headers but those that are made anew."""
-        from bridge.intake.decoding import media_type
-        from bridge.tryout.diagnosis import is_credential, of_signature
-
         verify = self.source.verify
         headers = {
             name: value
@@ -385,8 +374,6 @@ def _trouble(error: requests.RequestException) -> str:
 
 
 def _clock_off(date: str | None) -> float | None:
-    from email.utils import parsedate_to_datetime
-
     try:
         return None if date is None else parsedate_to_datetime(date).timestamp() - time.time()
     except ValueError:

@@ -1,6 +1,6 @@
 """A request's headers and its body, whole or not at all: read from the WSGI stream up to a limit, inflated if need be.
 
-Werkzeug cuts a chunked body at its limit without saying so, hence the stream is read here.
+Werkzeug cuts a chunked body at its limit without saying so: the stream is read here instead.
 """
 
 from __future__ import annotations

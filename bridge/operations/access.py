@@ -2,9 +2,9 @@
 
 On a bind that is not loopback only health, metrics and status answer without the admin token, and status then without
 the texts of others (`health.for_anybody`); without a token configured everything else is off there. On loopback without
-a token it is open to this machine: then the request must also name this machine as its host, lest a web page reach
-it through a name that it controls. A token that is configured is always asked for: as a bearer, or, on the console's
-pages only, once at its login form, which gives a session cookie.
+a token it is open to this machine: then the request must also name this machine as its host, or a web page could
+reach it through a name that it controls. A token that is configured is always asked for: as a bearer, or, on the
+console's pages only, once at its login form, which gives a session cookie.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from bridge.http.limits import WrongTokens
 from bridge.http.problems import Refusal
 from bridge.settings import Secret, SecretUnavailableError, is_loopback
 
-# --- Sessions of the console, and the tokens of its forms. Nothing is stored: any worker knows what another gave
-# out.
+# --- sessions of the console, and the tokens of its forms ---
 #
-# A session is a signed time; the admin token is the key, so that a token that is taken away ends its sessions. A
-# form's token is bound to a random cookie and to the session: another site can neither read nor guess it, and a
-# program on another port of this machine, which can set cookies, does not know the session.
+# Nothing is stored: any worker knows what another gave out. A session is a signed time; the admin token is the key, so
+# that a token that is taken away ends its sessions. A form's token is bound to a random cookie and to the session:
+# another site can neither read nor guess it, and a program on another port of this machine, which can set cookies, does
+# not know the session.
 #
 # Where the browser came by TLS, as far as can be known here, its cookies go by TLS alone and are named so that nobody
 # without it can set them. What a proxy, or anybody, says of that is believed where it makes them stricter: a lie breaks
@@ -129,6 +129,8 @@ def _set(request: Request, response: Response, name: str, value: str, *, lasts_s
     response.set_cookie(name, value, max_age=lasts_s, httponly=True, samesite="Strict", secure=secure)
 
 
+# --- who is let in ---
+
 #: The console's blueprint, and what of it is there to be let in.
 CONSOLE = "console"
 SIGN_IN = frozenset({"console.login", "console.sign_in", "console.static"})
@@ -160,14 +162,8 @@ def guard(app: Flask, *, host: str, token: Secret | None, wrong_tokens: WrongTok
                 headers={"WWW-Authenticate": "Bearer"},
             )
         if not loopback:
-            raise Refusal(
-                403,
-                "This is off here: set server.admin_token, or bind server.admin_bind to 127.0.0.1.",
-            )
-        raise Refusal(
-            403,
-            "Without server.admin_token only requests to localhost or 127.0.0.1 are answered here.",
-        )
+            raise Refusal(403, "This is off here: set server.admin_token, or bind server.admin_bind to 127.0.0.1.")
+        raise Refusal(403, "Without server.admin_token only requests to localhost or 127.0.0.1 are answered here.")
 
     app.before_request(check)
 

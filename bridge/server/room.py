@@ -21,7 +21,7 @@ SMALL = 65_536
 #: When more than one in `CROWDED` of the places are taken, one in `CROWD` of them is given away at a time: partners
 #: wait in the system's queue behind those that are to give way.
 CROWDED, CROWD = 4, 32
-#: So many bodies of the largest size fit in any case, lest two senders of one should drive each other out.
+#: So many bodies of the largest size fit in any case: two senders of one must not drive each other out.
 LARGEST = 4
 
 

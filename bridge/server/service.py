@@ -162,7 +162,7 @@ class Service:
         self.metrics.expect({name: endpoint.source.looked_for() for name, endpoint in self._endpoints.items()})
 
     def begin_drain(self) -> None:
-        """Not ready any more; called from a signal handler, hence only a note of the time."""
+        """Not ready any more. Only the time is noted, as a signal handler calls this."""
         if self._drain_by is None:
             self._drain_by = self._clock.monotonic() + self._settings.server.drain_timeout_s
 
