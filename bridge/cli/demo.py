@@ -207,6 +207,8 @@ class Samples:
         return Sample("forged: a wrong signature", self._event(self._client(chance), moment), forged=True)
 
 
+# --- the command --------------------------------------------------------------------------------
+
 #: How long the demo waits for everything to settle.
 SETTLE_S = 60.0
 #: Webhooks sent at a time.
@@ -227,7 +229,7 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class DemoService:
     """Where the demo's service is, and its files."""
 
     folder: Path
@@ -267,7 +269,7 @@ def demo(events: int, keep: bool) -> int:
     return 0 if accounted else 1
 
 
-def prepare(folder: Path, crm_url: str) -> Service:
+def prepare(folder: Path, crm_url: str) -> DemoService:
     """Write the configuration and fresh secrets."""
     port, admin_port = free_port(), free_port()
     partner, forger = (f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}" for _ in range(2))
@@ -277,7 +279,7 @@ def prepare(folder: Path, crm_url: str) -> Service:
         (folder / name).chmod(0o600)
     text = CONFIG.format(crm_url=crm_url, folder=folder, port=port, admin_port=admin_port)
     (folder / "bridge.yaml").write_text(text, encoding="utf-8")
-    return Service(folder, f"http://127.0.0.1:{port}/webhooks/acme", f"http://127.0.0.1:{admin_port}")
+    return DemoService(folder, f"http://127.0.0.1:{port}/webhooks/acme", f"http://127.0.0.1:{admin_port}")
 
 
 def own_environment() -> dict[str, str]:
@@ -287,7 +289,7 @@ def own_environment() -> dict[str, str]:
 
 
 @contextmanager
-def running(service: Service) -> Iterator[None]:
+def running(service: DemoService) -> Iterator[None]:
     """The service in a process of its own; its log goes to a file."""
     log = service.folder / "service.log"
     with log.open("wb") as output:
@@ -315,7 +317,7 @@ def running(service: Service) -> Iterator[None]:
                 child.wait()
 
 
-def send_all(service: Service, samples: Sequence[Sample]) -> list[Sent]:
+def send_all(service: DemoService, samples: Sequence[Sample]) -> list[Sent]:
     """Post every sample, some at a time; second deliveries after all first ones."""
     with requests.Session() as session, progress("sending webhooks", len(samples)) as advance:
         session.trust_env = False
@@ -331,7 +333,7 @@ def send_all(service: Service, samples: Sequence[Sample]) -> list[Sent]:
             return [*pool.map(send, first.values()), *pool.map(send, again)]
 
 
-def post(session: requests.Session, service: Service, sample: Sample) -> Sent:
+def post(session: requests.Session, service: DemoService, sample: Sample) -> Sent:
     """Sign one sample as the partner would, and post it."""
     from bridge.intake.signatures import sign
     from bridge.settings import Secret, Verify
@@ -458,7 +460,7 @@ def next_steps() -> None:
         click.echo(f"  {program} {command}")
 
 
-def stay(service: Service, made: int) -> None:
+def stay(service: DemoService, made: int) -> None:
     """Until Ctrl-C; meanwhile the console has something to show. `made` events were sent before."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the service must not be left behind
     live = iter(Samples(LIVE, seed=8, begins=datetime.now(UTC), after=made))

@@ -9,12 +9,13 @@ maximum, never their sum.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -43,6 +44,8 @@ BATCH_BUCKETS = (1, 2, 5, 10, 20, 40, 60, 80, 99, 100)
 
 #: What becomes of an event at the door: the label `outcome` of `bridge_events_total`.
 EVENT_OUTCOMES = (*map(str, Intake), "invalid", "conflict", "undated")
+#: Kinds of trouble that the journal's file makes.
+TROUBLES = ("full", "io", "read-only", "damaged", "gone")
 #: Answers that alerts count.
 WATCHED_CODES = ("202", "401", "503")
 #: Rows of the retry log that are told of also when there are none, so that its growth from nothing is seen.
@@ -91,71 +94,76 @@ def bounded(entries: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str], in
     return dict(found)
 
 
-class _GaugeCollector(Collector):
-    """Turns `Gauges` into metric families at the scrape."""
+Labelled = tuple[tuple[str, ...], float]  # the values of its labels, and its own
 
-    def __init__(self, read: Callable[[], Gauges]) -> None:
-        self._read = read
 
-    def collect(self) -> Iterable[Metric]:
-        gauges = self._read()
-        plain = {
-            "bridge_records_pending": ("Records with something to deliver that are not parked.", gauges.pending),
-            "bridge_records_pending_limit": ("journal.max_pending.", gauges.pending_limit),
-            "bridge_oldest_pending_timestamp_seconds": (
-                "Arrival of the oldest change that waits to be delivered; 0 when none waits.",
-                gauges.oldest_pending or 0,
-            ),
-            "bridge_journal_size_bytes": ("Bytes of the journal on disk.", gauges.journal_bytes),
-            "bridge_journal_limit_bytes": ("journal.max_size.", gauges.journal_limit),
-        }
-        for name, (text, value) in plain.items():
-            yield GaugeMetricFamily(name, text, value=value)
-        if gauges.daily_calls_left is not None:
-            yield GaugeMetricFamily(
-                "bridge_crm_daily_calls_remaining",
-                "CRM calls left until the portal's midnight.",
-                value=gauges.daily_calls_left,
-            )
-        entries = GaugeMetricFamily("bridge_retry_log_entries", "Rows of the retry log.", labels=["state", "category"])
-        for (state, category), number in sorted(bounded(gauges.entries).items()):
-            entries.add_metric([state, category], number)
-        yield entries
-        paused = GaugeMetricFamily(
-            "bridge_crm_paused", "1 while delivery is paused, by reason and scope.", labels=["reason", "scope"]
+def gauge_families(gauges: Gauges) -> Iterator[Metric]:
+    """The gauges as the library exposes them."""
+    yield _gauge("bridge_records_pending", "Records with something to deliver that are not parked.", gauges.pending)
+    yield _gauge("bridge_records_pending_limit", "journal.max_pending.", gauges.pending_limit)
+    yield _gauge(
+        "bridge_oldest_pending_timestamp_seconds",
+        "Arrival of the oldest change that waits to be delivered; 0 when none waits.",
+        gauges.oldest_pending or 0,
+    )
+    yield _gauge("bridge_journal_size_bytes", "Bytes of the journal on disk.", gauges.journal_bytes)
+    yield _gauge("bridge_journal_limit_bytes", "journal.max_size.", gauges.journal_limit)
+    if gauges.daily_calls_left is not None:
+        yield _gauge(
+            "bridge_crm_daily_calls_remaining", "CRM calls left until the portal's midnight.", gauges.daily_calls_left
         )
-        for reason, scope in sorted({(pause.reason, str(pause.scope)) for pause in gauges.pauses}):
-            paused.add_metric([reason, scope], 1)
-        yield paused
-        last = GaugeMetricFamily(
-            "bridge_source_last_event_timestamp_seconds", "Arrival of the source's last event.", labels=["source"]
-        )
-        for source, at in sorted(gauges.last_event.items()):
-            last.add_metric([source], at)
-        yield last
-        silent = GaugeMetricFamily(
-            "bridge_source_silent", "1 if no event came for longer than expect_every.", labels=["source"]
-        )
-        for source, is_silent in sorted(gauges.silent.items()):
-            silent.add_metric([source], int(is_silent))
-        yield silent
+    yield _labelled(
+        "bridge_retry_log_entries", "Rows of the retry log.", ["state", "category"], bounded(gauges.entries).items()
+    )
+    yield _labelled(
+        "bridge_crm_paused",
+        "1 while delivery is paused, by reason and scope.",
+        ["reason", "scope"],
+        {((pause.reason, str(pause.scope)), 1) for pause in gauges.pauses},
+    )
+    yield _labelled(
+        "bridge_source_last_event_timestamp_seconds",
+        "Arrival of the source's last event.",
+        ["source"],
+        [((source,), at) for source, at in gauges.last_event.items()],
+    )
+    yield _labelled(
+        "bridge_source_silent",
+        "1 if no event came for longer than expect_every.",
+        ["source"],
+        [((source,), int(is_silent)) for source, is_silent in gauges.silent.items()],
+    )
 
 
-class _OwnCollector(Collector):
+def _own_families(*, reloaded: bool) -> Iterator[Metric]:
     """What is known without the journal."""
+    yield _labelled("bridge_build_info", "1, labelled with the version.", ["version"], [((__version__,), 1)])
+    yield _gauge(
+        "bridge_config_last_reload_successful",
+        "1 if the configuration was last read without problems.",
+        int(reloaded),
+    )
 
-    def __init__(self, *, reloaded: bool) -> None:
-        self._reloaded = reloaded
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _labelled(name: str, text: str, labels: Sequence[str], numbers: Iterable[Labelled]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for of_labels, number in sorted(numbers):
+        family.add_metric(of_labels, number)
+    return family
+
+
+class _Families(Collector):
+    """Families that are there already, for a registry."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = list(families)
 
     def collect(self) -> Iterable[Metric]:
-        build = GaugeMetricFamily("bridge_build_info", "1, labelled with the version.", labels=["version"])
-        build.add_metric([__version__], 1)
-        yield build
-        yield GaugeMetricFamily(
-            "bridge_config_last_reload_successful",
-            "1 if the configuration was last read without problems.",
-            value=int(self._reloaded),
-        )
+        return self._families
 
 
 class Metrics:
@@ -164,30 +172,22 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._reloaded = True
-        registry = self._registry
-        self.webhooks = Counter(
-            "bridge_webhooks_total", "Webhook requests answered.", ["source", "code"], registry=registry
+        counter = functools.partial(Counter, registry=self._registry)
+        histogram = functools.partial(Histogram, registry=self._registry)
+        self.webhooks = counter("bridge_webhooks_total", "Webhook requests answered.", ["source", "code"])
+        self.webhook_duration = histogram(
+            "bridge_webhook_duration_seconds", "Time from request to answer.", buckets=WEBHOOK_BUCKETS
         )
-        self.webhook_duration = Histogram(
-            "bridge_webhook_duration_seconds",
-            "Time from request to answer.",
-            buckets=WEBHOOK_BUCKETS,
-            registry=registry,
-        )
-        self.verifications = Counter(
+        self.verifications = counter(
             "bridge_verifications_total",
             "Signature checks, with the position of the secret that matched.",
             ["source", "result", "secret"],
-            registry=registry,
         )
-        self.events = Counter(
-            "bridge_events_total", "Events by what they were taken as.", ["source", "outcome"], registry=registry
-        )
-        self.mapped_properties = Counter(
+        self.events = counter("bridge_events_total", "Events by what they were taken as.", ["source", "outcome"])
+        self.mapped_properties = counter(
             "bridge_mapped_properties_total",
             "Events that a mapping read, by what they brought for each of its properties.",
             ["source", "property", "outcome"],
-            registry=registry,
         )
         # By their labels, of which the library makes texts under a lock: that takes as long as to count.
         self._webhooks = functools.cache(self.webhooks.labels)
@@ -198,39 +198,29 @@ class Metrics:
         self._flushing = threading.Lock()  # guards the next two
         self._found: dict[tuple[str, str], Tally[str]] = {}  # by source and outcome: properties
         self._flush_soon: threading.Timer | None = None
-        self.delivery_delay = Histogram(
-            "bridge_delivery_delay_seconds",
-            "Time from accepted to confirmed.",
-            ["source"],
-            buckets=DELAY_BUCKETS,
-            registry=registry,
+        self.delivery_delay = histogram(
+            "bridge_delivery_delay_seconds", "Time from accepted to confirmed.", ["source"], buckets=DELAY_BUCKETS
         )
-        self.values_settled = Counter(
-            "bridge_values_settled_total", "Property values by what became of them.", ["outcome"], registry=registry
+        self.values_settled = counter(
+            "bridge_values_settled_total", "Property values by what became of them.", ["outcome"]
         )
-        self.crm_calls = Counter("bridge_crm_calls_total", "CRM calls by status code.", ["code"], registry=registry)
-        self.call_duration = Histogram(
-            "bridge_crm_call_duration_seconds", "Time of a CRM call.", buckets=CALL_BUCKETS, registry=registry
+        self.crm_calls = counter("bridge_crm_calls_total", "CRM calls by status code.", ["code"])
+        self.call_duration = histogram("bridge_crm_call_duration_seconds", "Time of a CRM call.", buckets=CALL_BUCKETS)
+        self.batch_records = histogram("bridge_batch_records", "Records in a CRM call.", buckets=BATCH_BUCKETS)
+        self.rate_limit_wait = counter(
+            "bridge_rate_limit_wait_seconds_total", "Time delivery waited for the rate limit."
         )
-        self.batch_records = Histogram(
-            "bridge_batch_records", "Records in a CRM call.", buckets=BATCH_BUCKETS, registry=registry
-        )
-        self.rate_limit_wait = Counter(
-            "bridge_rate_limit_wait_seconds_total", "Time delivery waited for the rate limit.", registry=registry
-        )
-        self.commit_duration = Histogram(
+        self.commit_duration = histogram(
             "bridge_journal_commit_duration_seconds",
             "Time of a group commit of the journal.",
             buckets=COMMIT_BUCKETS,
-            registry=registry,
         )
-        self.journal_errors = Counter(
+        self.journal_errors = counter(
             "bridge_journal_errors_total",
-            "Reads and writes that the journal's file failed, by kind: full, io, read-only, damaged, gone.",
+            f"Reads and writes that the journal's file failed, by kind: {', '.join(TROUBLES)}.",
             ["kind"],
-            registry=registry,
         )
-        for kind in ("full", "io", "read-only", "damaged", "gone"):
+        for kind in TROUBLES:
             self.journal_errors.labels(kind)
         for outcome in ("delivered", "superseded", "unchanged", "refused", "unknown", "discarded"):
             self.values_settled.labels(outcome)
@@ -321,13 +311,11 @@ class Metrics:
         self.flush()
         folder = _shared_folder()
         now = CollectorRegistry()
-        now.register(_OwnCollector(reloaded=self._reloaded if folder is None else not (folder / REFUSED_MARK).exists()))
-        try:
-            read = gauges()
-        except JournalError:  # counted below; what is known without the journal is told all the same
-            pass
-        else:
-            now.register(_GaugeCollector(lambda: read))
+        reloaded = self._reloaded if folder is None else not (folder / REFUSED_MARK).exists()
+        now.register(_Families(_own_families(reloaded=reloaded)))
+        # A failed read is among the counters; what is known without the journal is told all the same.
+        with contextlib.suppress(JournalError):
+            now.register(_Families(gauge_families(gauges())))
         return generate_latest(self._counters()) + generate_latest(now)
 
     def _counters(self) -> CollectorRegistry:

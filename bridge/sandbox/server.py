@@ -39,7 +39,7 @@ _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
-class Sender:
+class ResponseWriter:
     """Sends answers on one connection. `connected` may be asked by any thread, the rest belongs to the
     connection's own. `stopping` cuts short whatever is slow.
     """
@@ -309,7 +309,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self._sender = Sender(self.connection, self.server.stopping)
+        self._writer = ResponseWriter(self.connection, self.server.stopping)
 
     def do_GET(self) -> None:
         self._serve(b"")
@@ -317,7 +317,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
         if not length.isdigit() or int(length) > MAX_BODY:
-            self._sender.send(json_answer(413 if length.isdigit() else 411, {"message": "body length"}))
+            self._writer.send(json_answer(413 if length.isdigit() else 411, {"message": "body length"}))
             self.close_connection = True  # the body was not read
             return
         body = self.rfile.read(int(length))
@@ -341,7 +341,7 @@ class _Handler(BaseHTTPRequestHandler):
             body=body,
             query=dict(parse_qsl(parts.query)),
             headers={name.lower(): value for name, value in self.headers.items()},
-            connected=self._sender.connected,
+            connected=self._writer.connected,
         )
         crm = self.server.crm
         if request.path == PREFIX or request.path.startswith(f"{PREFIX}/"):
@@ -350,13 +350,13 @@ class _Handler(BaseHTTPRequestHandler):
         answer, call = crm.handle(request)
         status = None if answer.is_silent else answer.status
         try:
-            if not self._sender.send(answer, lambda: crm.ledger.finish(call, status)):
+            if not self._writer.send(answer, lambda: crm.ledger.finish(call, status)):
                 self.close_connection = True
         finally:
             crm.ledger.finish(call, status)
 
     def _send(self, answer: Response) -> None:
-        if not self._sender.send(answer):
+        if not self._writer.send(answer):
             self.close_connection = True
 
 
