@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -74,6 +74,12 @@ def typed(words: str, config: Path) -> str:
     """A command to type, with the configuration named where it is not the usual one."""
     usual = config == DEFAULT_CONFIG or os.environ.get("BRIDGE_CONFIG") == str(config)
     return f"partner-bridge {words}" + ("" if usual else f" --config {shlex.quote(str(config))}")
+
+
+def local_url(host: str, port: int) -> str:
+    """Where this machine reaches what is bound there."""
+    here = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (compared, not bound)
+    return f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
 
 
 # --- how commands print: tables and colours on a terminal, plain lines in a pipe, JSON when asked ---
@@ -164,6 +170,18 @@ def print_json_rows(rows: Iterable[Any]) -> int:
         click.echo(("[\n" if number == 1 else ",\n") + printable_json(row), nl=False)
     click.echo("\n]" if number else "[]")
     return number
+
+
+def print_list(found: Iterable[Any], cells: Mapping[str, Callable[[Any], str]], *, as_json: bool, nothing: str) -> int:
+    """A JSON array, or a table whose columns are `cells`; exit status 1, after `nothing`, where nothing was found."""
+    if as_json:
+        return 0 if print_json_rows(found) else 1
+    rows = [[cell(each) for cell in cells.values()] for each in found]
+    if not rows:
+        click.echo(nothing, err=True)
+        return 1
+    print_table(list(cells), rows)
+    return 0
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -30,7 +30,7 @@ import orjson
 import requests
 
 from bridge.cli.common import console, print_table, progress, unused_config_option
-from bridge.cli.serving import free_port, wait_until_open
+from bridge.cli.serving import end, free_port, wait_until_open
 from bridge.errors import BridgeError
 from bridge.journal.retry_log import Entry, Filter
 from bridge.journal.store import Journal
@@ -309,12 +309,7 @@ def running(service: DemoService) -> Iterator[None]:
                 raise BridgeError(f"the demo's service did not start: {' '.join(last)}") from error
             yield
         finally:
-            child.terminate()
-            try:
-                child.wait(30)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+            end(child, within_s=30)
 
 
 def send_all(service: DemoService, samples: Sequence[Sample]) -> list[Sent]:

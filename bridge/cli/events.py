@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from itertools import chain
+from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import click
@@ -15,8 +16,9 @@ from bridge.cli.common import (
     confirm,
     iso,
     load_for_journal,
+    local_url,
     print_json,
-    print_json_rows,
+    print_list,
     print_table,
     progress,
     say,
@@ -28,6 +30,16 @@ from bridge.operations.queries import DIFFERENCES, EventsQuery, ResyncQuery
 from bridge.showing import advised
 
 NOTHING = "no event matches"
+#: What `list` shows of an event, by columns.
+CELLS: dict[str, Callable[[Document], str]] = {
+    "id": itemgetter("id"),
+    "source": itemgetter("source"),
+    "received": lambda event: event["received_at"] or "-",
+    "outcome": itemgetter("outcome"),
+    "records": lambda event: ",".join(event["records"]) or "-",
+    "properties": lambda event: ",".join(event["properties"]) or "-",
+    "why": lambda event: event["unmappable"] or "-",
+}
 #: Differences that a terminal shows; a pipe gets all that were asked for.
 LINES = 40
 
@@ -48,29 +60,7 @@ def list_(chosen: EventFilter, target: Target, json_: bool) -> int:
     was delivered before.
     """
     with connect(target) as admin:
-        found = admin.events(chosen)
-        if json_:
-            return 0 if print_json_rows(found) else 1
-        first = next(found, None)
-        if first is None:
-            click.echo(NOTHING, err=True)
-            return 1
-        print_table(
-            ["id", "source", "received", "outcome", "records", "properties", "why"],
-            [
-                [
-                    event["id"],
-                    event["source"],
-                    event["received_at"] or "-",
-                    event["outcome"],
-                    ",".join(event["records"]) or "-",
-                    ",".join(event["properties"]) or "-",
-                    event["unmappable"] or "-",
-                ]
-                for event in chain([first], found)
-            ],
-        )
-    return 0
+        return print_list(admin.events(chosen), CELLS, as_json=json_, nothing=NOTHING)
 
 
 @events.command()
@@ -232,11 +222,7 @@ def _print_record(story: dict[str, Any]) -> None:
 @click.option("--json", "json_", is_flag=True, help="The answer of GET /status as it is.")
 def status(target: Target, json_: bool) -> int:
     """How the service is doing: exit status 0 healthy, 1 degraded, 3 out of reach."""
-    admin_url = target.admin_url
-    if not admin_url:
-        host, port = load_for_journal(target.config).server.admin_bind
-        host = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 (compared, not bound)
-        admin_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    admin_url = target.admin_url or local_url(*load_for_journal(target.config).server.admin_bind)
     try:
         with over_http(admin_url, target.admin_token, patience_s=STATUS_PATIENCE_S) as admin:
             document = admin.status()

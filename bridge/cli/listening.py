@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bridge.cli.common import DEFAULT_CONFIG, config_option, load_for_journal, source_names
+from bridge.cli.common import DEFAULT_CONFIG, config_option, load_for_journal, local_url, source_names
 from bridge.errors import BridgeError
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ def listen(config: Path, source: str, save: Path | None, port: int | None, *, as
     max_body = (found.max_body if found is not None else None) or settings.server.max_body
     ended = threading.Event()
     with bind(host, configured_port if port is None else port) as bound:
-        here = "127.0.0.1" if host in {"0.0.0.0", "::", ""} else host  # noqa: S104 (compared, not bound)
-        address = f"[{here}]" if ":" in here else here
-        listener.url = f"http://{address}:{bound.getsockname()[1]}/webhooks/{source}"
+        listener.url = f"{local_url(host, bound.getsockname()[1])}/webhooks/{source}"
         _quiet()
         out = console()
         show: Callable[[dict[str, Any]], None] = _print_line if as_json else lambda document: print_block(document, out)

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain
+from operator import itemgetter
 
 import click
 
-from bridge.cli.admin_client import Target, admin_options, connect, filters
-from bridge.cli.common import STYLES, confirm, iso, print_json, print_json_rows, print_table, progress, say, typed
+from bridge.cli.admin_client import Document, Target, admin_options, connect, filters
+from bridge.cli.common import STYLES, confirm, iso, print_json, print_list, progress, say, typed
 from bridge.journal.retry_log import Filter
 from bridge.operations.queries import RetriesQuery
 from bridge.showing import what_to_do
 
 NOTHING = "nothing in the retry log matches"
+#: What `list` shows of an entry, by columns.
+CELLS: dict[str, Callable[[Document], str]] = {
+    "id": itemgetter("id"),
+    "state": itemgetter("state"),
+    "source": itemgetter("source"),
+    "record": lambda entry: entry["record"] or "-",
+    "category": itemgetter("category"),
+    "properties": lambda entry: ",".join(entry["properties"]) or "-",
+    "first failed": lambda entry: entry["first_failed_at"] or "-",
+    "message": itemgetter("message"),
+}
 
 
 @click.group()
@@ -31,30 +43,7 @@ def retries() -> None:
 def list_(chosen: Filter, target: Target, json_: bool) -> int:
     """List entries, oldest failure first."""
     with connect(target) as admin:
-        entries = admin.retries(chosen)
-        if json_:
-            return 0 if print_json_rows(entries) else 1
-        first = next(entries, None)
-        if first is None:
-            click.echo(NOTHING, err=True)
-            return 1
-        print_table(
-            ["id", "state", "source", "record", "category", "properties", "first failed", "message"],
-            [
-                [
-                    entry["id"],
-                    entry["state"],
-                    entry["source"],
-                    entry["record"] or "-",
-                    entry["category"],
-                    ",".join(entry["properties"]) or "-",
-                    entry["first_failed_at"] or "-",
-                    entry["message"],
-                ]
-                for entry in chain([first], entries)
-            ],
-        )
-    return 0
+        return print_list(admin.retries(chosen), CELLS, as_json=json_, nothing=NOTHING)
 
 
 @retries.command()

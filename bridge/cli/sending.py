@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from bridge.cli.common import config_option, load_for_journal, print_json, progress, source_names, typed
+from bridge.cli.common import config_option, load_for_journal, local_url, print_json, progress, source_names, typed
 from bridge.errors import BridgeError, PayloadError
 from bridge.intake.decoding import media_type
 from bridge.intake.schemes import layouts_of
@@ -267,9 +267,7 @@ def send(config: Path, source: str, file: str | None, url: str | None, count: in
 def target_of(settings: Settings, name: str, url: str | None) -> str:
     """Where to post; a URL without a path is the service's address."""
     if url is None:
-        host, port = settings.server.bind
-        here = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (compared)
-        return f"http://{f'[{here}]' if ':' in here else here}:{port}/webhooks/{name}"
+        return f"{local_url(*settings.server.bind)}/webhooks/{name}"
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         raise click.BadParameter(f"{url!r} is not http://… or https://…", param_hint="--url")

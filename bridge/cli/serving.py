@@ -245,11 +245,17 @@ def sandbox_process(*options: str) -> Iterator[str]:
             wait_until_open(port, child)
             yield f"http://127.0.0.1:{port}"
         finally:
-            child.terminate()
-            try:
-                child.wait(5)
-            except subprocess.TimeoutExpired:
-                child.kill()
+            end(child, within_s=5)
+
+
+def end(child: subprocess.Popen[bytes], *, within_s: float) -> None:
+    """Terminate it, or kill it if that takes longer."""
+    child.terminate()
+    try:
+        child.wait(within_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def wait_until_open(port: int, child: subprocess.Popen[bytes]) -> None:

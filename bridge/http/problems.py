@@ -58,6 +58,12 @@ class Refusal(Exception):  # noqa: N818 (an answer, not an accident)
         self.headers = headers or {}
         self.extra = extra or {}
 
+    def answer(self, instance: str | None = None) -> Response:
+        """As a problem; see there."""
+        return problem(
+            self.status, self.detail, slug=self.slug, headers=self.headers, extra=self.extra, instance=instance
+        )
+
 
 def problem(
     status: int,
@@ -116,7 +122,7 @@ def register_problem_handlers(app: Flask, *, accidents: bool = True) -> None:
 
     def refused(error: Refusal) -> Response:
         forget(error)
-        return problem(error.status, error.detail, slug=error.slug, headers=error.headers, extra=error.extra)
+        return error.answer()
 
     def http(error: HTTPException) -> Response:
         forget(error)

@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import asdict, fields
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -293,6 +292,8 @@ _HANDLERS: dict[tuple[str, str], Callable[[Crm, dict[str, Any]], Any]] = {
 }
 
 
+# --- the server ---------------------------------------------------------------------------------
+
 MAX_BODY = 64 * 1024 * 1024
 
 
@@ -345,7 +346,8 @@ class _Handler(BaseHTTPRequestHandler):
         )
         crm = self.server.crm
         if request.path == PREFIX or request.path.startswith(f"{PREFIX}/"):
-            self._send(control(crm, request))
+            if not self._writer.send(control(crm, request)):
+                self.close_connection = True
             return
         answer, call = crm.handle(request)
         status = None if answer.is_silent else answer.status
@@ -354,10 +356,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
         finally:
             crm.ledger.finish(call, status)
-
-    def _send(self, answer: Response) -> None:
-        if not self._writer.send(answer):
-            self.close_connection = True
 
 
 class _Server(ThreadingHTTPServer):
@@ -464,11 +462,6 @@ class SandboxServer:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.crm.close()
         self.stop()

@@ -293,9 +293,7 @@ class Service:
     # --- apps ---
 
     def _public_app(self) -> WSGI:
-        app = Flask("bridge.public", static_folder=None)
-        app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-        app.url_map.merge_slashes = False  # no redirects: senders do not follow them
+        app = _flask("bridge.public")
         webhooks = Webhooks(
             sources=lambda: self._endpoints,
             journal=self._commits,
@@ -312,9 +310,7 @@ class Service:
         return webhooks.before(app)
 
     def _admin_app(self) -> Flask:
-        app = Flask("bridge.admin", static_folder=None)
-        app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-        app.url_map.merge_slashes = False  # no redirects: senders do not follow them
+        app = _flask("bridge.admin")
         app.register_blueprint(health_blueprint(self, detail=True))
         app.register_blueprint(admin_blueprint(self, self.metrics))
         app.register_blueprint(api_blueprint(self._desk))
@@ -333,6 +329,13 @@ class Service:
         guard(app, host=server.admin_bind[0], token=server.admin_token, wrong_tokens=self._wrong_tokens)
         register_problem_handlers(app)
         return app
+
+
+def _flask(name: str) -> Flask:
+    app = Flask(name, static_folder=None)
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.url_map.merge_slashes = False  # no redirects: senders do not follow them
+    return app
 
 
 def counters_folder() -> Path | None:

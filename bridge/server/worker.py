@@ -204,13 +204,13 @@ class BridgeWorker(AnswersUnreadable, AsyncWorker):  # type: ignore[misc]  # gun
         """End if this process is of no use any more. Of several workers a probe asks any, and Kubernetes would hardly
         ever hear of the one that may deliver and does not.
         """
-        verdict = self.service.alive()
-        if verdict.ok:
+        health = self.service.alive()
+        if health.ok:
             self._dead_since = None
         elif self._dead_since is None:
             self._dead_since = time.monotonic()
         elif time.monotonic() - self._dead_since > GIVE_UP_S:
-            self.log.error("this worker ends, another takes its place: %s", verdict.why)
+            self.log.error("this worker ends, another takes its place: %s", health.why)
             self.alive = False
 
     def init_signals(self) -> None:

@@ -24,7 +24,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from bridge.errors import JournalError, JournalFullError
 from bridge.http.limits import WrongTokens
-from bridge.http.problems import PROBLEM, Refusal, problem
+from bridge.http.problems import PROBLEM, Refusal
 from bridge.operations import access
 from bridge.operations.access import CONSOLE, is_token, refuse_repeated_tries
 from bridge.operations.acts import Acts
@@ -161,7 +161,7 @@ def _add_errors(routes: Blueprint) -> None:
     @routes.errorhandler(Refusal)
     def refused(error: Refusal) -> AnyResponse | tuple[str, int] | tuple[str, int, dict[str, str]]:
         if request.accept_mimetypes.best_match([PROBLEM, "text/html"]) != "text/html":  # no browser
-            return problem(error.status, error.detail, slug=error.slug, headers=error.headers, extra=error.extra)
+            return error.answer()
         if error.status == 401 and request.method == "GET" and "Authorization" not in request.headers:
             return redirect("/login", 303)
         headers = dict(error.headers)
