@@ -241,14 +241,7 @@ class Webhooks:
         except Refusal as refusal:
             forget(refusal)
             counts = Counts(reason=refusal.slug)
-            response = problem(
-                refusal.status,
-                refusal.detail,
-                slug=refusal.slug,
-                headers=refusal.headers,
-                extra=refusal.extra,
-                instance=path,
-            )
+            response = refusal.answer(path)
         except Exception as error:  # noqa: BLE001 (whatever it is, the sender gets an answer and the log the reason)
             self._log.error("webhook failed", source=source[:100], error=type(error).__name__, trace=stack_of(error))
             forget(error)
