@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
 from io import BytesIO
@@ -197,11 +197,8 @@ def opened(settings: Settings) -> Iterator[Journal]:
     from bridge.model import SystemClock
 
     versions.check(settings.journal.url)
-    journal = Journal(settings=settings.journal, clock=SystemClock(), retry_max_s=settings.retry.max_s)
-    try:
+    with closing(Journal(settings=settings.journal, clock=SystemClock(), retry_max_s=settings.retry.max_s)) as journal:
         yield journal
-    finally:
-        journal.close()
 
 
 class _InProcess(BaseAdapter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -80,6 +81,16 @@ def local_url(host: str, port: int) -> str:
     """Where this machine reaches what is bound there."""
     here = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (compared, not bound)
     return f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
+
+
+def log_accidents_only() -> None:
+    """On stderr: standard output is for the answer."""
+    import structlog
+
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
 
 # --- how commands print: tables and colours on a terminal, plain lines in a pipe, JSON when asked ---

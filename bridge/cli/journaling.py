@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +13,13 @@ from typing import TYPE_CHECKING
 import click
 
 from bridge.cli.common import config_option, iso, load_for_journal, print_json, print_table, progress_bar, say, typed
+from bridge.config.service_schemas import journal_url_fault
 from bridge.errors import BridgeError, JournalDamagedError
 
 if TYPE_CHECKING:
     from bridge.journal.backup import Information, Progress
     from bridge.journal.postgresql.versions import PostgresInformation
     from bridge.settings import Journal
-import re
-
-from bridge.config.service_schemas import journal_url_fault
 
 
 @click.group()

@@ -29,7 +29,7 @@ from bridge.intake.signatures import Accepted
 from bridge.model import Intake, to_us
 from bridge.settings import Settings, Source
 from bridge.showing import iso
-from bridge.tryout.diagnosis import Examiner, Finding, is_credential, recognised
+from bridge.tryout.diagnosis import Examiner, is_credential, recognised
 from bridge.tryout.dry_run import report, told
 from bridge.tryout.payloads import MASK, SavedRequest
 
@@ -233,6 +233,8 @@ def _labelled(rows: list[Row]) -> Iterator[tuple[str, str]]:
         last = label or last
 
 
+# --- one request after another ------------------------------------------------------------------
+
 #: Schemes for which `init` has a template of another name, or the default one.
 _TEMPLATES = {
     "standard-webhooks": "",
@@ -361,7 +363,16 @@ class Listener:
         if self._examiner is None or seen.verdict is None or seen.signed is None:
             return None
         finding = self._examiner.examine(seen.signed, seen.verdict, seen.received_at)
-        return verdict_json(finding)
+        verdict = finding.verdict
+        reason, secret = ("accepted", verdict.secret) if isinstance(verdict, Accepted) else (verdict.reason, None)
+        return {
+            "accepted": isinstance(verdict, Accepted),
+            "reason": reason,
+            "detail": finding.text,
+            "hints": list(finding.hints),
+            "secret": secret,
+            "clock_off_s": None if finding.clock_off_s is None else round(finding.clock_off_s, 1),
+        }
 
     def _mapping(self, seen: Seen) -> dict[str, Any]:
         if self._compiled is None:
@@ -412,19 +423,6 @@ class Listener:
         if self.kept is None or document["taken"]:
             self.kept = path
         return str(path)
-
-
-def verdict_json(finding: Finding) -> dict[str, Any]:
-    """A verdict as a JSON document."""
-    accepted = isinstance(finding.verdict, Accepted)
-    return {
-        "accepted": accepted,
-        "reason": "accepted" if isinstance(finding.verdict, Accepted) else finding.verdict.reason,
-        "detail": finding.text,
-        "hints": list(finding.hints),
-        "secret": finding.verdict.secret if isinstance(finding.verdict, Accepted) else None,
-        "clock_off_s": None if finding.clock_off_s is None else round(finding.clock_off_s, 1),
-    }
 
 
 def _form(seen: Seen) -> str:

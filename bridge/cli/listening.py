@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bridge.cli.common import DEFAULT_CONFIG, config_option, load_for_journal, local_url, source_names
+from bridge.cli.common import (
+    DEFAULT_CONFIG,
+    config_option,
+    load_for_journal,
+    local_url,
+    log_accidents_only,
+    source_names,
+)
 from bridge.errors import BridgeError
 
 if TYPE_CHECKING:
@@ -52,7 +57,7 @@ def listen(config: Path, source: str, save: Path | None, port: int | None, *, as
     ended = threading.Event()
     with bind(host, configured_port if port is None else port) as bound:
         listener.url = f"{local_url(host, bound.getsockname()[1])}/webhooks/{source}"
-        _quiet()
+        log_accidents_only()  # the endpoint's log says what is shown anyway
         out = console()
         show: Callable[[dict[str, Any]], None] = _print_line if as_json else lambda document: print_block(document, out)
         with _signals(ended), served(watched(app, lambda seen: listener.look(seen, show), max_body), bound):
@@ -82,16 +87,6 @@ def _make(folder: Path) -> None:
 
 def _print_line(document: dict[str, Any]) -> None:
     print(json.dumps(document, ensure_ascii=False), flush=True)
-
-
-def _quiet() -> None:
-    """The endpoint's log says what is shown anyway; accidents go to stderr."""
-    import structlog
-
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 @contextmanager

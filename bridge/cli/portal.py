@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 import click
-import structlog
 from marshmallow import ValidationError
 
 from bridge.cli.admin_client import opened
+from bridge.cli.common import log_accidents_only
 from bridge.config.portal import Comparison, client, commented, compare, not_listed, portal_name, scope_message
 from bridge.config.scalars import Url
 from bridge.config.yaml_file import Document
@@ -71,10 +69,7 @@ def _token(settings: Settings) -> Iterator[Callable[[], str] | Tokens]:
         assert crm.token is not None  # noqa: S101 (a sound configuration has one of the two)
         yield crm.token.text
         return
-    structlog.configure(  # standard output is for the answer
-        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    log_accidents_only()
     try:
         with _store(settings) as store:
             tokens = OAuthTokens(

@@ -145,18 +145,7 @@ class Reply:
         return document if isinstance(document, dict) else {}
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What was asked of whom; `extra` names the headers that --header set."""
-
-    settings: Settings
-    source: Source
-    url: str
-    public_url: str
-    extra: tuple[str, ...]
-
-
-def explain(answer: Reply, asked: Asked) -> list[str]:
+def explain(answer: Reply, sender: Sender) -> list[str]:
     """What may be wrong, where the answer does not say it."""
     if answer.accepted:
         return []
@@ -167,17 +156,17 @@ def explain(answer: Reply, asked: Asked) -> list[str]:
             f"{answer.status}: this is no answer of Partner Bridge's; a proxy refuses, or --url names something else"
         ]
     if answer.status == 401:
-        return ["401 tells nobody why; it is one of these:", *(f"- {line}" for line in _doubts(answer, asked))]
+        return ["401 tells nobody why; it is one of these:", *(f"- {line}" for line in _doubts(answer, sender))]
     if answer.status == 404:
-        return [f"404: the service there has no source {asked.source.name}: was it started with another file?"]
+        return [f"404: the service there has no source {sender.source.name}: was it started with another file?"]
     return []
 
 
-def _doubts(answer: Reply, asked: Asked) -> list[str]:
-    verify, file = asked.source.verify, asked.settings.file
+def _doubts(answer: Reply, sender: Sender) -> list[str]:
+    verify, file = sender.source.verify, sender.settings.file
     doubts = [
         f"--header {name} stands in place of the signature's"
-        for name in asked.extra
+        for name in sender.extra
         if of_signature(verify, name) or is_credential(verify, name)
     ]
     off = answer.clock_off_s
@@ -186,9 +175,9 @@ def _doubts(answer: Reply, asked: Asked) -> list[str]:
     doubts.append(f"the service checks with another secret or scheme than {file} says: was it started before a change?")
     if any("{url}" in layout.signed for layout in layouts_of(verify)):
         doubts.append(
-            f"the scheme signs the URL, here {asked.public_url}/…: the service's `public_url` must be the same"
+            f"the scheme signs the URL, here {sender.public_url}/…: the service's `public_url` must be the same"
         )
-    doubts.append(f"the service's log has the reason; `listen {asked.source.name}` in its place shows it")
+    doubts.append(f"the service's log has the reason; `listen {sender.source.name}` in its place shows it")
     return doubts
 
 
@@ -214,6 +203,8 @@ def print_answers(answers: list[Reply]) -> int:
         click.echo(answer.text, err=True)
     return 1 if failures else 0
 
+
+# --- `send` ---
 
 _TIMEOUT_S = 60.0
 #: Headers of a kept request that belong to its way here: they are made anew.
@@ -255,8 +246,7 @@ def send(config: Path, source: str, file: str | None, url: str | None, count: in
     sender = Sender(settings, found, target_of(settings, source, url), extra)
     answers = sender.post_all(requests_, total)
     status = print_answers(answers)
-    asked = Asked(settings, found, sender.url, sender.public_url, tuple(extra))
-    for line in dict.fromkeys(line for one in answers for line in explain(one, asked)):
+    for line in dict.fromkeys(line for one in answers for line in explain(one, sender)):
         click.echo(line, err=True)
     traceable = first_id(answers[0]) if total == 1 else None
     if traceable is not None:
@@ -290,7 +280,7 @@ def _given(source: Source, file: str) -> list[SavedRequest]:
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Posts the requests of one source to one URL."""
+    """Posts the requests of one source to one URL; `extra` are the headers that --header set."""
 
     settings: Settings
     source: Source

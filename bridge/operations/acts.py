@@ -57,6 +57,8 @@ def _is_private(name: str, value: object) -> bool:
     return name in {"message", "search"} or "@" in str(value)
 
 
+# --- acts in the background ---------------------------------------------------------------------
+
 #: Seconds between two notes of how far an act came: each is a write of the journal.
 TOLD_EVERY_S = 0.5
 #: Seconds that the end of the service waits for the transaction at hand.

@@ -47,7 +47,7 @@ def moment_us(text: str, *, now: float | None = None) -> int:
     return max(_FIRST_US, min(microseconds_of(found if found.tzinfo else found.replace(tzinfo=UTC)), _LAST_US))
 
 
-class _Moment(fields.Field[int]):
+class _MomentField(fields.Field[int]):
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
         if not isinstance(value, str):
             raise ValidationError("write a text such as 2026-01-31T12:00:00Z, or 2h")
@@ -57,7 +57,7 @@ class _Moment(fields.Field[int]):
             raise ValidationError(str(error)) from error
 
 
-class _Place(fields.Field[Reference]):
+class _ReferenceField(fields.Field[Reference]):
     def _deserialize(self, value: Any, *_: Any, **__: Any) -> Reference:
         try:
             return Reference.at(str(value))
@@ -110,8 +110,8 @@ class RetriesQuery(Query):
     message = _text()
     record = _text(metadata=_told("Only this record id."))
     search = _text()
-    since = _Moment(attribute="since_us", metadata=_told("First failed at or after this time (ISO 8601, or 2h)."))
-    before = _Moment(attribute="before_us", metadata=_told("First failed before this time."))
+    since = _MomentField(attribute="since_us", metadata=_told("First failed at or after this time (ISO 8601, or 2h)."))
+    before = _MomentField(attribute="before_us", metadata=_told("First failed before this time."))
 
 
 class RetriesPage(RetriesQuery):
@@ -119,7 +119,7 @@ class RetriesPage(RetriesQuery):
 
     limit = fields.Integer(validate=validate.Range(1, MOST_ROWS))
     offset = fields.Integer(validate=validate.Range(0, NEVER))
-    after = _Place()
+    after = _ReferenceField()
 
 
 class RetriesAct(RetriesQuery):
@@ -129,9 +129,9 @@ class RetriesAct(RetriesQuery):
 
     all = fields.Boolean()
     dry_run = fields.Boolean()
-    seen = _Moment(attribute="seen_us")
+    seen = _MomentField(attribute="seen_us")
     limit = fields.Integer(validate=validate.Range(1, MOST_ROWS))
-    after = _Place()
+    after = _ReferenceField()
 
 
 class EventsQuery(Query):
@@ -141,8 +141,8 @@ class EventsQuery(Query):
 
     ids = _ids()
     source = _text(metadata=_told("Only events of this source."))
-    since = _Moment(attribute="since_us", metadata=_told("Received at or after this time (ISO 8601, or 2h)."))
-    until = _Moment(attribute="until_us", metadata=_told("Received at or before this time."))
+    since = _MomentField(attribute="since_us", metadata=_told("Received at or after this time (ISO 8601, or 2h)."))
+    until = _MomentField(attribute="until_us", metadata=_told("Received at or before this time."))
     outcome = fields.String(validate=validate.OneOf(OUTCOMES), metadata=_told("Only events that this became of."))
     record = _text(metadata=_told("Only events that asked this record id."))
 

@@ -303,12 +303,9 @@ def remove_left_counters(scratch: str) -> None:
 
 def match_ids(settings: Settings) -> None:
     """Let the journal compare record ids as the configuration says, before anything else reads it."""
-    journal = Journal(settings=settings.journal, clock=SystemClock())
-    try:
+    with contextlib.closing(Journal(settings=settings.journal, clock=SystemClock())) as journal:
         if united := journal.match_ids(settings.caseless()):
             structlog.get_logger("bridge").warning("records that differ in spelling alone are one now", records=united)
-    finally:
-        journal.close()
 
 
 def run(
