@@ -241,7 +241,7 @@ class PendingRecord:
 
     @property
     def changed(self) -> tuple[int, ...]:
-        """That of the newest of its values."""
+        """When the newest of its values changed."""
         return max((value.changed for value in self.values.values()), default=())
 
 

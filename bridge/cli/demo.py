@@ -425,7 +425,7 @@ def report(
 
 
 def shortened(message: str) -> str:
-    """As much of it as a table has room for."""
+    """The beginning of a message, as much as a table has room for."""
     return message if len(message) <= MESSAGE else f"{message[: MESSAGE - 1].rstrip()}…"
 
 

@@ -76,7 +76,7 @@ _seen: ContextVar[Seen] = ContextVar("seen")
 
 
 class _Verifier(Verifier):
-    """Tells its verdicts to the request that is looked at."""
+    """Notes its verdict in the request that is looked at."""
 
     def verify(self, request: SignedRequest, now: float) -> Verdict:
         verdict = super().verify(request, now)
@@ -86,7 +86,7 @@ class _Verifier(Verifier):
 
 
 class _Source(CompiledSource):
-    """Tells what it maps."""
+    """Notes what it maps in the request that is looked at."""
 
     def map_body(self, body: Any, **context: Any) -> Mapped:
         mapped = super().map_body(body, **context | {"explain": True})
@@ -110,7 +110,7 @@ class _Memory:
 
 
 class _Unobserved:
-    """Nobody counts."""
+    """An observer that counts nothing."""
 
     def webhook(self, source: str, code: int, duration_s: float, counts: Counts) -> None: ...
 
@@ -118,7 +118,7 @@ class _Unobserved:
 
 
 class _Well:
-    """Health of what keeps nothing."""
+    """Always healthy: nothing is kept that could fail."""
 
     def alive(self) -> Health:
         return Health(ok=True)
@@ -235,7 +235,7 @@ class _Handler(WSGIRequestHandler):
         return environ
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
-        """What there is to tell is shown."""
+        """Log nothing: the request is shown."""
 
 
 @contextmanager

@@ -238,7 +238,7 @@ def status(target: Target, json_: bool) -> int:
 
 
 def print_status(document: dict[str, Any]) -> None:
-    """In one word first, then the figures, then the sources."""
+    """Print the state in one word, then the figures, then the sources."""
     degraded = document.get("degraded", [])
     say("degraded" if degraded else "healthy", style="bold red" if degraded else "bold green")
     for why in degraded:

@@ -243,7 +243,7 @@ def migrate(target: str, config: Path) -> int:
 
 
 def without_password(url: str) -> str:
-    """The URL for people's eyes: it may name several hosts, as only libpq understands it."""
+    """The URL as it may be shown. It may name several hosts, which only libpq can parse."""
     return re.sub(r"(?<=//)([^:/@]*):[^@/]*(?=@)|(?<=[?&])((?:ssl)?password)=[^&]*", hidden, url)
 
 

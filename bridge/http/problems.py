@@ -59,7 +59,7 @@ class Refusal(Exception):  # noqa: N818 (an answer, not an accident)
         self.extra = extra or {}
 
     def answer(self, instance: str | None = None) -> Response:
-        """As a problem; see there."""
+        """The error answer; `instance` as in `problem`."""
         return problem(
             self.status, self.detail, slug=self.slug, headers=self.headers, extra=self.extra, instance=instance
         )

@@ -14,14 +14,14 @@ Wait = Callable[[int, bool, float], bool]
 
 
 def wait_in_thread(descriptor: int, writing: bool, timeout_s: float) -> bool:
-    """For whoever may block."""
+    """Wait in a thread, which may block."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT if writing else select.POLLIN)
     return bool(poll.poll(max(0.0, timeout_s) * 1000))
 
 
 class Permits:
-    """So many at a time; the others wait as they can."""
+    """At most `count` holders at a time; the others wait."""
 
     def __init__(self, count: int) -> None:
         self._descriptor = os.eventfd(count, os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC)

@@ -78,7 +78,7 @@ def begin_session(request: Request, response: Response, token: Secret) -> None:
 
 
 def end_session(response: Response) -> None:
-    """Take it back."""
+    """Take the session's cookie back."""
     for name, secure in ((COOKIE, False), (f"{BY_TLS}{COOKIE}", True)):
         response.delete_cookie(name, httponly=True, samesite="Strict", secure=secure)
 

@@ -256,7 +256,7 @@ class Metrics:
                 self._flush_soon.start()
 
     def flush(self) -> None:
-        """Let everybody see what `mapped` was told."""
+        """Count what `mapped` was told."""
         with self._flushing:
             found, self._found, self._flush_soon = self._found, {}, None
         for (source, outcome), properties in found.items():

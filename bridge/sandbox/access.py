@@ -84,7 +84,7 @@ class RateLimits:
             return self._used_today
 
     def reset(self) -> None:
-        """As after midnight, and ten quiet seconds."""
+        """Forget the calls of the day and of the last ten seconds."""
         with self._lock:
             self._admitted.clear()
             self._used_today = 0

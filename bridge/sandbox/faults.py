@@ -164,7 +164,7 @@ class FaultPlan:
             self._standing = [fault for fault in self._standing if fault.kind != kind]
 
     def clear(self) -> None:
-        """No more trouble of any sort."""
+        """End all faults."""
         with self._lock:
             self._queue.clear()
             self._standing.clear()

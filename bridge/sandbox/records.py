@@ -114,7 +114,7 @@ class Records:
 
     @fold_case.setter
     def fold_case(self, fold_case: bool) -> None:
-        """Of records that become one the older stays; those that were one stay so."""
+        """Where two records become one, the older stays; records that were one stay one."""
         with self.lock:
             self._fold_case = fold_case
             for address in [*self._found]:

@@ -387,7 +387,7 @@ class _Server(ThreadingHTTPServer):
                 self._connections.discard(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that breaks its connection is no news; anything else is a fault of ours, and shown."""
+        """Say nothing of a client that breaks its connection; anything else is a fault of ours, and shown."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 

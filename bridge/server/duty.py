@@ -48,7 +48,7 @@ class OnUnknown:
         self.read(settings)
 
     def read(self, settings: Settings) -> None:
-        """From now on, what these sources say."""
+        """Go by what these sources say from now on."""
         words: dict[tuple[str, str, str], Word] = {}
         for source in settings.sources.values():
             for block in source.mappings:
@@ -251,7 +251,7 @@ class Duty:
         )
 
     def _limiter(self) -> Limiter:
-        """It counts in what this process or another one did just before."""
+        """A limiter that knows the calls that this process or another one made just before."""
         rate, now = self._settings.crm.rate_limit, self._clock.now()
         limiter = Limiter(calls=rate.calls, per_s=rate.per_s)
         starts = self._journal.call_starts(to_us(now - 2 * rate.per_s))

@@ -148,7 +148,7 @@ class _Line(Generic[T]):
         return waiting
 
     def leave(self, source: str, waiting: T) -> None:
-        """It waits no longer."""
+        """Take out one that waits no longer."""
         line = self.sources[source]
         line.remove(waiting)
         if not line:

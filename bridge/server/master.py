@@ -52,7 +52,7 @@ THRESHOLD = 128 * 1024
 
 
 def give_back_freed() -> None:
-    """Set it for this process and those that it forks, before any thread; nothing where there is no glibc."""
+    """Set glibc's numbers for this process and its forks, before any thread; without glibc nothing is done."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
@@ -141,11 +141,11 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
             return None
 
     def handle_usr2(self) -> None:
-        """Not with a journal that one service holds: a second master beside this one could only be refused."""
+        """Refuse: one service holds the journal, which a second master beside this one would not get."""
         self.log.warning("SIGUSR2 is not used: to change the program, stop this service and start the new one")
 
     def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
-        """Of those that wait each once: many reloads must not delay a stop."""
+        """Each kind of signal that waits, once: many reloads must not delay a stop."""
         return list(dict.fromkeys(super().wait_for_signals(timeout)))
 
 

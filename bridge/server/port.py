@@ -151,7 +151,7 @@ class Connection(socket.socket):
         self.shut(plain_socket.SHUT_RDWR if self._sends else plain_socket.SHUT_RD)
 
     def shut(self, how: int) -> None:
-        """Of what has come already nothing is lost. gevent's own shutdown would forget it and raise in the reader."""
+        """Shut down without losing what has come. gevent's own way would forget it and raise in the reader."""
         with contextlib.suppress(OSError), plain_socket.socket(fileno=os.dup(self.fileno())) as same:
             same.shutdown(how)
 
@@ -190,7 +190,7 @@ class Request(message.Request):  # type: ignore[misc]  # gunicorn ships no types
         return rest
 
     def _peer_trusted_for_forwarded(self) -> tuple[dict[str, str], list[str]]:
-        """Nobody is believed about who forwards, as `forwarded_allow_ips` says, and nobody's address need be read."""
+        """No client is believed about who forwards, as `forwarded_allow_ips` says: its address need not be read."""
         return {}, []
 
 

@@ -137,7 +137,7 @@ class Room:
     # --- memory ---
 
     def hold(self, guest: Guest, size: int) -> None:
-        """So many bytes more of its request are here."""
+        """`size` more bytes of its request have come."""
         guest.seat.held += size
         if guest.seat.is_verified:
             self._verified_bytes += size
@@ -168,11 +168,11 @@ class Room:
         return held > times * bound and held > times * LARGEST * self._largest()
 
     def excuse(self, guest: Guest, seconds: float) -> None:
-        """It was held back for so long: that it is slow is not its fault."""
+        """Do not count these seconds as its own slowness: it was held back."""
         guest.seat.since += seconds
 
     def _slowest(self) -> Guest | None:
-        """Of the guests that hold more than an equal share of what may be held."""
+        """The slowest of the guests that hold more than an equal share of what may be held."""
         share = self._limits.strange_bytes // (2 * self._limits.connections)
         for part in (self._strangers, self._known):
             if large := [guest for guest in part if guest.seat.held > share]:

@@ -139,7 +139,7 @@ def short(moment: str | None) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes."""
+    """A number of bytes in the unit that fits it."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
