@@ -47,7 +47,7 @@ URL_ROOM, BODY_ROOM = 3_000, 50_000
 PORTION_S = 2
 CONNECT_TIMEOUT_S = 3.0
 #: For the answer: large acts are done in portions, but a journal may be slow.
-PATIENCE_S = 600.0
+ANSWER_TIMEOUT_S = 600.0
 
 
 class AdminUnreachableError(BridgeError):
@@ -177,7 +177,7 @@ def in_process(app: Flask) -> Iterator[AdminClient]:
 
 
 @contextmanager
-def over_http(url: str, token: str | None, *, patience_s: float = PATIENCE_S) -> Iterator[AdminClient]:
+def over_http(url: str, token: str | None, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Iterator[AdminClient]:
     """The admin API of the service whose admin port answers there."""
     if not re.match(r"https?://[^/\s]", url):
         raise AdminUnreachableError(f"--admin-url {url!r} is no URL; write http://host:port")
@@ -186,7 +186,7 @@ def over_http(url: str, token: str | None, *, patience_s: float = PATIENCE_S) ->
         if token:
             session.headers["Authorization"] = f"Bearer {token}"
         url = url.rstrip("/")
-        yield AdminClient(session, url, name=f"{url}: ", patience_s=patience_s)
+        yield AdminClient(session, url, name=f"{url}: ", timeout_s=timeout_s)
 
 
 @contextmanager
@@ -236,14 +236,14 @@ class AdminClient:
         *,
         name: str = "",
         rows: int = ROWS,
-        patience_s: float = PATIENCE_S,
+        timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
         """`name` begins what is told of errors; `rows` are fetched, and entries acted on, at a time."""
         self._session = session
         self._url = url
         self._name = name
         self._rows = rows
-        self._timeout_s = (CONNECT_TIMEOUT_S, patience_s)
+        self._timeouts = (CONNECT_TIMEOUT_S, timeout_s)
 
     # --- the retry log ---
 
@@ -381,7 +381,7 @@ class AdminClient:
     def _ask(self, method: str, path: str, **what: Any) -> requests.Response:
         try:
             return self._session.request(
-                method, f"{self._url}{path}", timeout=self._timeout_s, allow_redirects=False, **what
+                method, f"{self._url}{path}", timeout=self._timeouts, allow_redirects=False, **what
             )
         except (requests.RequestException, ValueError) as error:
             raise AdminUnreachableError(

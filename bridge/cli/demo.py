@@ -352,7 +352,7 @@ UNSETTLED = {"pending", "retrying"}
 
 
 def settle(journal: Journal, sent: Sequence[Sent]) -> set[str]:
-    """Wait until no event is pending; returns the ids of those that still are when patience ends."""
+    """Wait until no event is pending; returns the ids of those that still are at the end of the time."""
     waiting = {one.sample.event_id for one in sent if one.status == 202}
     with progress("delivering", len(waiting)) as advance:
         deadline = time.monotonic() + SETTLE_S

@@ -142,7 +142,7 @@ def _summary(done: Document) -> str:
 # --- `partner-bridge trace` and `status`: what became of one event or record, and how the service is doing ---
 
 #: `status` waits this long for an answer: it is asked by scripts and probes.
-STATUS_PATIENCE_S = 10.0
+STATUS_TIMEOUT_S = 10.0
 
 
 @click.command()
@@ -224,7 +224,7 @@ def status(target: Target, json_: bool) -> int:
     """How the service is doing: exit status 0 healthy, 1 degraded, 3 out of reach."""
     admin_url = target.admin_url or local_url(*load_for_journal(target.config).server.admin_bind)
     try:
-        with over_http(admin_url, target.admin_token, patience_s=STATUS_PATIENCE_S) as admin:
+        with over_http(admin_url, target.admin_token, timeout_s=STATUS_TIMEOUT_S) as admin:
             document = admin.status()
     except BridgeError as error:
         complain(str(error))

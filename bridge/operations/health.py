@@ -25,7 +25,7 @@ STUCK_AFTER_S = 60.0
 #: `status` calls the service degraded when the oldest change has waited longer than this.
 OLD_PENDING_S = 300.0
 #: How long a probe waits for the journal: Kubernetes gives a probe one second unless told otherwise.
-PROBE_PATIENCE_S = 0.5
+PROBE_TIMEOUT_S = 0.5
 #: How long its answer counts for those who ask next: a check is a write transaction.
 PROBE_FRESH_S = 0.25
 
@@ -63,11 +63,11 @@ class BoundedCheck:
     """
 
     def __init__(
-        self, check: Callable[[], None], *, patience_s: float = PROBE_PATIENCE_S, fresh_s: float = PROBE_FRESH_S
+        self, check: Callable[[], None], *, timeout_s: float = PROBE_TIMEOUT_S, fresh_s: float = PROBE_FRESH_S
     ) -> None:
         """`check` raises JournalError when something is wrong."""
         self._check = check
-        self._patience_s = patience_s
+        self._timeout_s = timeout_s
         self._fresh_s = fresh_s
         #: Guards `_latest` and `_thread`.
         self._mutex = threading.Lock()
@@ -86,7 +86,7 @@ class BoundedCheck:
                     return Health(ok=False, why=f"the journal cannot be checked ({error})")
                 self._latest = latest = _Run(now)
                 self._asked.put(latest)
-        if not latest.ended.wait(latest.began + self._patience_s - now):
+        if not latest.ended.wait(latest.began + self._timeout_s - now):
             return Health(ok=False, why="the journal does not answer")
         return latest.health
 

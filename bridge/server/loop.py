@@ -26,10 +26,6 @@ from bridge.http.problems import LateBodyError
 T = TypeVar("T")
 WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
-#: Bytes of a body that goes to another thread; what is longer is cut, and then no JSON any more.
-MAX_BODY = 1 << 20
-
-
 #: The source whose request a greenlet works on.
 _SOURCE: ContextVar[str] = ContextVar("source", default="")
 
@@ -242,6 +238,10 @@ class LoopSignals:
             for waiter in waiters:
                 waiter.wake()
             self._hub.loop.run_callback(then)
+
+
+#: Bytes of a body that goes to another thread; what is longer is cut, and then no JSON any more.
+MAX_BODY = 1 << 20
 
 
 class Threads:

@@ -156,7 +156,7 @@ class Connection(socket.socket):
             same.shutdown(how)
 
     def linger(self) -> None:
-        """Throw away what still comes, until the other side closes too or the patience ends."""
+        """Throw away what still comes, until the other side closes too or the time is over."""
         self.rest()
         self.awaits_since = None
         self.shut(plain_socket.SHUT_WR)

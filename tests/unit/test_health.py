@@ -38,7 +38,7 @@ def journal() -> Iterator[Journal]:
 
 def test_the_verdict_is_that_of_the_check(journal: Journal) -> None:
     """Whatever is raised is an answer."""
-    ready = BoundedCheck(journal.check, patience_s=5, fresh_s=0)
+    ready = BoundedCheck(journal.check, timeout_s=5, fresh_s=0)
     assert ready() == Health(ok=True)
     journal.error = JournalFullError("the journal is full")
     assert ready() == Health(ok=False, why="the journal is full")
@@ -51,7 +51,7 @@ def test_the_verdict_is_that_of_the_check(journal: Journal) -> None:
 
 def test_a_check_that_hangs_is_answered_in_time(journal: Journal) -> None:
     """By one thread, however many ask; once it goes on, so do the answers."""
-    ready = BoundedCheck(journal.check, patience_s=0.1, fresh_s=0)
+    ready = BoundedCheck(journal.check, timeout_s=0.1, fresh_s=0)
     journal.goes_on.clear()
     threads = threading.active_count()
     for _ in range(3):
@@ -71,7 +71,7 @@ def test_a_check_that_hangs_is_answered_in_time(journal: Journal) -> None:
 
 def test_once_it_is_known_to_hang_nobody_waits_for_it(journal: Journal) -> None:
     """Only who asked first waited; a few threads answer all probes."""
-    ready = BoundedCheck(journal.check, patience_s=0.2)
+    ready = BoundedCheck(journal.check, timeout_s=0.2)
     journal.goes_on.clear()
     ready()
     began = time.monotonic()
@@ -81,10 +81,10 @@ def test_once_it_is_known_to_hang_nobody_waits_for_it(journal: Journal) -> None:
 
 def test_many_questions_are_one_check(journal: Journal) -> None:
     """And a later one is another."""
-    ready = BoundedCheck(journal.check, patience_s=5, fresh_s=60)
+    ready = BoundedCheck(journal.check, timeout_s=5, fresh_s=60)
     assert {ready() for _ in range(1_000)} == {Health(ok=True)}
     assert journal.checks == 1
-    ready = BoundedCheck(journal.check, patience_s=5, fresh_s=0.05)
+    ready = BoundedCheck(journal.check, timeout_s=5, fresh_s=0.05)
     ready()
     time.sleep(0.06)
     ready()
@@ -97,7 +97,7 @@ def test_f49_a_limit_of_threads_is_told_and_forgotten(journal: Journal, monkeypa
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    ready = BoundedCheck(journal.check, patience_s=5, fresh_s=0)
+    ready = BoundedCheck(journal.check, timeout_s=5, fresh_s=0)
     with monkeypatch.context() as limited:
         limited.setattr(threading.Thread, "start", refuse)
         for _ in range(2):
