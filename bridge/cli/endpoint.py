@@ -28,13 +28,11 @@ from bridge.intake.blocks import Problems
 from bridge.intake.mapping import CompiledSource, Mapped
 from bridge.intake.own_schema import Schemas
 from bridge.intake.signatures import SignedRequest, Verdict, Verifier
-from bridge.intake.webhooks import Counts, Webhooks
+from bridge.intake.webhooks import WSGI, Counts, Webhooks
 from bridge.model import Event, Receipt
 from bridge.operations.health import Health, health_blueprint
 from bridge.settings import MIB, Settings, Source
 from bridge.tryout.dry_run import KnownIds
-
-WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 #: Seconds that a client may be silent within a request.
 _SILENCE_S = 60

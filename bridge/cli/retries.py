@@ -13,6 +13,7 @@ import click
 from bridge.cli.admin_client import Document, Target, admin_options, connect, filters
 from bridge.cli.common import STYLES, confirm, iso, print_json, print_list, progress, say, typed
 from bridge.journal.retry_log import Filter
+from bridge.model import to_us
 from bridge.operations.queries import RetriesQuery
 from bridge.showing import what_to_do
 
@@ -118,7 +119,7 @@ def discard(chosen: Filter, target: Target, all_: bool, yes: bool, json_: bool) 
     """
     _must_be_said(chosen, all_)
     with connect(target) as admin:
-        seen_us = round(time.time() * 1_000_000)
+        seen_us = to_us(time.time())
         entries = admin.count_retries(chosen)
         if not entries:
             click.echo(NOTHING, err=True)

@@ -20,6 +20,7 @@ from bridge.http.problems import Refusal, stack_of
 from bridge.journal.retry_log import Filter
 from bridge.journal.steering import Act
 from bridge.journal.store import Journal
+from bridge.model import to_us
 from bridge.operations.desk import JournalDesk
 from bridge.operations.queries import as_query
 
@@ -82,7 +83,7 @@ class Acts:
 
     def begin(self, what: str, chosen: Filter, *, counted: int, who: str, address: str | None) -> Act:
         """Begin to `replay` or `discard` what the filter means. Raises Refusal while another act goes on."""
-        now_us = _now_us()
+        now_us = to_us(time.time())
         act = Act(secrets.token_hex(8), what, who, as_query(chosen), counted, began_us=now_us, told_us=now_us)
         with self._mutex:
             if self._stopping.is_set():
@@ -104,7 +105,7 @@ class Acts:
     def latest(self) -> Act | None:
         """The act that began last, whichever process works at it; one whose process died has ended."""
         act = self._journal.latest_act()
-        if act is not None and act.stalled(_now_us()):
+        if act is not None and act.stalled(to_us(time.time())):
             problem = "The process that worked at it ended. What it did stays done."
             return replace(act, ended=True, result={"entries": act.done}, problem=problem)
         return act
@@ -124,7 +125,7 @@ class Acts:
                 raise _Stopped
             if time.monotonic() - told >= TOLD_EVERY_S:
                 told = time.monotonic()
-                self._journal.tell_act(replace(act, told_us=_now_us(), done=done))
+                self._journal.tell_act(replace(act, told_us=to_us(time.time()), done=done))
 
         result, problem = {"entries": 0}, ""
         try:
@@ -139,12 +140,8 @@ class Acts:
         if problem:
             result = {"entries": done}
         log_act(f"retries {act.what}", act.chosen, result, who=act.who, address=address, problem=problem)
-        ended = replace(act, told_us=_now_us(), done=done, ended=True, result=result, problem=problem)
+        ended = replace(act, told_us=to_us(time.time()), done=done, ended=True, result=result, problem=problem)
         try:
             self._journal.tell_act(ended)
         except BridgeError as error:  # then it looks stalled, which it is
             _log.warning("the end of an act is not told", error=str(error))
-
-
-def _now_us() -> int:
-    return round(time.time() * 1_000_000)

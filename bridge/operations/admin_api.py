@@ -35,6 +35,7 @@ from bridge.http.bodies import read_body
 from bridge.http.problems import Refusal, problem, register_problem_handlers
 from bridge.journal.amending import Remap
 from bridge.journal.store import Journal
+from bridge.model import to_us
 from bridge.operations import queries
 from bridge.operations.acts import log_act
 from bridge.operations.desk import JournalDesk
@@ -118,7 +119,7 @@ def _add_retry_log(routes: Blueprint, desk: JournalDesk, done: Done) -> None:
             return _answer({"dry_run": True, "entries": desk.count_retries(chosen)})
         limit = options.get("limit")
         if limit is not None and chosen.seen_us is None:  # what fails anew meanwhile must not be met again
-            chosen = replace(chosen, seen_us=round(time.time() * 1_000_000))
+            chosen = replace(chosen, seen_us=to_us(time.time()))
         result = desk.act_on_retries(act, chosen, after=options.get("after"), limit=limit)
         if limit is not None and chosen.seen_us is not None:
             result["seen"] = exact_iso(chosen.seen_us)
@@ -137,7 +138,7 @@ def _add_event_log(routes: Blueprint, desk: JournalDesk, done: Done) -> None:
         chosen, options = _act(queries.EventsAct())
         dry_run = options.get("dry_run", False)
         if "seconds" in options and chosen.until_us is None:  # what comes meanwhile must not be chased
-            chosen = replace(chosen, until_us=round(time.time() * 1_000_000))
+            chosen = replace(chosen, until_us=to_us(time.time()))
         result = desk.replay_events(
             chosen,
             dry_run=dry_run,

@@ -10,11 +10,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import fields as fields_of
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate
 
-from bridge.journal.entries import NEVER
+from bridge.journal.entries import NEVER, EntryState
 from bridge.journal.event_log import OUTCOMES, EventFilter
 from bridge.journal.retry_log import Filter, Reference
 from bridge.journal.steering import Known
@@ -102,9 +102,7 @@ class RetriesQuery(Query):
     kind = Filter
 
     ids = _ids()
-    state = fields.String(
-        validate=validate.OneOf(["retrying", "parked"]), metadata=_told("Only entries in this state.")
-    )
+    state = fields.String(validate=validate.OneOf(get_args(EntryState)), metadata=_told("Only entries in this state."))
     source = _text(metadata=_told("Only entries of this source."))
     category = _text(metadata=_told("Only this category, e.g. OBJECT_NOT_FOUND."))
     message = _text()

@@ -13,10 +13,12 @@ from werkzeug.wrappers import Response as AnyResponse
 from bridge.http.problems import Refusal
 from bridge.journal.retry_log import Filter
 from bridge.journal.steering import Act
+from bridge.model import to_us
 from bridge.operations import queries
 from bridge.operations.acts import Acts
 from bridge.operations.console.texts import Fields, first, link_of, own_form, pairs_of, read_filter
 from bridge.operations.desk import JournalDesk
+from bridge.operations.metrics import USUAL_ENTRIES
 from bridge.settings import Settings
 from bridge.showing import exact_iso
 
@@ -25,7 +27,7 @@ ROWS = 50
 #: Groups of one cause that a page shows.
 GROUPS = 8
 #: Categories that are offered also when none is there.
-CATEGORIES = ("GAVE_UP", "OBJECT_NOT_FOUND", "UNCONFIRMED", "UNMAPPABLE", "VALIDATION_ERROR")
+CATEGORIES = {category for _, category in USUAL_ENTRIES}
 #: Longer messages do not fit into a link; their group is acted on all the same.
 LINKED_MESSAGE = 500
 ACTS = ("replay", "discard")
@@ -73,7 +75,7 @@ def add_pages(routes: Blueprint, desk: JournalDesk, acts: Acts, settings: Callab
     @routes.post("/retries/confirm")
     def confirm() -> str:
         fields = own_form()
-        seen = exact_iso(round(time.time() * 1_000_000))
+        seen = exact_iso(to_us(time.time()))
         act, chosen = _asked(fields)
         found = desk.retry_overview(chosen, limit=0, offset=0)
         if not found["entries"]:
