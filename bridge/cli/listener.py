@@ -69,11 +69,6 @@ def events_of(compiled: CompiledSource, mapped: Mapped) -> list[dict[str, Any]]:
     ]
 
 
-def mapping_of(compiled: CompiledSource, mapped: Mapped) -> dict[str, Any]:
-    """What `map` prints of a payload, and the story of each event."""
-    return {"events": events_of(compiled, mapped), **report(mapped, compiled.hints(mapped))}
-
-
 def _why(compiled: CompiledSource, event: Any) -> str | None:
     if event.intake is Intake.IGNORED:
         return compiled.why_ignored(event)
@@ -378,7 +373,9 @@ class Listener:
         if self._compiled is None:
             return {}
         mapped = seen.mapped or would_map(self._compiled, seen)
-        return {"unreadable": mapped} if isinstance(mapped, str) else mapping_of(self._compiled, mapped)
+        if isinstance(mapped, str):
+            return {"unreadable": mapped}
+        return {"events": events_of(self._compiled, mapped), **report(mapped, self._compiled.hints(mapped))}
 
     def _notes(self, seen: Seen, *, ours: bool) -> list[str]:
         if not ours:

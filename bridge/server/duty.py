@@ -18,7 +18,7 @@ from bridge.crm.properties import Portal
 from bridge.crm.tokens import Tokens
 from bridge.delivery.dispatcher import Dispatcher
 from bridge.delivery.limiter import Limiter
-from bridge.delivery.ports import OnUnknown as Word
+from bridge.delivery.ports import OnUnknown
 from bridge.errors import ConfigError, JournalError, Problem
 from bridge.journal.store import Journal
 from bridge.journal.versions import dispatch_claim
@@ -39,32 +39,30 @@ REPLACE_GRACE_S = 10.0
 GRACE_S = 1.0
 
 
-class OnUnknown:
-    """What the sources of a record say about one that the CRM does not know: the most careful word counts."""
+class UnknownRecordPolicy:
+    """What the sources of a record say about one that the CRM does not know: the most careful of them counts."""
 
-    CAREFUL: tuple[Word, ...] = ("park", "wait", "ignore")
+    CAREFUL: tuple[OnUnknown, ...] = ("park", "wait", "ignore")
 
     def __init__(self, settings: Settings) -> None:
         self.read(settings)
 
     def read(self, settings: Settings) -> None:
         """Go by what these sources say from now on."""
-        words: dict[tuple[str, str, str], Word] = {}
+        policies: dict[tuple[str, str, str], OnUnknown] = {}
         for source in settings.sources.values():
             for block in source.mappings:
                 address = (source.name, block.object_type, block.record.id_property)
-                words[address] = self._more_careful(words.get(address), block.record.on_unknown)
-        self._words = words
+                policies[address] = self._most_careful(policies.get(address), block.record.on_unknown)
+        self._policies = policies
 
-    def __call__(self, record: PendingRecord) -> Word:
+    def __call__(self, record: PendingRecord) -> OnUnknown:
         lane = record.key.lane
-        word: Word | None = None
-        for source in record.sources:
-            word = self._more_careful(word, self._words.get((source, lane.object_type, lane.id_property), "park"))
-        return word or "park"
+        addresses = [(source, lane.object_type, lane.id_property) for source in record.sources]
+        return self._most_careful(*(self._policies.get(address, "park") for address in addresses))
 
-    def _more_careful(self, one: Word | None, other: Word) -> Word:
-        return other if one is None else min(one, other, key=self.CAREFUL.index)
+    def _most_careful(self, *policies: OnUnknown | None) -> OnUnknown:
+        return min(filter(None, policies), key=self.CAREFUL.index, default="park")
 
 
 class Duty:
@@ -83,7 +81,7 @@ class Duty:
         self._stopping = threading.Event()
         self._wake = threading.Event()  # there is something to do before the time
         self._outdated = False
-        self._on_unknown = OnUnknown(settings)
+        self._on_unknown = UnknownRecordPolicy(settings)
         #: Guards the settings and the hand-over of `_dispatcher` between the thread, `stop` and `reconfigure`.
         self._changing = threading.Lock()
         self._dispatcher: Dispatcher | None = None
