@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from bridge.showing import iso, printable, printable_json
+from bridge.showing import printable, printable_json
 
 if TYPE_CHECKING:
     from bridge.settings import Settings
@@ -96,21 +96,6 @@ def log_accidents_only() -> None:
 # --- how commands print: tables and colours on a terminal, plain lines in a pipe, JSON when asked ---
 #
 # What partners and the CRM wrote is shown escaped, so that it can neither steer a terminal nor forge a line.
-
-__all__ = [
-    "Declined",
-    "Moment",
-    "complain",
-    "confirm",
-    "console",
-    "iso",
-    "print_json",
-    "print_json_rows",
-    "print_table",
-    "printable",
-    "progress",
-    "say",
-]
 
 #: How words that tell what became of something look on a terminal.
 STYLES = {

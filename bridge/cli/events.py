@@ -14,7 +14,6 @@ from bridge.cli.common import (
     STYLES,
     complain,
     confirm,
-    iso,
     load_for_journal,
     local_url,
     print_json,
@@ -27,7 +26,7 @@ from bridge.errors import BridgeError
 from bridge.journal.event_log import EventFilter
 from bridge.journal.steering import Known
 from bridge.operations.queries import DIFFERENCES, EventsQuery, ResyncQuery
-from bridge.showing import advised
+from bridge.showing import advised, iso
 
 NOTHING = "no event matches"
 #: What `list` shows of an event, by columns.

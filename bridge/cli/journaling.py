@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bridge.cli.common import config_option, iso, load_for_journal, print_json, print_table, progress_bar, say, typed
+from bridge.cli.common import config_option, load_for_journal, print_json, print_table, progress_bar, say, typed
 from bridge.config.service_schemas import journal_url_fault
 from bridge.errors import BridgeError, JournalDamagedError
+from bridge.showing import iso
 
 if TYPE_CHECKING:
     from bridge.journal.backup import Information, Progress

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bridge.cli.common import printable, typed
+from bridge.cli.common import typed
 from bridge.cli.endpoint import Seen, would_map
 from bridge.errors import PayloadError
 from bridge.intake.mapping import CompiledSource, Mapped, compile_source
@@ -28,7 +28,7 @@ from bridge.intake.payload import parse_json, to_json
 from bridge.intake.signatures import Accepted
 from bridge.model import Intake, to_us
 from bridge.settings import Settings, Source
-from bridge.showing import iso
+from bridge.showing import iso, printable
 from bridge.tryout.diagnosis import Examiner, is_credential, recognised
 from bridge.tryout.dry_run import report, told
 from bridge.tryout.payloads import MASK, SavedRequest

@@ -11,11 +11,11 @@ from operator import itemgetter
 import click
 
 from bridge.cli.admin_client import Document, Target, admin_options, connect, filters
-from bridge.cli.common import STYLES, confirm, iso, print_json, print_list, progress, say, typed
+from bridge.cli.common import STYLES, confirm, print_json, print_list, progress, say, typed
 from bridge.journal.retry_log import Filter
 from bridge.model import to_us
 from bridge.operations.queries import RetriesQuery
-from bridge.showing import what_to_do
+from bridge.showing import iso, what_to_do
 
 NOTHING = "nothing in the retry log matches"
 #: What `list` shows of an entry, by columns.

@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.cli.common import printable
 from bridge.cli.listener import MAX_EVENTS, MAX_LINES, rows_of
+from bridge.showing import printable
 
 
 def document(**changes: Any) -> dict[str, Any]:
