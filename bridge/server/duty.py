@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
-from bridge.crm.hubspot import HubSpot
+from bridge.config.portal import client
 from bridge.crm.oauth import OAuthTokens
 from bridge.crm.properties import Portal
 from bridge.crm.tokens import Tokens
@@ -224,20 +224,13 @@ class Duty:
 
     def _make_dispatcher(self) -> Dispatcher:
         crm = self._settings.crm
-        client = HubSpot(
-            base_url=crm.base_url,
-            api_path=crm.api_path,
-            token=self._tokens(),
-            timeout_s=crm.timeout_s,
-            proxy=crm.proxy,
-            ca_file=crm.ca_file,
-        )
-        portal = Portal(crm=client, path=crm.properties_path, name="the portal")
+        hubspot = client(crm, token=self._tokens())
+        portal = Portal(crm=hubspot, path=crm.properties_path, name="the portal")
         # What people see is counted by whoever delivers, so that it is refused to one who does not any more.
         self._journal_of_term = self._journal.under(self._claim.epoch)
         return Dispatcher(
             journal=self._journal_of_term,
-            crm=client,
+            crm=hubspot,
             settings=crm,
             retry=self._settings.retry,
             on_unknown=self._on_unknown,

@@ -62,6 +62,8 @@ def give_back_freed() -> None:
     mallopt(M_TRIM_THRESHOLD, THRESHOLD)
 
 
+# --- gunicorn's master, and what it is told -----------------------------------------------------
+
 #: Open files that the service would like: a usual limit of 1,024 is less than its connections need.
 FILES = 4_096
 #: Connections that the system takes for us before they are accepted: beyond it a partner's waits for seconds to come
@@ -91,7 +93,6 @@ REPLACE_EVERY_S = 1.0
 #: Builds a worker's service, given its settings and how its requests wait.
 MakeService = Callable[[Settings, LoopSignals], Any]
 
-
 #: What ends the service.
 STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
@@ -104,6 +105,7 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
     """gunicorn's, but SIGHUP reaches the workers that are there: they close no connection to reload."""
 
     reading = False
+    replaced_at = float("-inf")  # monotonic
 
     def reload(self) -> None:
         """The workers first: what they serve with need not wait for what the master reads, which own schemas may draw
@@ -123,8 +125,6 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
         if self.reading and sig in STOPS:
             self.reading = False
             raise _StopError
-
-    replaced_at = float("-inf")  # monotonic
 
     def spawn_worker(self) -> int | None:
         """None when the system grants no process now, a limit being reached, or when another one was replaced a moment

@@ -45,7 +45,6 @@ UNKNOWN_CODING = "Unsupported Transfer-Encoding"
 PIECE = 65_536
 #: Seconds between two looks at whether a request may go on, or a thread is to end.
 BEAT_S = 0.2
-
 #: Seconds between two lines of the log about connections that had to give way.
 TELL_EVERY_S = 10.0
 
