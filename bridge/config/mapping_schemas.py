@@ -23,6 +23,7 @@ from bridge.config.scalars import (
     kind,
 )
 from bridge.config.service_schemas import about
+from bridge.intake.fields import READ_BY
 from bridge.settings import MappingBlock, Pairs, Property, PropertyType, Record
 
 PROPERTY_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,99}", re.ASCII)
@@ -31,16 +32,6 @@ PYTHON_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII
 
 #: what may stand between a number's thousands; a blank stands for every kind of space
 MARKS = (".", ",", " ", "'", "\u2019", "_")
-
-#: keys of a property that only some types read
-ONLY_FOR_TYPES = {
-    "scale": ("number",),
-    "decimal": ("number",),
-    "thousands": ("number",),
-    "format": ("string", "date", "datetime"),
-    "timezone": ("date", "datetime"),
-    "multiple": ("enumeration",),
-}
 
 
 def property_name(**kwargs: Any) -> Text:
@@ -126,7 +117,7 @@ class HowSchema(Block):
     def relations(self, data: Mapping[str, Any], given: Mapping[str, Any]) -> Complaints:
         type_ = data.get("type", "string")
         if "type" in data or "type" not in given:
-            for key, types in ONLY_FOR_TYPES.items():
+            for key, types in READ_BY.items():
                 if key in given and type_ not in types:
                     yield (key,), f"belongs to type {' or '.join(types)}, not to {type_}"
         if "separator" in given and not given.get("multiple"):

@@ -17,7 +17,7 @@ from bridge.crm.hubspot import HubSpot
 from bridge.crm.properties import Definition, NotTold, Portal
 from bridge.crm.tokens import Tokens
 from bridge.errors import CrmUnreachableError, Problem
-from bridge.intake.fields import build_field
+from bridge.intake.fields import TYPES, build_field
 from bridge.settings import Crm, MappingBlock, Property, Settings
 
 # --- the portal's writable properties as comments, for the `bridge.yaml` that `init --portal` writes ---
@@ -67,16 +67,8 @@ def _shortened(text: str, longest: int) -> str:
 
 # --- whether what a mapping sends fits the type and the options of the portal's property ---
 
-#: type of the portal → types of mappings that fit it; what is not listed here is not judged
-FITTING = {
-    "string": {"string", "phone_number"},
-    "phone_number": {"string", "phone_number"},
-    "number": {"number"},
-    "bool": {"bool"},
-    "date": {"date"},
-    "datetime": {"datetime"},
-    "enumeration": {"enumeration"},
-}
+#: types of the portal that some type of ours is for; others are not judged
+JUDGED = frozenset().union(*(one.fits for one in TYPES.values()))
 
 #: an enumeration that a checkbox stands for has these two options
 BOOLS = frozenset({"true", "false"})
@@ -125,14 +117,12 @@ def _known_texts(how: Property) -> list[tuple[Keys, str]] | None:
 
 
 def _type_fits(how: Property, definition: Definition) -> bool:
-    fitting = FITTING.get(definition.type)
-    if fitting is None or how.type in fitting:
-        return True
-    if definition.type != "enumeration":
-        return False
-    if how.type == "bool":
-        return set(definition.options) >= BOOLS
-    return definition.external and how.type in {"string", "number"}
+    kinds = {definition.type}
+    if definition.type == "enumeration" and definition.external:
+        kinds.add("external")
+    if definition.type == "enumeration" and set(definition.options) >= BOOLS:
+        kinds.add("checkbox")
+    return not kinds.isdisjoint(TYPES[how.type].fits) or definition.type not in JUDGED
 
 
 def _takes(definition: Definition, text: str) -> bool:

@@ -1,4 +1,7 @@
-"""Marshmallow fields, one per HubSpot property type: a partner's value in, HubSpot's string out.
+"""The types of properties, one class each: a partner's value in, HubSpot's string out.
+
+A class holds all that the program knows of its type: how a value is read, which keys of a property it has, which types
+of the portal it fits, its JSON Schema, and samples, from which tests and the manual's page are made.
 
 A value that cannot be what it claims is named, never guessed (G12). Nothing is cleared by accident: absent is left out;
 null, blank text and an empty list are left out too, or become "" with `on_null: clear`. `required` asks for a value (or
@@ -8,10 +11,10 @@ at most 60 characters of the value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from datetime import tzinfo
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
 from marshmallow import ValidationError, fields, missing
@@ -32,19 +35,37 @@ from bridge.intake.texts import (
     safe_text,
     show,
     text_of,
+    write,
 )
-from bridge.settings import Property
+from bridge.settings import Property, PropertyType
 
 _BOOLS = {"true": "true", "yes": "true", "1": "true", "false": "false", "no": "false", "0": "false"}
 _email = Email()
+#: What Python's `strip` takes for a blank, in ECMA's patterns and in Python's.
+BLANK = r"[\s\x1c-\x1f\x85]"
+SCALARS = ["string", "number", "boolean"]
+_NUMBER_TEXT = rf"^{BLANK}*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{{1,4}})?{BLANK}*$"
+_BOOL_WORDS = "|".join("".join(f"[{c.upper()}{c}]" for c in word) for word in ("true", "false", "yes", "no"))
+_SAMPLE = datetime(2026, 12, 31, 23, 58, 57, tzinfo=UTC)
 #: marshmallow's messages, one copy for all fields of a type: there may be a hundred thousand.
 _MESSAGES: dict[type, Any] = {}
 
 Path = tuple[str | int, ...]
+#: The alternatives of which a value is one, each a JSON Schema.
+Shapes = list[dict[str, Any]]
 
 
 class PropertyField(fields.Field[str]):
-    """One HubSpot property. Immutable once built, hence thread-safe; subclasses say `convert`."""
+    """One HubSpot property. It never changes once built, so threads may share it. A type's class says `convert`."""
+
+    #: Which properties of the portal it fits: their type; "checkbox" is an enumeration of true and false, "external"
+    #: one whose options stand elsewhere, as the owners do.
+    fits: ClassVar[frozenset[str]] = frozenset()
+    #: The keys of a property that not every type reads.
+    reads: ClassVar[tuple[str, ...]] = ()
+    #: A partner's JSON → HubSpot's text, and JSON that it refuses, both without any option.
+    takes: ClassVar[Mapping[str, str]] = {}
+    refuses: ClassVar[Sequence[str]] = ('["a"]', '{"a": 1}')
 
     def __init__(self, how: Property, zone: tzinfo | None = None) -> None:
         super().__init__(required=how.required, allow_none=True)
@@ -57,6 +78,18 @@ class PropertyField(fields.Field[str]):
         self._one = self.convert if how.values is None else self._translate
         self._several = how.multiple
         self._read = self._join if how.multiple else self._one
+
+    @classmethod
+    def faults(cls, how: Property) -> Iterator[tuple[str, str]]:
+        """Keys that the type has, but not with this value, and why."""
+        del how
+        yield from ()
+
+    @classmethod
+    def shapes(cls, how: Property) -> Shapes:
+        """What a value may be that `values:` does not translate. All that `convert` takes fits."""
+        del how
+        return [{"type": SCALARS}]
 
     @property
     def joins(self) -> bool:
@@ -125,7 +158,11 @@ class PropertyField(fields.Field[str]):
 
 
 class TextField(PropertyField):
-    """`string`: any scalar, as it is; with `format: email` trimmed and checked."""
+    """Any scalar, as it is; with `format: email` trimmed and checked."""
+
+    fits = frozenset({"string", "phone_number", "external"})
+    reads = ("format",)
+    takes: ClassVar = {'"  Globex Ltd "': "  Globex Ltd ", "7": "7", "1.50": "1.50", "true": "true"}
 
     def convert(self, value: Any) -> str:
         text = safe_text(value if type(value) is str else text_of(value))
@@ -136,16 +173,34 @@ class TextField(PropertyField):
         except ValidationError as error:
             raise ValidationError(f"is {show(text)}, not an e-mail address") from error
 
+    @classmethod
+    def faults(cls, how: Property) -> Iterator[tuple[str, str]]:
+        for pattern in how.format:
+            if pattern != "email":
+                yield "format", f"a string may have the format email, not {pattern!r}"
+
+    @classmethod
+    def shapes(cls, how: Property) -> Shapes:
+        return [{"type": "string", "format": "email"}] if how.format else super().shapes(how)
+
 
 class OptionField(PropertyField):
-    """`enumeration`: any scalar, trimmed."""
+    """Any scalar, trimmed; with `multiple: true` a list of them."""
+
+    fits = frozenset({"enumeration"})
+    reads = ("multiple",)
+    takes: ClassVar = {'" gold "': "gold", "3": "3", "true": "true"}
 
     def convert(self, value: Any) -> str:
         return safe_text((value if type(value) is str else text_of(value)).strip())
 
 
 class PhoneField(PropertyField):
-    """`phone_number`: text or a number, trimmed; it holds at least one digit."""
+    """Text or a number, trimmed; it holds at least one digit."""
+
+    fits = frozenset({"string", "phone_number"})
+    takes: ClassVar = {'" +49 228 1 "': "+49 228 1", "492281": "492281"}
+    refuses: ClassVar = ('"call me"', "true", *PropertyField.refuses)
 
     def convert(self, value: Any) -> str:
         text = safe_text(text_of(value).strip())
@@ -153,9 +208,19 @@ class PhoneField(PropertyField):
             raise ValidationError(f"is {show(value)}, not a phone number")
         return text
 
+    @classmethod
+    def shapes(cls, how: Property) -> Shapes:
+        del how
+        return [{"type": ["string", "number"], "description": "A phone number: at least one digit."}]
+
 
 class NumberField(PropertyField):
-    """`number`: exact decimals, from a number or its text in the marks of `decimal` and `thousands`, times `scale`."""
+    """Exact decimals, from a number or its text in the marks of `decimal` and `thousands`, times `scale`."""
+
+    fits = frozenset({"number", "external"})
+    reads = ("scale", "decimal", "thousands")
+    takes: ClassVar = {"5": "5", "1.50": "1.5", '" +1e3 "': "1000", '".5"': "0.5"}
+    refuses: ClassVar = ('"1,5"', '"0x1"', '"NaN"', '"1e999"', "true", *PropertyField.refuses)
 
     def __init__(self, how: Property, zone: tzinfo | None = None) -> None:
         super().__init__(how, zone)
@@ -166,9 +231,32 @@ class NumberField(PropertyField):
         number = read_number(value, self._marks)
         return plain_number(number if self._scale is None else EXACT.multiply(number, self._scale))
 
+    @classmethod
+    def faults(cls, how: Property) -> Iterator[tuple[str, str]]:
+        if how.scale is not None:
+            try:
+                read_number(how.scale)
+            except ValidationError:
+                yield "scale", f"{how.scale!r} is not a number"
+        if how.decimal == how.thousands:
+            yield "thousands", f"{how.thousands!r} is the mark of decimals too"
+
+    @classmethod
+    def shapes(cls, how: Property) -> Shapes:
+        text: dict[str, Any] = {"type": "string"}
+        if how.thousands or how.decimal != ".":
+            text |= {"description": "The same as text.", "examples": [f"1{how.thousands}234{how.decimal}50"]}
+        else:
+            text |= {"pattern": _NUMBER_TEXT, "description": "The same as text, with a decimal point."}
+        return [{"type": "number"}, text]
+
 
 class BoolField(PropertyField):
-    """`bool`: true and false, 1 and 0, and the texts true, false, yes, no, 1, 0 in any case."""
+    """The booleans, 1 and 0, and the texts true, false, yes, no, 1, 0 in any case."""
+
+    fits = frozenset({"bool", "checkbox"})
+    takes: ClassVar = {"true": "true", "1": "true", '" YES "': "true", "false": "false", "0": "false", '"No"': "false"}
+    refuses: ClassVar = ('"maybe"', '"on"', "2", "1.0", *PropertyField.refuses)
 
     def convert(self, value: Any) -> str:
         if value is True:
@@ -180,15 +268,64 @@ class BoolField(PropertyField):
             raise ValidationError(f"is {show(value)}, not true or false")
         return found
 
+    @classmethod
+    def shapes(cls, how: Property) -> Shapes:
+        del how
+        text = {"type": "string", "pattern": f"^{BLANK}*({_BOOL_WORDS}|0|1){BLANK}*$"}
+        return [{"type": "boolean"}, {"enum": [0, 1]}, text]
 
-class DateField(PropertyField):
-    """`date`: a day; of an instant, its day in `timezone`, else in the zone it is written in."""
+
+class TimeField(PropertyField):
+    """What `date` and `datetime` share. They say `written`, and the shared schema of what needs no format."""
+
+    reads = ("format", "timezone")
+    refuses: ClassVar = ('"soon"', '"31/12/2026"', '"2027"', "-1", "true", *PropertyField.refuses)
+    schema: ClassVar[str]
 
     def convert(self, value: Any) -> str:
         try:
-            return calendar_day(value, self._zone, self._format).isoformat()
+            return self.written(value)
         except ValueError as error:
             raise ValidationError(f"is {show(value)}, which {error}") from error
+
+    def written(self, value: Any) -> str:
+        """HubSpot's text. Raises ValueError."""
+        raise NotImplementedError
+
+    @classmethod
+    def faults(cls, how: Property) -> Iterator[tuple[str, str]]:
+        for pattern in how.format:
+            if complaint := check_format(pattern):
+                yield "format", complaint
+
+    @classmethod
+    def shapes(cls, how: Property) -> Shapes:
+        if not how.format:
+            return [{"$ref": f"#/components/schemas/{cls.schema}"}]
+        samples = [write(_SAMPLE, pattern) for pattern in how.format]
+        return [
+            {
+                "type": ["string", "number"],
+                "description": f"As {' or '.join(how.format)}.",
+                "examples": [float(sample) if isinstance(sample, Decimal) else sample for sample in samples],
+            }
+        ]
+
+
+class DateField(TimeField):
+    """A day; of an instant, its day in `timezone`, else in the zone it is written in."""
+
+    fits = frozenset({"date"})
+    takes: ClassVar = {
+        '"2026-01-02"': "2026-01-02",
+        '"2026-01-02T23:30:00-05:00"': "2026-01-02",
+        "20270105": "2027-01-05",
+        "1767396600": "2026-01-02",
+    }
+    schema = "Day"
+
+    def written(self, value: Any) -> str:
+        return calendar_day(value, self._zone, self._format).isoformat()
 
     def hint(self, value: Any) -> str | None:
         """What to look at in a value that is read as documented, but hardly as its sender meant it: a day that was
@@ -208,14 +345,21 @@ class DateField(PropertyField):
         )
 
 
-class DateTimeField(PropertyField):
-    """`datetime`: an instant; what names no zone is read in `timezone`."""
+class DateTimeField(TimeField):
+    """An instant; what names no zone is read in `timezone`."""
 
-    def convert(self, value: Any) -> str:
-        try:
-            return iso_utc(instant(value, self._zone, self._format))
-        except ValueError as error:
-            raise ValidationError(f"is {show(value)}, which {error}") from error
+    fits = frozenset({"datetime"})
+    takes: ClassVar = {
+        '"2026-01-02T03:04:05Z"': "2026-01-02T03:04:05Z",
+        '"2026-01-02T03:04:05.123+02:00"': "2026-01-02T01:04:05.123Z",
+        "1767323045": "2026-01-02T03:04:05Z",
+        "1767323045250": "2026-01-02T03:04:05.250Z",
+    }
+    refuses: ClassVar = ('"2026-01-02T03:04:05"', *TimeField.refuses)
+    schema = "Time"
+
+    def written(self, value: Any) -> str:
+        return iso_utc(instant(value, self._zone, self._format))
 
 
 class ConstantField(PropertyField):
@@ -229,7 +373,7 @@ class ConstantField(PropertyField):
         return self._text
 
 
-TYPES: Mapping[str, Callable[[Property, tzinfo | None], PropertyField]] = {
+TYPES: Mapping[PropertyType, type[PropertyField]] = {
     "string": TextField,
     "enumeration": OptionField,
     "phone_number": PhoneField,
@@ -238,6 +382,12 @@ TYPES: Mapping[str, Callable[[Property, tzinfo | None], PropertyField]] = {
     "date": DateField,
     "datetime": DateTimeField,
 }
+#: Keys of a property that only some types read, and these types.
+READ_BY: Mapping[str, Sequence[PropertyType]] = {
+    key: [name for name, made in TYPES.items() if key in made.reads] for one in TYPES.values() for key in one.reads
+}
+
+_PLAIN = Property()
 
 
 def build_field(how: Property, zone: tzinfo | None, path: Path) -> PropertyField:
@@ -271,34 +421,15 @@ def zone_of(name: str | None, path: Path) -> ZoneInfo | None:
         raise MappingError(path, f"there is no time zone {name!r}") from error
 
 
-def _misfits(how: Property) -> list[tuple[str, str]]:
+def _misfits(how: Property) -> Iterator[tuple[str, str]]:
     """Options that the property's type does not have, or whose text is not what it should be."""
-    found = []
     if how.type not in TYPES:
-        found.append(("type", f"{how.type!r} is none of {', '.join(TYPES)}"))
-    if how.scale is not None:
-        if how.type != "number":
-            found.append(("scale", f"only a number has it, not {how.type}"))
-        try:
-            read_number(how.scale)
-        except ValidationError:
-            found.append(("scale", f"{how.scale!r} is not a number"))
-    if how.type != "number" and (how.decimal != "." or how.thousands):
-        found.append(("thousands" if how.thousands else "decimal", f"only a number has it, not {how.type}"))
-    elif how.decimal == how.thousands:
-        found.append(("thousands", f"{how.thousands!r} is the mark of decimals too"))
-    for pattern in how.format:
-        if how.type == "string":
-            if pattern != "email":
-                found.append(("format", f"a string may have the format email, not {pattern!r}"))
-        elif how.type in {"date", "datetime"}:
-            complaint = check_format(pattern)
-            if complaint:
-                found.append(("format", complaint))
-        else:
-            found.append(("format", f"only string, date and datetime have it, not {how.type}"))
+        yield "type", f"{how.type!r} is none of {', '.join(TYPES)}"
+        return
+    for key, types in READ_BY.items():
+        # a list can be of any type to this module: that HubSpot has such enumerations only is the file's rule
+        if key != "multiple" and how.type not in types and getattr(how, key) != getattr(_PLAIN, key):
+            yield key, f"belongs to type {' or '.join(types)}, not to {how.type}"
+    yield from TYPES[how.type].faults(how)
     if how.separator is not None and not (how.multiple and how.separator):
-        found.append(("separator", "needs multiple: true, and some text"))
-    if how.timezone is not None and how.type not in {"date", "datetime"}:
-        found.append(("timezone", f"only date and datetime have it, not {how.type}"))
-    return found
+        yield "separator", "needs multiple: true, and some text"

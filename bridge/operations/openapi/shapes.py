@@ -1,7 +1,7 @@
 """Values as JSON Schema: what one property, record id or time takes, and how schemas are joined.
 
-Every schema admits at least what `bridge.intake.fields` takes; a test holds them to that. What a schema
-cannot say briefly (a length after trimming, say) stands in its description.
+Every schema admits at least what `bridge.intake.fields` takes, which has the one of each type; a test holds them to
+that. What a schema cannot say briefly (a length after trimming, say) stands in its description.
 """
 
 from __future__ import annotations
@@ -9,25 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
 from bridge.intake.blocks import MAX_ID
+from bridge.intake.fields import BLANK, SCALARS, TYPES
 from bridge.intake.payload import parse_json_text
-from bridge.intake.texts import MAX_TEXT, write
+from bridge.intake.texts import MAX_TEXT
 from bridge.settings import Property
 
 #: A schema; True fits everything, False nothing.
 JsonSchema = Mapping[str, Any] | bool
 
-#: What Python's `strip` takes for a blank, in ECMA's patterns and in Python's.
-_BLANK = r"[\s\x1c-\x1f\x85]"
-_NUMBER_TEXT = rf"^{_BLANK}*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{{1,4}})?{_BLANK}*$"
-_BOOL_WORDS = "|".join("".join(f"[{c.upper()}{c}]" for c in word) for word in ("true", "false", "yes", "no"))
-_SAMPLE = datetime(2026, 12, 31, 23, 58, 57, tzinfo=UTC)
 _NUMBER_KEY = re.compile(r"-?(0|[1-9][0-9]{0,399})(\.[0-9]{1,399})?")
-_SCALARS = ["string", "number", "boolean"]
 
 _DIGITS = "A day as eight digits (20261231), or seconds or milliseconds since 1970, if that lies in 1990 to 2099."
 
@@ -37,7 +30,7 @@ SHARED: Mapping[str, JsonSchema] = {
         "description": "No value: null, blank text or an empty list. An absent key changes nothing either.",
         "anyOf": [
             {"type": "null"},
-            {"type": "string", "pattern": f"^{_BLANK}*$"},
+            {"type": "string", "pattern": f"^{BLANK}*$"},
             {"type": "array", "maxItems": 0},
         ],
     },
@@ -61,10 +54,6 @@ SHARED: Mapping[str, JsonSchema] = {
 }
 _NOTHING = {"$ref": "#/components/schemas/Nothing"}
 _WHEN = "When it happened. An older event never overwrites a newer value. Absent: the time of arrival."
-OCCURRED_AT: JsonSchema = {
-    "description": _WHEN,
-    "anyOf": [{"$ref": "#/components/schemas/Time"}, _NOTHING],
-}
 #: Anything at all is taken: what is no text and no number counts as missing.
 EVENT_ID: JsonSchema = {
     "description": "The event's id, a text or a number: a second delivery of the same id changes nothing.",
@@ -77,13 +66,13 @@ def record_id_shape(*, digits: bool) -> JsonSchema:
     text: dict[str, Any] = {"type": "string", "minLength": 1}
     if digits:
         about += " It consists of digits."
-        text["pattern"] = f"^{_BLANK}*[0-9]+{_BLANK}*$"
+        text["pattern"] = f"^{BLANK}*[0-9]+{BLANK}*$"
     return {"description": about, "anyOf": [text, {"type": "integer"}]}
 
 
 def property_shape(name: str, how: Property) -> JsonSchema:
     """What the value for the property `name` may be, null and the like included unless it is required."""
-    one = _scalar(how) if how.values is None else _listed(how.values)
+    one = TYPES[how.type].shapes(how) if how.values is None else _listed(how.values)
     several: list[JsonSchema] = []
     if how.multiple:
         several.append({"type": "array", "items": {"anyOf": [*one, _NOTHING]}})
@@ -111,59 +100,22 @@ def _about(name: str, how: Property) -> str:
     return " ".join(parts)
 
 
-def _scalar(how: Property) -> Sequence[JsonSchema]:
-    """The alternatives of a value that is neither translated nor nothing."""
-    match how.type:
-        case "number" if how.thousands or how.decimal != ".":
-            example = f"1{how.thousands}234{how.decimal}50"
-            return [{"type": "number"}, {"type": "string", "description": "The same as text.", "examples": [example]}]
-        case "number":
-            return [
-                {"type": "number"},
-                {"type": "string", "pattern": _NUMBER_TEXT, "description": "The same as text, with a decimal point."},
-            ]
-        case "bool":
-            return [
-                {"type": "boolean"},
-                {"enum": [0, 1]},
-                {"type": "string", "pattern": f"^{_BLANK}*({_BOOL_WORDS}|0|1){_BLANK}*$"},
-            ]
-        case "date" | "datetime":
-            if how.format:
-                return [_written_as(how.format)]
-            return [{"$ref": f"#/components/schemas/{'Day' if how.type == 'date' else 'Time'}"}]
-        case "phone_number":
-            return [{"type": ["string", "number"], "description": "A phone number: at least one digit."}]
-        case "string" if how.format:  # email: it knows no other
-            return [{"type": "string", "format": "email"}]
-        case _:
-            return [{"type": _SCALARS}]
-
-
 def time_shape(formats: Sequence[str]) -> JsonSchema:
     """When an event happened, as it is written."""
-    return {"description": _WHEN, "anyOf": [_written_as(formats), _NOTHING]} if formats else OCCURRED_AT
-
-
-def _written_as(formats: Sequence[str]) -> JsonSchema:
-    samples = [write(_SAMPLE, pattern) for pattern in formats]
-    return {
-        "type": ["string", "number"],
-        "description": f"As {' or '.join(formats)}.",
-        "examples": [float(sample) if isinstance(sample, Decimal) else sample for sample in samples],
-    }
+    time = TYPES["datetime"].shapes(Property(type="datetime", format=tuple(formats)))
+    return {"description": _WHEN, "anyOf": [*time, _NOTHING]}
 
 
 def _listed(values: Mapping[str, str]) -> Sequence[JsonSchema]:
     """The alternatives where `values:` translates; numbers and booleans count by their text."""
     texts = [text for text in values if text != "*"]
     others = [parse_json_text(text) for text in texts if text in {"true", "false"} or _NUMBER_KEY.fullmatch(text)]
-    padded = rf"^{_BLANK}*({'|'.join(map(escaped, texts))}){_BLANK}*$"
+    padded = rf"^{BLANK}*({'|'.join(map(escaped, texts))}){BLANK}*$"
     found: list[JsonSchema] = []
     if texts:
         found.append({"enum": [*texts, *others]})
     if "*" in values:
-        found.append({"type": _SCALARS, "description": "Any other value is taken too."})
+        found.append({"type": SCALARS, "description": "Any other value is taken too."})
     elif texts:
         found.append({"type": "string", "pattern": padded, "description": "The same with blanks around it."})
     return found or [False]
