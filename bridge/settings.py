@@ -225,15 +225,18 @@ class Hmac:
 
     header: str
     algorithm: str = "sha256"
-    encoding: Literal["hex", "base64"] = "hex"
+    encoding: Literal["hex", "base64", "base64url"] = "hex"
     prefix: str = ""
     key: Literal["raw", "base64", "hex"] = "raw"
     signed: str = "{body}"
     timestamp_header: str | None = None
-    timestamp_unit: Literal["s", "ms", "iso"] = "s"
+    timestamp_unit: Literal["s", "ms", "iso", "http"] = "s"
     id_header: str | None = None
-    #: Whether the header may hold several signatures, as senders do while they rotate their secret.
-    several: bool = True
+    #: What stands between the entries of the signature's header, beside blanks; " ": blanks alone; "": it is one entry.
+    #: The entries that begin with `prefix` are signatures: senders list several while they rotate their secret.
+    split: str = ","
+    #: What the time begins with where it is another entry of that header; "": it is the first one.
+    timestamp_entry: str | None = None
     #: "hash": the plain hash of the key and what is signed, one after the other; for presets only.
     mac: Literal["hmac", "hash"] = "hmac"
     #: The characters whose percent-escapes in {url} the sender decodes before it signs.

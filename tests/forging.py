@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from bridge.intake.schemes import key_of, layouts_of, signature_of, signed_bytes, url_octets
+from bridge.intake.schemes import header_of, key_of, layouts_of, signature_of, signed_bytes, url_octets
 from bridge.intake.signatures import sign
 from bridge.settings import Hmac, Secret, Verify
 from tests.senders import BODY, QUERY, SENDERS, Sender, hexed, stamp, url_of
@@ -205,11 +205,9 @@ def _signed(layout: Hmac, sender: Sender, key: bytes, time: str, genuine: dict[s
     delivery_id = genuine.get(layout.id_header or "", "").encode()
     url = url_octets(layout, url_of(sender.name))
     parts = {"body": BODY, "method": b"POST", "url": url, "timestamp": wire, "id": delivery_id}
-    signature = layout.prefix + signature_of(layout, key, signed_bytes(layout, parts)).decode()
-    headers = {**genuine, layout.header: signature}
-    if layout.timestamp_header == layout.header:
-        headers[layout.header] = f"t={time},{signature}"
-    elif layout.timestamp_header is not None:
+    signature = signature_of(layout, key, signed_bytes(layout, parts)).decode()
+    headers = {**genuine, layout.header: header_of(layout, time, signature)}
+    if layout.timestamp_header is not None and layout.timestamp_entry is None:
         headers[layout.timestamp_header] = time
     return headers
 

@@ -176,14 +176,17 @@ class VerifySchema(Block):
         hmac = None
         if data["scheme"] == "hmac":
             names = ("header", "algorithm", "encoding", "prefix", "key", "signed")
-            timestamp, id_ = data.get("timestamp", {}), data.get("id", {})
+            prefix, timestamp, id_ = data.get("prefix", ""), data.get("timestamp", {}), data.get("id", {})
+            within = timestamp and timestamp.get("header", "").lower() == data.get("header", "").lower()
             usual = {"header": "", **({"signed": "{timestamp}.{body}"} if timestamp else {})}
             hmac = Hmac(
                 **{**usual, **{name: data[name] for name in names if name in data}},
                 timestamp_header=timestamp.get("header"),
                 timestamp_unit=timestamp.get("unit", "s"),
                 id_header=id_.get("header"),
-                several=bool(data.get("prefix")),  # without one, nothing tells a signature from what is no signature
+                # without a prefix, nothing tells a signature from what is none
+                split="" if not prefix else " " if "," in prefix else ",",
+                timestamp_entry="t=" if within else None,
             )
         else:
             given |= {key: data[key] for key in ("header", "prefix") if key in data}

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import functools
 import hashlib
 import hmac
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 
 from bridge.errors import MappingError
 from bridge.settings import Hmac, SecretUnavailableError, Verify
 
 #: The schemes that are the generic one with fixed options, each in its variants: those whose
-#: signature header is there are tried. A timestamp header that is the signature header itself means
-#: its `t=` entry (`t=1700000000,v1=…`).
+#: signature header is there are tried.
 PRESETS: Mapping[str, tuple[Hmac, ...]] = {
     "standard-webhooks": tuple(
         Hmac(
             header=f"{name}-signature",
             encoding="base64",
             prefix="v1,",
+            split=" ",
             key="base64",
             signed="{id}.{timestamp}.{body}",
             timestamp_header=f"{name}-timestamp",
@@ -29,25 +30,24 @@ PRESETS: Mapping[str, tuple[Hmac, ...]] = {
         )
         for name in ("webhook", "svix")
     ),
-    "github": (Hmac(header="X-Hub-Signature-256", prefix="sha256=", id_header="X-GitHub-Delivery", several=False),),
+    "github": (Hmac(header="X-Hub-Signature-256", prefix="sha256=", id_header="X-GitHub-Delivery", split=""),),
     "stripe": (
         Hmac(
             header="Stripe-Signature",
             prefix="v1=",
             signed="{timestamp}.{body}",
             timestamp_header="Stripe-Signature",
+            timestamp_entry="t=",
         ),
     ),
-    "shopify": (
-        Hmac(header="X-Shopify-Hmac-SHA256", encoding="base64", id_header="X-Shopify-Webhook-Id", several=False),
-    ),
+    "shopify": (Hmac(header="X-Shopify-Hmac-SHA256", encoding="base64", id_header="X-Shopify-Webhook-Id", split=""),),
     "slack": (
         Hmac(
             header="X-Slack-Signature",
             prefix="v0=",
             signed="v0:{timestamp}:{body}",
             timestamp_header="X-Slack-Request-Timestamp",
-            several=False,
+            split="",
         ),
     ),
     # HubSpot's description decodes these twelve escapes of the URL first, its own libraries do not.
@@ -58,13 +58,13 @@ PRESETS: Mapping[str, tuple[Hmac, ...]] = {
             signed="{method}{url}{body}{timestamp}",
             timestamp_header="X-HubSpot-Request-Timestamp",
             timestamp_unit="ms",
-            several=False,
+            split="",
             unescape=unescape,
         )
         for unescape in (":/?@!$'()*,;", "")
     ),
-    "hubspot-v2": (Hmac(header="X-HubSpot-Signature", signed="{method}{url}{body}", several=False, mac="hash"),),
-    "hubspot-v1": (Hmac(header="X-HubSpot-Signature", several=False, mac="hash"),),
+    "hubspot-v2": (Hmac(header="X-HubSpot-Signature", signed="{method}{url}{body}", split="", mac="hash"),),
+    "hubspot-v1": (Hmac(header="X-HubSpot-Signature", split="", mac="hash"),),
     "zendesk": (
         Hmac(
             header="X-Zendesk-Webhook-Signature",
@@ -72,24 +72,31 @@ PRESETS: Mapping[str, tuple[Hmac, ...]] = {
             signed="{timestamp}{body}",
             timestamp_header="X-Zendesk-Webhook-Signature-Timestamp",
             timestamp_unit="iso",
-            several=False,
+            split="",
         ),
     ),
-    "typeform": (Hmac(header="Typeform-Signature", encoding="base64", prefix="sha256=", several=False),),
+    "typeform": (Hmac(header="Typeform-Signature", encoding="base64", prefix="sha256=", split=""),),
     "calendly": (
         Hmac(
             header="Calendly-Webhook-Signature",
             prefix="v1=",
             signed="{timestamp}.{body}",
             timestamp_header="Calendly-Webhook-Signature",
+            timestamp_entry="t=",
         ),
     ),
 }
 
+_ENCODERS: Mapping[str, Callable[[bytes], bytes]] = {
+    "hex": binascii.hexlify,
+    "base64": base64.b64encode,
+    "base64url": base64.urlsafe_b64encode,
+}
 _ALGORITHMS = ("sha256", "sha384", "sha512", "sha1")
 _FIELD = re.compile(r"\{([a-z]*)\}")
 _EPOCH_TEXT = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?")
 _HEX = re.compile(r"([0-9A-Fa-f]{2})+")
+_HTTP_DATE = "%a, %d %b %Y %H:%M:%S GMT"
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 
 
@@ -156,45 +163,59 @@ def octets(text: str) -> bytes:
 
 
 def entries_of(layout: Hmac, value: str) -> list[str]:
-    """The entries of a signature header: separated by spaces, by commas too unless the prefix has one.
+    """The entries of a signature header.
 
     A header that is sent twice arrives joined by a comma: where that can be seen, it has no entries that count.
     """
-    if not layout.several:
+    if not layout.split:
         return [value.strip()]
-    if "," in layout.prefix:
-        return [] if re.search(r",\s", value) else value.split()
-    return [entry for entry in re.split(r"[\s,]+", value) if entry]
+    if layout.split != "," and re.search(r",\s", value):
+        return []
+    return value.replace(layout.split, " ").split()
 
 
-def timestamp_of(layout: Hmac, entries: Sequence[str], headers: Mapping[str, str]) -> str | None:
+def header_of(layout: Hmac, time: str, signature: str) -> str:
+    """The signature's header as the sender writes it."""
+    time = "" if layout.timestamp_entry is None else f"{layout.timestamp_entry}{time}{layout.split}"
+    return f"{time}{layout.prefix}{signature}"
+
+
+def timestamp_of(layout: Hmac, headers: Mapping[str, str]) -> str | None:
     """The text of the time of signing; several that differ come joined, which is no time."""
-    name = (layout.timestamp_header or "").lower()
-    if name == layout.header.lower():
-        stamps = dict.fromkeys(entry[2:] for entry in entries if entry.startswith("t="))
-        return ",".join(stamps) if stamps else None
-    return headers.get(name)
+    value = headers.get((layout.timestamp_header or "").lower())
+    if value is None or layout.timestamp_entry is None:
+        return value
+    begins = layout.timestamp_entry
+    entries = entries_of(layout, value)
+    stamps = [entry[len(begins) :] for entry in entries if entry.startswith(begins)] if begins else entries[:1]
+    return ",".join(dict.fromkeys(stamps))
 
 
 def seconds_of(layout: Hmac, text: str) -> float | None:
-    if layout.timestamp_unit == "iso":
-        try:
-            moment = datetime.fromisoformat(text)
-            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-        except (ValueError, OverflowError):
-            return None
-    if not _EPOCH_TEXT.fullmatch(text):
+    """A time of signing as seconds since 1970; None if it is not written as the sender writes it."""
+    try:
+        match layout.timestamp_unit:
+            case "iso":
+                moment = datetime.fromisoformat(text)
+                return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+            case "http":
+                return datetime.strptime(text, _HTTP_DATE).replace(tzinfo=UTC).timestamp()
+            case unit:
+                return float(text) / (1000 if unit == "ms" else 1) if _EPOCH_TEXT.fullmatch(text) else None
+    except (ValueError, OverflowError):
         return None
-    return float(text) / (1000 if layout.timestamp_unit == "ms" else 1)
 
 
 def stamp_of(layout: Hmac, now: float) -> str:
+    """A time of signing as the sender writes it."""
     match layout.timestamp_unit:
         case "iso":
             return datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        case "http":
+            return datetime.fromtimestamp(now, UTC).strftime(_HTTP_DATE)
         case "ms":
             return str(int(now * 1000))
-        case _:
+        case "s":
             return str(int(now))
 
 
@@ -247,7 +268,7 @@ def signature_of(layout: Hmac, key: bytes, signed: bytes) -> bytes:
         digest = hashlib.new(layout.algorithm, key + signed).digest()
     else:
         digest = hmac.digest(key, signed, layout.algorithm)
-    return digest.hex().encode() if layout.encoding == "hex" else base64.b64encode(digest)
+    return _ENCODERS[layout.encoding](digest)
 
 
 def comparable(layout: Hmac, candidate: str) -> bytes:

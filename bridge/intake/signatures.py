@@ -18,6 +18,7 @@ from bridge.intake.schemes import (
     comparable,
     entries_of,
     gives_identity,
+    header_of,
     key_of,
     layouts_of,
     octets,
@@ -170,7 +171,7 @@ class Verifier:
         parts = {"body": request.body, "method": request.method.upper().encode()}
         parts["url"] = url_octets(layout, self._public_url + request.url)
         if layout.timestamp_header is not None:
-            stamp = timestamp_of(layout, entries, headers)
+            stamp = timestamp_of(layout, headers)
             if not stamp:
                 return Refused("missing_header", "the timestamp is missing")
             refused = self._check_time(layout, stamp, now)
@@ -301,13 +302,10 @@ def sign(
         "timestamp": stamp.encode(),
         "id": octets(delivery_id),
     }
-    signature = layout.prefix + signature_of(layout, key_of(layout, secret), signed_bytes(layout, parts)).decode()
-    headers = {layout.header: signature}
-    if layout.timestamp_header is not None:
-        if layout.timestamp_header.lower() == layout.header.lower():
-            headers[layout.header] = f"t={stamp},{signature}"
-        else:
-            headers[layout.timestamp_header] = stamp
+    signature = signature_of(layout, key_of(layout, secret), signed_bytes(layout, parts)).decode()
+    headers = {layout.header: header_of(layout, stamp, signature)}
+    if layout.timestamp_header is not None and layout.timestamp_entry is None:
+        headers[layout.timestamp_header] = stamp
     if layout.id_header is not None:
         headers[layout.id_header] = delivery_id
     return headers

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from bridge.intake.schemes import PRESETS, entries_of, layouts_of, seconds_of, timestamp_of
+from bridge.intake.schemes import PRESETS, header_of, layouts_of, seconds_of, timestamp_of
 from bridge.intake.signatures import Accepted, SignedRequest, Verdict, Verifier
 from bridge.settings import Hmac, Scheme, SecretUnavailableError, Verify
 
@@ -86,9 +86,9 @@ class Examiner:
             yield "no header looks like a signature: has the partner been given the secret?"
 
     def _form(self, headers: Mapping[str, str]) -> Iterator[str]:
-        shapes = {one.header: shape(one) for one in layouts_of(self.verify) if one.header.lower() in headers}
-        for header, looks in shapes.items():
-            yield f"expected {header}: {looks}"
+        for layout in layouts_of(self.verify):
+            if layout.header.lower() in headers:
+                yield f"expected {layout.header}: {header_of(layout, '<time>', f'<{layout.encoding}>')}"
 
     def _clock(self, request: SignedRequest, now: float) -> Iterator[str]:
         timeless = dataclasses.replace(self.verify, tolerance_s=math.inf)
@@ -178,7 +178,7 @@ def clock_off(verify: Verify, headers: Mapping[str, str], now: float) -> float |
     for layout in layouts_of(verify):
         value = headers.get(layout.header.lower())
         if value and layout.timestamp_header is not None:
-            text = timestamp_of(layout, entries_of(layout, value), headers)
+            text = timestamp_of(layout, headers)
             sent = seconds_of(layout, text) if text else None
             return None if sent is None else now - sent
     return None
@@ -197,12 +197,6 @@ def secret_name(verify: Verify, position: int) -> str:
             names.append(place if lines == 1 else f"{place}, line {line + 1}")
     name = names[position] if position < len(names) else "a secret"
     return f"secret {position + 1} of {len(names)} ({name})" if len(names) > 1 else f"its secret ({name})"
-
-
-def shape(layout: Hmac) -> str:
-    """What a signature header must look like."""
-    stamp = "t=<time>," if (layout.timestamp_header or "").lower() == layout.header.lower() else ""
-    return f"{stamp}{layout.prefix}<{layout.encoding}>"
 
 
 def is_credential(verify: Verify | None, name: str) -> bool:

@@ -7,13 +7,17 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from bridge.config.service_schemas import rule_for
 from bridge.intake.schemes import PRESETS, url_octets
 from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verifier, sign
-from bridge.settings import Scheme, Secret, Verify
+from bridge.operations.openapi.answers import signing_of
+from bridge.settings import Hmac, MappingBlock, Record, Scheme, Secret, Source, Verify
+from bridge.tryout.diagnosis import Examiner, clock_off, recognised
 
 NOW = 1_700_000_000
 BODY = b'{"id": 1, "name": "\xc3\x81cme"}'
@@ -197,3 +201,102 @@ def test_hubspot_v3_decodes_twelve_escapes_once() -> None:
     assert url_octets(layout, "/a%3a%2F%3F%40%21%24%27%28%29%2A%2C%3b") == b"/a:/?@!$'()*,;"
     assert url_octets(layout, "/a%20%26%3D%25%C3%A9%253A%2") == b"/a%20%26%3D%25%C3%A9%253A%2"
     assert url_octets(PRESETS["hubspot-v2"][0], "/a%2C") == b"/a%2C"
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A preset that nobody has written yet: its row, and a request signed by hand."""
+
+    row: Hmac
+    headers: Mapping[str, str]
+    looks: str  # the signature's header, as people are told of it
+
+
+HTTP_DATE = datetime.fromtimestamp(NOW, UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+FOREIGN = {
+    "other names and another separator": Foreign(
+        Hmac("X-Sig", prefix="h1=", signed="{timestamp}:{body}", timestamp_header="X-Sig",
+             timestamp_entry="ts=", split=";"),
+        {"X-Sig": f"ts={NOW};h1={'0' * 64};h1={mac(b'%d:' % NOW + BODY).hex()}"},
+        "ts={};h1={}",
+    ),
+    "no names, the first is the time": Foreign(
+        Hmac("X-Sig", signed="{timestamp}.{body}", timestamp_header="X-Sig", timestamp_unit="ms", timestamp_entry=""),
+        {"X-Sig": f"{NOW}000,{'0' * 64},{mac(b'%d000.' % NOW + BODY).hex()}"},
+        "{},{}",
+    ),
+    "a blank within the prefix": Foreign(
+        Hmac("X-Sig", prefix="HMAC ", encoding="base64", split=""),
+        {"X-Sig": "HMAC " + b64(mac(BODY))},
+        "HMAC {1}",
+    ),
+    "a date as HTTP writes it, and URL-safe characters": Foreign(
+        Hmac("X-Sig", encoding="base64url", signed="{body}{timestamp}", timestamp_header="X-Date",
+             timestamp_unit="http", split=""),
+        {"X-Sig": base64.urlsafe_b64encode(mac(BODY + HTTP_DATE.encode())).decode().rstrip("="), "X-Date": HTTP_DATE},
+        "{1}",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=FOREIGN)
+def foreign(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Foreign:
+    """It stands in the table, and nowhere else."""
+    found = FOREIGN[request.param]
+    monkeypatch.setitem(PRESETS, FOREIGN_SCHEME, (found.row,))
+    return found
+
+
+FOREIGN_SCHEME: Scheme = "foreign"  # type: ignore[assignment]  # the name is in no settings yet
+
+
+def test_a_row_with_a_foreign_grammar_verifies_and_signs(foreign: Foreign, secret: Secret) -> None:
+    """A signature by hand, what `send` makes, and neither with another body, time or secret."""
+    headers = dict(foreign.headers)
+    assert isinstance(judge(FOREIGN_SCHEME, secret, headers), Accepted)
+    assert isinstance(judge(FOREIGN_SCHEME, secret, headers, BODY + b" "), Refused)
+    verify = Verify(FOREIGN_SCHEME, (secret,))
+    made = sign(verify, body=BODY, url=URL, now=NOW, delivery_id="d1")
+    assert made.keys() == headers.keys()
+    assert isinstance(judge(FOREIGN_SCHEME, secret, made), Accepted)
+    if foreign.row.timestamp_header is not None:
+        old = judge(FOREIGN_SCHEME, secret, sign(verify, body=BODY, url=URL, now=NOW - 301, delivery_id="d1"))
+        assert isinstance(old, Refused)
+        assert old.reason == "stale"
+        without = {name: value.replace(str(NOW), "").replace(HTTP_DATE, "") for name, value in headers.items()}
+        assert isinstance(judge(FOREIGN_SCHEME, secret, without), Refused)
+
+
+def test_a_row_with_a_foreign_grammar_is_diagnosed(foreign: Foreign, secret: Secret) -> None:
+    """`listen` knows it, measures its clock, finds what was signed in its place and shows how its header looks."""
+    verify = Verify(FOREIGN_SCHEME, (secret,))
+    lower = {name.lower(): value for name, value in foreign.headers.items()}
+    assert FOREIGN_SCHEME in recognised(lower)
+    assert clock_off(verify, lower, NOW + 7) == (None if foreign.row.timestamp_header is None else 7)
+
+    def hints(headers: Mapping[str, str], body: bytes = BODY) -> tuple[str, ...]:
+        request = SignedRequest("POST", "/webhooks/acme", list(headers.items()), body)
+        verdict = Verifier(verify).verify(request, NOW)
+        return Examiner(verify, {}).examine(request, verdict, NOW).hints
+
+    assert hints(foreign.headers) == ()
+    assert "white space at the end" in hints(foreign.headers, BODY + b"\n")[0]
+    looks = foreign.looks.format("<time>", f"<{foreign.row.encoding}>")
+    if foreign.row.prefix:
+        assert hints({**foreign.headers, "X-Sig": "nonsense"}) == (f"expected X-Sig: {looks}",)
+
+
+def test_a_row_with_a_foreign_grammar_is_documented(foreign: Foreign, secret: Secret) -> None:
+    verify = Verify(FOREIGN_SCHEME, (secret,))
+    signing = signing_of(Source("acme", verify, (MappingBlock(Record("id")),)), None)
+    assert signing.requirements == [{f"acme.{name.lower()}": [] for name in foreign.headers}]
+    about = signing.schemes["acme.x-sig"]["description"]
+    assert foreign.row.encoding in about
+    assert f"`{foreign.row.signed}`" in about
+    if foreign.row.timestamp_entry is not None:
+        assert f"The header is `{foreign.looks.format('{timestamp}', '…')}`." in about
+
+
+def test_the_secret_of_a_row_with_a_foreign_grammar_is_held_to_the_rule_of_hmac(foreign: Foreign) -> None:
+    del foreign
+    assert rule_for(FOREIGN_SCHEME)("short") == rule_for("hmac")("short")

@@ -150,7 +150,11 @@ def test_a_header_that_is_there_twice_is_refused() -> None:
 
 
 STRIPE_LIKE = Hmac(
-    header="Billing-Signature", prefix="v1=", signed="{timestamp}.{body}", timestamp_header="Billing-Signature"
+    header="Billing-Signature",
+    prefix="v1=",
+    signed="{timestamp}.{body}",
+    timestamp_header="Billing-Signature",
+    timestamp_entry="t=",
 )
 LAYOUTS = {
     "bare": Hmac(header="X-Sig"),
@@ -213,7 +217,7 @@ def test_no_headers_whatever_make_it_raise(headers: dict[str, str], body: bytes)
 
 
 def test_the_stripe_way_takes_the_time_from_the_signature_header() -> None:
-    """A timestamp header that is the signature header means its t= entry; several v1 are fine."""
+    """Where it is an entry of that header; several v1 are fine."""
     verify = Verify("hmac", (secret("k"),), hmac=STRIPE_LIKE)
     header = sign(verify, body=BODY, now=NOW, delivery_id="")["Billing-Signature"]
     assert header.startswith(f"t={int(NOW)},v1=")

@@ -8,14 +8,19 @@ from typing import Any
 
 from marshmallow import EXCLUDE, Schema, fields, validate
 
-from bridge.intake.schemes import layouts_of
+from bridge.intake.schemes import header_of, layouts_of
 from bridge.intake.signatures import Verifier
 from bridge.intake.webhooks import MAX_LISTED
 from bridge.settings import Hmac, Source, Verify
 
 # --- how a source's requests prove themselves, as OpenAPI's security schemes with instructions in prose ---
 
-_UNITS = {"s": "as seconds since 1970", "ms": "as milliseconds since 1970", "iso": "in ISO 8601"}
+_UNITS = {
+    "s": "as seconds since 1970",
+    "ms": "as milliseconds since 1970",
+    "iso": "in ISO 8601",
+    "http": "as in a Date header",
+}
 _KEYS = {
     "raw": "the secret as it is",
     "hex": "the secret, decoded from hex",
@@ -50,10 +55,11 @@ def signing_of(source: Source, public_url: str | None) -> Signing:
     optional: dict[str, str] = {}
     for layout in layouts_of(verify):
         needed = {layout.header: _how_to_sign(layout, public_url)}
-        if layout.timestamp_header is not None and layout.timestamp_header.lower() != layout.header.lower():
+        if layout.timestamp_entry is not None:
+            looks = header_of(layout, "{timestamp}", "…")
+            needed[layout.header] += f" The header is `{looks}`. {_when(layout, verify.tolerance_s)}"
+        elif layout.timestamp_header is not None:
             needed[layout.timestamp_header] = _when(layout, verify.tolerance_s)
-        else:
-            needed[layout.header] += _when_within(layout, verify.tolerance_s)
         if layout.id_header is not None:
             about = "The delivery's id: the same each time it is sent, at most 255 characters."
             (needed if "{id}" in layout.signed else optional)[layout.id_header] = about
@@ -97,19 +103,13 @@ def _how_to_sign(layout: Hmac, public_url: str | None) -> str:
         parts.append(f"`{{url}}` begins with {public_url or 'the public URL'} and includes the query.")
     if "{id}" in layout.signed:
         parts.append(f"`{{id}}` is the header {layout.id_header}.")
-    if layout.timestamp_header is not None and layout.timestamp_header.lower() != layout.header.lower():
+    if layout.timestamp_header is not None and layout.timestamp_entry is None:
         parts.append(f"`{{timestamp}}` is the header {layout.timestamp_header}.")
     return " ".join(parts)
 
 
 def _when(layout: Hmac, tolerance_s: float) -> str:
     return f"The time of signing, {_UNITS[layout.timestamp_unit]}: at most {tolerance_s:g} s off our clock, either way."
-
-
-def _when_within(layout: Hmac, tolerance_s: float) -> str:
-    if layout.timestamp_header is None:
-        return ""
-    return f" The header is `t={{timestamp}},{layout.prefix}…`. " + _when(layout, tolerance_s)
 
 
 _AGAIN = {"Retry-After": {"description": "Seconds to wait.", "required": True, "schema": {"type": "integer"}}}
