@@ -27,7 +27,7 @@ from bridge.http.problems import Refusal, register_problem_handlers
 from bridge.intake.blocks import Problems
 from bridge.intake.mapping import CompiledSource, Mapped
 from bridge.intake.own_schema import Schemas
-from bridge.intake.signatures import SignedRequest, Verdict, Verifier
+from bridge.intake.signatures import SignedRequest, Verification, Verifier
 from bridge.intake.webhooks import WSGI, Counts, Webhooks
 from bridge.model import Event, Receipt
 from bridge.operations.health import Health, health_blueprint
@@ -53,7 +53,7 @@ class Seen:
     received_at: float = 0.0
     body: bytes = b""
     signed: SignedRequest | None = None
-    verdict: Verdict | None = None
+    verdict: Verification | None = None
     mapped: Mapped | None = None
     status: int = 0
     answer: bytes = b""
@@ -76,7 +76,7 @@ _seen: ContextVar[Seen] = ContextVar("seen")
 class _Verifier(Verifier):
     """Notes its verdict in the request that is looked at."""
 
-    def verify(self, request: SignedRequest, now: float) -> Verdict:
+    def verify(self, request: SignedRequest, now: float) -> Verification:
         verdict = super().verify(request, now)
         seen = _seen.get()
         seen.signed, seen.verdict = request, verdict

@@ -25,7 +25,7 @@ from bridge.cli.endpoint import Seen, would_map
 from bridge.errors import PayloadError
 from bridge.intake.mapping import CompiledSource, Mapped, compile_source
 from bridge.intake.payload import parse_json, to_json
-from bridge.intake.signatures import Accepted
+from bridge.intake.signatures import Verified
 from bridge.model import Intake, to_us
 from bridge.settings import Settings, Source
 from bridge.showing import iso, printable
@@ -359,9 +359,9 @@ class Listener:
             return None
         finding = self._examiner.examine(seen.signed, seen.verdict, seen.received_at)
         verdict = finding.verdict
-        reason, secret = ("accepted", verdict.secret) if isinstance(verdict, Accepted) else (verdict.reason, None)
+        reason, secret = ("accepted", verdict.secret) if isinstance(verdict, Verified) else (verdict.reason, None)
         return {
-            "accepted": isinstance(verdict, Accepted),
+            "accepted": isinstance(verdict, Verified),
             "reason": reason,
             "detail": finding.text,
             "hints": list(finding.hints),

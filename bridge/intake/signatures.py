@@ -17,7 +17,6 @@ from typing import Literal
 from bridge.intake.schemes import (
     comparable,
     entries_of,
-    gives_identity,
     header_of,
     key_of,
     layouts_of,
@@ -31,16 +30,6 @@ from bridge.intake.schemes import (
     url_octets,
 )
 from bridge.settings import Hmac, SecretUnavailableError, Verify
-
-__all__ = [
-    "Accepted",
-    "Refused",
-    "SignedRequest",
-    "Verdict",
-    "Verifier",
-    "gives_identity",
-    "sign",
-]
 
 #: How many signatures of one header are tried, and the longest header that is looked at.
 MAX_SIGNATURES = 10
@@ -61,9 +50,9 @@ class SignedRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """`secret` is the position of the one that matched. `signed_hash` is there when the signed bytes
-    include a time and no delivery id tells deliveries apart.
+class Verified:
+    """The request is the partner's. `secret` is the position of the one that matched. `signed_hash` is there when the
+    signed bytes include a time and no delivery id tells deliveries apart.
     """
 
     secret: int | None
@@ -73,14 +62,14 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """`reason` is for metrics, `detail` for the log: neither goes to the sender."""
+class Unverified:
+    """It is not known to be. `reason` is for metrics, `detail` for the log: neither goes to the sender."""
 
     reason: Reason
     detail: str
 
 
-Verdict = Accepted | Refused
+Verification = Verified | Unverified
 
 
 class Verifier:
@@ -100,27 +89,27 @@ class Verifier:
         bearer = self._verify.scheme == "bearer" and self._wanted == {"authorization"}
         return {"WWW-Authenticate": 'Bearer realm="partner-bridge"'} if bearer else {}
 
-    def verify(self, request: SignedRequest, now: float) -> Verdict:
-        """The verdict on a request that arrived at `now` (seconds since the epoch). Never raises."""
+    def verify(self, request: SignedRequest, now: float) -> Verification:
+        """What is found of a request that arrived at `now` (seconds since the epoch). Never raises."""
         found: dict[str, str] = {}
         for name, value in request.headers:
             key = name.lower()
             if key in self._wanted:
                 if key in found:
-                    return Refused("malformed", f"the header {key} is there twice")
+                    return Unverified("malformed", f"the header {key} is there twice")
                 if len(value) > MAX_HEADER:
-                    return Refused("malformed", f"the header {key} is longer than {MAX_HEADER} characters")
+                    return Unverified("malformed", f"the header {key} is longer than {MAX_HEADER} characters")
                 found[key] = value
         if self._verify.scheme == "none":
-            return Accepted(None)
+            return Verified(None)
         texts, faults = self._secrets()
         verdict = self._judge(request, found, now, texts)
-        if isinstance(verdict, Refused) and verdict.reason == "mismatch":
+        if isinstance(verdict, Unverified) and verdict.reason == "mismatch":
             latest, faults = self._secrets(look=True)
             if latest != texts:  # a secret that came a moment ago counts at once
                 verdict = self._judge(request, found, now, latest)
-        if isinstance(verdict, Refused) and verdict.reason == "mismatch" and faults:
-            return Refused("no_secret", "; ".join(faults))
+        if isinstance(verdict, Unverified) and verdict.reason == "mismatch" and faults:
+            return Unverified("no_secret", "; ".join(faults))
         return verdict
 
     def _secrets(self, *, look: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -135,7 +124,9 @@ class Verifier:
                 faults.append(str(error))
         return tuple(texts), tuple(faults)
 
-    def _judge(self, request: SignedRequest, headers: Mapping[str, str], now: float, texts: Sequence[str]) -> Verdict:
+    def _judge(
+        self, request: SignedRequest, headers: Mapping[str, str], now: float, texts: Sequence[str]
+    ) -> Verification:
         match self._verify.scheme:
             case "bearer":
                 return self._bearer(headers, texts)
@@ -144,36 +135,36 @@ class Verifier:
         layouts = [one for one in self._layouts if headers.get(one.header.lower())]
         if not layouts:
             names = " or ".join(dict.fromkeys(one.header.lower() for one in self._layouts))
-            return Refused("missing_header", f"the header {names} is missing")
-        verdict: Verdict = Refused("mismatch", "")
+            return Unverified("missing_header", f"the header {names} is missing")
+        verdict: Verification = Unverified("mismatch", "")
         for layout in layouts:
             verdict = self._signature(layout, request, headers, now, texts)
-            if isinstance(verdict, Accepted):
+            if isinstance(verdict, Verified):
                 break
         return verdict
 
-    def _bearer(self, headers: Mapping[str, str], texts: Sequence[str]) -> Verdict:
+    def _bearer(self, headers: Mapping[str, str], texts: Sequence[str]) -> Verification:
         name, prefix = self._verify.header.lower(), self._verify.prefix
         value = headers.get(name)
         if not value:
-            return Refused("missing_header", f"the header {name} is missing")
+            return Unverified("missing_header", f"the header {name} is missing")
         if not value.lower().startswith(prefix.lower()):
-            return Refused("malformed", f"the header {name} does not begin with {prefix!r}")
+            return Unverified("malformed", f"the header {name} does not begin with {prefix!r}")
         return _compare(octets(value[len(prefix) :].strip()), texts)
 
     def _signature(
         self, layout: Hmac, request: SignedRequest, headers: Mapping[str, str], now: float, texts: Sequence[str]
-    ) -> Verdict:
+    ) -> Verification:
         entries = entries_of(layout, headers[layout.header.lower()])
         candidates = [entry[len(layout.prefix) :] for entry in entries if entry.startswith(layout.prefix)]
         if not candidates:
-            return Refused("malformed", f"the header {layout.header} holds no signature of the scheme")
+            return Unverified("malformed", f"the header {layout.header} holds no signature of the scheme")
         parts = {"body": request.body, "method": request.method.upper().encode()}
         parts["url"] = url_octets(layout, self._public_url + request.url)
         if layout.timestamp_header is not None:
             stamp = timestamp_of(layout, headers)
             if not stamp:
-                return Refused("missing_header", "the timestamp is missing")
+                return Unverified("missing_header", "the timestamp is missing")
             refused = self._check_time(layout, stamp, now)
             if refused is not None:
                 return refused
@@ -185,21 +176,21 @@ class Verifier:
         parts["id"] = octets(delivery_id or "")
         signed = signed_bytes(layout, parts)
         position = _match(layout, signed, candidates[:MAX_SIGNATURES], texts)
-        if isinstance(position, Refused):
+        if isinstance(position, Unverified):
             return position
         signed_time = "{timestamp}" in layout.signed
         signed_hash = hashlib.sha256(signed).hexdigest() if signed_time and not delivery_id else None
-        return Accepted(position, delivery_id or None, signed_time, signed_hash)
+        return Verified(position, delivery_id or None, signed_time, signed_hash)
 
-    def _check_time(self, layout: Hmac, text: str, now: float) -> Refused | None:
+    def _check_time(self, layout: Hmac, text: str, now: float) -> Unverified | None:
         sent = seconds_of(layout, text)
         if sent is None or ("{timestamp}." in layout.signed and layout.timestamp_unit != "iso" and "." in text):
-            return Refused("malformed", f"the timestamp is not one in {layout.timestamp_unit}")
+            return Unverified("malformed", f"the timestamp is not one in {layout.timestamp_unit}")
         age, tolerance = now - sent, self._verify.tolerance_s
         if age > tolerance:
-            return Refused("stale", f"the timestamp is {age:.0f} s old; {tolerance:.0f} s are tolerated")
+            return Unverified("stale", f"the timestamp is {age:.0f} s old; {tolerance:.0f} s are tolerated")
         if age < -tolerance:
-            return Refused("future", f"the timestamp is {-age:.0f} s ahead; {tolerance:.0f} s are tolerated")
+            return Unverified("future", f"the timestamp is {-age:.0f} s ahead; {tolerance:.0f} s are tolerated")
         return None
 
 
@@ -213,27 +204,27 @@ def _headers_of(verify: Verify) -> Iterator[str]:
         yield from filter(None, (layout.header, layout.timestamp_header, layout.id_header))
 
 
-def _basic(headers: Mapping[str, str], texts: Sequence[str]) -> Verdict:
+def _basic(headers: Mapping[str, str], texts: Sequence[str]) -> Verification:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if not scheme:
-        return Refused("missing_header", "the header authorization is missing")
+        return Unverified("missing_header", "the header authorization is missing")
     try:
         given = base64.b64decode(token.strip(), validate=True) if scheme.lower() == "basic" else b""
     except ValueError:
         given = b""
     if not given:
-        return Refused("malformed", "the header authorization does not hold Basic credentials")
+        return Unverified("malformed", "the header authorization does not hold Basic credentials")
     return _compare(given, texts)
 
 
-def _compare(given: bytes, texts: Sequence[str]) -> Verdict:
+def _compare(given: bytes, texts: Sequence[str]) -> Verification:
     for position, text in enumerate(texts):
         if hmac.compare_digest(secret_octets(text), given):
-            return Accepted(position)
-    return Refused("mismatch", "the token is none of the secrets")
+            return Verified(position)
+    return Unverified("mismatch", "the token is none of the secrets")
 
 
-def _match(layout: Hmac, signed: bytes, candidates: Sequence[str], texts: Sequence[str]) -> int | Refused:
+def _match(layout: Hmac, signed: bytes, candidates: Sequence[str], texts: Sequence[str]) -> int | Unverified:
     """The position of the secret by which one of the candidates was made."""
     faults = []
     for position, text in enumerate(texts):
@@ -244,35 +235,35 @@ def _match(layout: Hmac, signed: bytes, candidates: Sequence[str], texts: Sequen
             continue
         matching = [one for one in candidates if hmac.compare_digest(expected, comparable(layout, one))]
         if len(matching) > 1:  # a header that is sent twice arrives joined; no sender lists one signature twice
-            return Refused("malformed", f"the header {layout.header} holds the same signature twice")
+            return Unverified("malformed", f"the header {layout.header} holds the same signature twice")
         if matching:
             return position
     if faults:
-        return Refused("no_secret", "; ".join(faults))
-    return Refused("mismatch", "no signature matches any secret")
+        return Unverified("no_secret", "; ".join(faults))
+    return Unverified("mismatch", "no signature matches any secret")
 
 
-def _check_id(layout: Hmac, delivery_id: str | None) -> Refused | None:
+def _check_id(layout: Hmac, delivery_id: str | None) -> Unverified | None:
     if "{id}" in layout.signed and not delivery_id:
-        return Refused("missing_header", f"the header {layout.id_header} is missing")
+        return Unverified("missing_header", f"the header {layout.id_header} is missing")
     if not delivery_id:
         return None
     if "{id}." in layout.signed and "." in delivery_id:
-        return Refused("malformed", f"the header {layout.id_header} holds a dot")
+        return Unverified("malformed", f"the header {layout.id_header} holds a dot")
     if "{id}" not in layout.signed and "," in delivery_id:  # what is joined by a comma was sent twice
-        return Refused("malformed", f"the header {layout.id_header} holds a comma")
+        return Unverified("malformed", f"the header {layout.id_header} holds a comma")
     if len(delivery_id) > MAX_DELIVERY_ID:
-        return Refused("malformed", f"the header {layout.id_header} is too long")
+        return Unverified("malformed", f"the header {layout.id_header} is too long")
     return None
 
 
-def _check_body(layout: Hmac, body: bytes) -> Refused | None:
+def _check_body(layout: Hmac, body: bytes) -> Unverified | None:
     """Anybody can extend what a plain hash has signed, but only by bytes that are never UTF-8."""
     if layout.mac == "hash":
         try:
             body.decode()
         except UnicodeDecodeError:
-            return Refused("malformed", "the body is not UTF-8")
+            return Unverified("malformed", "the body is not UTF-8")
     return None
 
 

@@ -31,7 +31,7 @@ from bridge.intake.challenges import MAX_UNSIGNED_BODY
 from bridge.intake.decoding import check_media_type
 from bridge.intake.mapping import CompiledSource, Mapped
 from bridge.intake.own_schema import Lane
-from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verdict, Verifier
+from bridge.intake.signatures import SignedRequest, Unverified, Verification, Verified, Verifier
 from bridge.intake.values import Found
 from bridge.model import Clock, Event, Intake, Receipt, RecordKey, SystemClock, to_us
 
@@ -264,7 +264,7 @@ class Webhooks:
         check_media_type(endpoint.source.source.body, environ.get("CONTENT_TYPE", ""))
         raw = read_body(environ, endpoint.max_body)
         verdict = self._judge(webhook, raw)
-        if isinstance(verdict, Refused):
+        if isinstance(verdict, Unverified):
             if (welcome := self._welcome_unsigned(webhook, raw, coding)) is not None:
                 return welcome, Counts()
             raise self._refusal(endpoint, verdict)
@@ -301,7 +301,7 @@ class Webhooks:
         return max(0.0, until - self._clock.monotonic())
 
     def _work(
-        self, webhook: _Webhook, body: bytes, verdict: Accepted, *, mapped: Callable[[], None]
+        self, webhook: _Webhook, body: bytes, verdict: Verified, *, mapped: Callable[[], None]
     ) -> tuple[Response | Answer, Counts]:
         """The answer to a request of the partner's. `mapped` is called when the next one may be mapped."""
         endpoint = webhook.endpoint
@@ -318,13 +318,13 @@ class Webhooks:
 
     # --- whether it is the partner ---
 
-    def _judge(self, webhook: _Webhook, raw: bytes) -> Verdict:
+    def _judge(self, webhook: _Webhook, raw: bytes) -> Verification:
         query = webhook.environ.get("QUERY_STRING", "")
         url = f"{webhook.path}?{query}" if query else webhook.path
         signed = SignedRequest(webhook.method, url, tuple(webhook.headers.items()), raw)
         return webhook.endpoint.verifier.verify(signed, self._clock.now())
 
-    def _refusal(self, endpoint: Endpoint, verdict: Refused) -> Refusal:
+    def _refusal(self, endpoint: Endpoint, verdict: Unverified) -> Refusal:
         name = endpoint.source.name
         self._observer.verification(name, verdict.reason, None)
         self._log.warning("webhook refused", source=name, reason=verdict.reason, detail=verdict.detail)
@@ -340,7 +340,7 @@ class Webhooks:
             raise Refusal(405, "The path does not take this method.", headers={"Allow": allowed})
         if challenge.signed:
             verdict = self._judge(webhook, b"")
-            if isinstance(verdict, Refused):
+            if isinstance(verdict, Unverified):
                 raise self._refusal(webhook.endpoint, verdict)
         welcome = self._welcome(webhook, {}, verified=challenge.signed)
         if welcome is None:
@@ -372,7 +372,7 @@ class Webhooks:
         except PayloadError as error:
             raise Refusal(400, f"{error}.") from error
 
-    def _map(self, webhook: _Webhook, value: Any, verdict: Accepted) -> Mapped:
+    def _map(self, webhook: _Webhook, value: Any, verdict: Verified) -> Mapped:
         try:
             return webhook.endpoint.source.map_body(
                 value,

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from bridge.intake.schemes import PRESETS, header_of, layouts_of, seconds_of, timestamp_of
-from bridge.intake.signatures import Accepted, SignedRequest, Verdict, Verifier
+from bridge.intake.signatures import SignedRequest, Verification, Verified, Verifier
 from bridge.settings import Hmac, Scheme, SecretUnavailableError, Verify
 
 _FORWARDED = ("x-forwarded-proto", "x-forwarded-host")
@@ -34,7 +34,7 @@ _VARIANTS: Mapping[str, tuple[str, ...]] = {
 class Finding:
     """The verdict in words. `clock_off_s`: how long ago the partner's clock says it was sent, if it says so."""
 
-    verdict: Verdict
+    verdict: Verification
     text: str
     hints: tuple[str, ...] = ()
     clock_off_s: float | None = None
@@ -48,11 +48,11 @@ class Examiner:
     others: Mapping[str, Verify]
     public_url: str | None = None
 
-    def examine(self, request: SignedRequest, verdict: Verdict, now: float) -> Finding:
+    def examine(self, request: SignedRequest, verdict: Verification, now: float) -> Finding:
         """What there is to say of a verdict at `now`."""
         headers = {name.lower(): value for name, value in request.headers}
         off = clock_off(self.verify, headers, now)
-        if isinstance(verdict, Accepted):
+        if isinstance(verdict, Verified):
             return Finding(verdict, self._accepted(verdict), (), off)
         hints: Iterator[str] = iter(())
         match verdict.reason:
@@ -68,7 +68,7 @@ class Examiner:
                 pass
         return Finding(verdict, verdict.detail, tuple(hints), off)
 
-    def _accepted(self, verdict: Accepted) -> str:
+    def _accepted(self, verdict: Verified) -> str:
         if verdict.secret is None:
             return f"scheme {self.verify.scheme}: everything is accepted"
         return f"signed as {self.verify.scheme} does, with {secret_name(self.verify, verdict.secret)}"
@@ -144,7 +144,7 @@ class Examiner:
         return None
 
     def _accepts(self, verify: Verify, request: SignedRequest, now: float, url: str | None = None) -> bool:
-        return isinstance(Verifier(verify, url or self.public_url).verify(request, now), Accepted)
+        return isinstance(Verifier(verify, url or self.public_url).verify(request, now), Verified)
 
 
 def recognised(headers: Mapping[str, str]) -> list[Scheme]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verifier, sign
+from bridge.intake.signatures import SignedRequest, Unverified, Verified, Verifier, sign
 from bridge.settings import Scheme, Secret, Verify
 from tests.senders import BODY, hexed, whsec
 
@@ -89,6 +89,6 @@ def test_what_node_signs_is_believed_and_what_we_sign_is_believed_there(
     headers = answer["headers"]
     assert isinstance(headers, dict)
     request = SignedRequest("POST", f"/webhooks/{scheme}", list(headers.items()), BODY)
-    assert isinstance(Verifier(verify).verify(request, NOW), Accepted)
+    assert isinstance(Verifier(verify).verify(request, NOW), Verified)
     altered = SignedRequest("POST", f"/webhooks/{scheme}", list(headers.items()), BODY + b" ")
-    assert isinstance(Verifier(verify).verify(altered, NOW), Refused)
+    assert isinstance(Verifier(verify).verify(altered, NOW), Unverified)

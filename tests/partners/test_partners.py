@@ -11,7 +11,7 @@ import pytest
 from bridge.config import load_settings
 from bridge.intake.mapping import Mapped, compile_source
 from bridge.intake.payload import parse_json
-from bridge.intake.signatures import Accepted, SignedRequest, Verifier, sign
+from bridge.intake.signatures import SignedRequest, Verified, Verifier, sign
 from bridge.settings import Settings
 from bridge.tryout.dry_run import report
 
@@ -40,7 +40,7 @@ def deliver(settings: Settings, name: str, body: bytes, headers: dict[str, str],
     signed = sign(source.verify, body=body, url=PUBLIC_URL + path, now=NOW, delivery_id="delivery-1")
     request = SignedRequest("POST", path, [*signed.items(), *headers.items()], body)
     verdict = Verifier(source.verify, PUBLIC_URL).verify(request, NOW)
-    assert isinstance(verdict, Accepted)
+    assert isinstance(verdict, Verified)
     compiled = compile_source(source, PUBLIC_URL)
     mapped = compiled.map_body(
         parse_json(body),

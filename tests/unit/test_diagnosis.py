@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
-from bridge.intake.signatures import Accepted, SignedRequest, Verifier, sign
+from bridge.intake.signatures import SignedRequest, Verified, Verifier, sign
 from bridge.settings import Hmac, Scheme, Secret, Verify
 from bridge.tryout.diagnosis import Examiner, Finding, recognised, secret_name
 
@@ -54,7 +54,7 @@ def examined(verify: Verify, request: SignedRequest, *, others: Mapping[str, Ver
 def test_an_accepted_request_is_told_with_its_secret(scheme: str) -> None:
     verify = verify_of(scheme)
     found = examined(verify, signed(verify))
-    assert isinstance(found.verdict, Accepted)
+    assert isinstance(found.verdict, Verified)
     assert found.text == f"signed as {scheme} does, with its secret ($SECRET_1)"
     assert found.hints == ()
 

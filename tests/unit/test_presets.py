@@ -14,7 +14,7 @@ import pytest
 
 from bridge.config.service_schemas import rule_for
 from bridge.intake.schemes import PRESETS, url_octets
-from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verifier, sign
+from bridge.intake.signatures import SignedRequest, Unverified, Verified, Verifier, sign
 from bridge.operations.openapi.answers import signing_of
 from bridge.settings import Hmac, MappingBlock, Record, Scheme, Secret, Source, Verify
 from bridge.tryout.diagnosis import Examiner, clock_off, recognised
@@ -74,7 +74,7 @@ def secret(tmp_path: Path) -> Secret:
     return Secret(file=tmp_path / "secret")
 
 
-def judge(scheme: Scheme, secret: Secret, headers: dict[str, str], body: bytes = BODY) -> Accepted | Refused:
+def judge(scheme: Scheme, secret: Secret, headers: dict[str, str], body: bytes = BODY) -> Verified | Unverified:
     verifier = Verifier(Verify(scheme, (secret,)), "https://hooks.example.com")
     return verifier.verify(SignedRequest("POST", "/webhooks/acme?x=1", list(headers.items()), body), NOW)
 
@@ -85,22 +85,22 @@ def test_every_preset_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("scheme", BY_HAND)
 def test_a_signature_made_by_hand_is_accepted(scheme: Scheme, secret: Secret) -> None:
-    assert isinstance(judge(scheme, secret, BY_HAND[scheme]), Accepted)
+    assert isinstance(judge(scheme, secret, BY_HAND[scheme]), Verified)
 
 
 @pytest.mark.parametrize("scheme", BY_HAND)
 def test_a_changed_body_or_a_missing_header_is_refused(scheme: Scheme, secret: Secret) -> None:
-    assert isinstance(judge(scheme, secret, BY_HAND[scheme], BODY + b" "), Refused)
+    assert isinstance(judge(scheme, secret, BY_HAND[scheme], BODY + b" "), Unverified)
     needed = [name for name in BY_HAND[scheme] if not name.endswith(("Delivery", "Webhook-Id", "Version"))]
     for name in needed:
         rest = {other: value for other, value in BY_HAND[scheme].items() if other != name}
-        assert isinstance(judge(scheme, secret, rest), Refused), name
+        assert isinstance(judge(scheme, secret, rest), Unverified), name
 
 
 @pytest.mark.parametrize("scheme", BY_HAND)
 def test_what_send_signs_is_accepted(scheme: Scheme, secret: Secret) -> None:
     headers = sign(Verify(scheme, (secret,)), body=BODY, url=URL, now=NOW, delivery_id="msg_1")
-    assert isinstance(judge(scheme, secret, headers), Accepted)
+    assert isinstance(judge(scheme, secret, headers), Verified)
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,8 @@ def test_documented_examples_hold(name: str) -> None:
     headers = list(example.headers.items())
     request = SignedRequest(example.method, "/webhook_uri", headers, example.body.encode())
 
-    assert isinstance(verifier.verify(request, example.at), Accepted)
-    assert isinstance(verifier.verify(replace(request, body=request.body + b" "), example.at), Refused)
+    assert isinstance(verifier.verify(request, example.at), Verified)
+    assert isinstance(verifier.verify(replace(request, body=request.body + b" "), example.at), Unverified)
 
 
 def test_hubspot_v3_decodes_twelve_escapes_once() -> None:
@@ -253,18 +253,18 @@ FOREIGN_SCHEME: Scheme = "foreign"  # type: ignore[assignment]  # the name is in
 def test_a_row_with_a_foreign_grammar_verifies_and_signs(foreign: Foreign, secret: Secret) -> None:
     """A signature by hand, what `send` makes, and neither with another body, time or secret."""
     headers = dict(foreign.headers)
-    assert isinstance(judge(FOREIGN_SCHEME, secret, headers), Accepted)
-    assert isinstance(judge(FOREIGN_SCHEME, secret, headers, BODY + b" "), Refused)
+    assert isinstance(judge(FOREIGN_SCHEME, secret, headers), Verified)
+    assert isinstance(judge(FOREIGN_SCHEME, secret, headers, BODY + b" "), Unverified)
     verify = Verify(FOREIGN_SCHEME, (secret,))
     made = sign(verify, body=BODY, url=URL, now=NOW, delivery_id="d1")
     assert made.keys() == headers.keys()
-    assert isinstance(judge(FOREIGN_SCHEME, secret, made), Accepted)
+    assert isinstance(judge(FOREIGN_SCHEME, secret, made), Verified)
     if foreign.row.timestamp_header is not None:
         old = judge(FOREIGN_SCHEME, secret, sign(verify, body=BODY, url=URL, now=NOW - 301, delivery_id="d1"))
-        assert isinstance(old, Refused)
+        assert isinstance(old, Unverified)
         assert old.reason == "stale"
         without = {name: value.replace(str(NOW), "").replace(HTTP_DATE, "") for name, value in headers.items()}
-        assert isinstance(judge(FOREIGN_SCHEME, secret, without), Refused)
+        assert isinstance(judge(FOREIGN_SCHEME, secret, without), Unverified)
 
 
 def test_a_row_with_a_foreign_grammar_is_diagnosed(foreign: Foreign, secret: Secret) -> None:

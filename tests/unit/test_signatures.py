@@ -18,7 +18,7 @@ from standardwebhooks import Webhook
 
 from bridge.config.service_schemas import rule_for, text_fault
 from bridge.intake.schemes import gives_identity, key_of, verify_problems
-from bridge.intake.signatures import Accepted, Refused, SignedRequest, Verdict, Verifier, sign
+from bridge.intake.signatures import SignedRequest, Unverified, Verification, Verified, Verifier, sign
 from bridge.settings import LOOK_AGAIN_S, Hmac, Secret, SecretUnavailableError, Verify
 
 NOW = 1_800_000_000.0
@@ -37,7 +37,7 @@ def standard(*secrets: str) -> Verify:
 
 def judge(
     verify: Verify, headers: dict[str, str] | list[tuple[str, str]], body: bytes = BODY, at: float = NOW
-) -> Verdict:
+) -> Verification:
     pairs = list(headers.items()) if isinstance(headers, dict) else headers
     return Verifier(verify, "https://hooks.example.com").verify(
         SignedRequest("POST", "/webhooks/a?x=1", pairs, body), at
@@ -52,8 +52,8 @@ def partner_headers(
     return {f"{prefix}-id": "msg_1", f"{prefix}-timestamp": str(int(at)), f"{prefix}-signature": signature}
 
 
-def reason(verdict: Verdict) -> str:
-    assert isinstance(verdict, Refused)
+def reason(verdict: Verification) -> str:
+    assert isinstance(verdict, Unverified)
     assert verdict.detail
     return verdict.reason
 
@@ -61,7 +61,7 @@ def reason(verdict: Verdict) -> str:
 @pytest.mark.parametrize("prefix", ["webhook", "svix", "Webhook"])
 def test_an_independent_signer_is_believed(prefix: str) -> None:
     """Both header families, in any case."""
-    assert judge(standard(), partner_headers(prefix)) == Accepted(0, "msg_1", signed_time=True)
+    assert judge(standard(), partner_headers(prefix)) == Verified(0, "msg_1", signed_time=True)
 
 
 def test_an_independent_verifier_believes_us() -> None:
@@ -76,14 +76,14 @@ def test_any_of_several_secrets_may_match(tmp_path: Path) -> None:
     file = tmp_path / "secrets"
     file.write_text(f"{OTHER}\n{SECRET}\n")
     verify = Verify("standard-webhooks", (secret(OTHER), Secret(file=file)))
-    assert judge(verify, partner_headers()) == Accepted(2, "msg_1", signed_time=True)
+    assert judge(verify, partner_headers()) == Verified(2, "msg_1", signed_time=True)
     file.write_text(f"{OTHER}\n")
     time.sleep(LOOK_AGAIN_S)
     assert reason(judge(verify, partner_headers())) == "mismatch"
     file.unlink()
     time.sleep(LOOK_AGAIN_S)
     assert reason(judge(verify, partner_headers())) == "no_secret"
-    assert isinstance(judge(verify, partner_headers(key=OTHER)), Accepted)
+    assert isinstance(judge(verify, partner_headers(key=OTHER)), Verified)
 
 
 def test_several_signatures_are_tried_up_to_ten() -> None:
@@ -98,7 +98,7 @@ def test_several_signatures_are_tried_up_to_ten() -> None:
         (["v1,wrong"] * 1000, False),
     ):
         headers["webhook-signature"] = " ".join(entries)
-        assert isinstance(judge(standard(), headers), Accepted) is believed
+        assert isinstance(judge(standard(), headers), Verified) is believed
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_several_signatures_are_tried_up_to_ten() -> None:
 def test_the_tolerance_holds_both_ways(age: int, expected: str | None) -> None:
     """A signature from the future would be good for replays as long."""
     verdict = judge(standard(), partner_headers(at=NOW - age))
-    assert isinstance(verdict, Accepted) if expected is None else reason(verdict) == expected
+    assert isinstance(verdict, Verified) if expected is None else reason(verdict) == expected
 
 
 @pytest.mark.parametrize(
@@ -187,18 +187,18 @@ def test_what_is_signed_is_believed_and_any_changed_byte_is_not(
     url = "https://hooks.example.com/webhooks/a?x=1"
     headers = sign(verify, body=body, url=url, now=NOW, delivery_id="d1")
     verdict = judge(verify, headers, body)
-    assert isinstance(verdict, Accepted)
+    assert isinstance(verdict, Verified)
     assert verdict.delivery_id == ("d1" if layout.id_header else None)
     assert (verdict.signed_hash is not None) is (verdict.signed_time and not layout.id_header)
     if body:
         changed = bytearray(body)
         changed[position % len(body)] ^= flip
-        assert isinstance(judge(verify, headers, bytes(changed)), Refused)
+        assert isinstance(judge(verify, headers, bytes(changed)), Unverified)
     signature = headers[layout.header]
     at = len(signature) - 1 - position % 40  # within the signature's last characters
     letter = "0" if signature[at].lower() != "0" else "1"
     tampered = {**headers, layout.header: signature[:at] + letter + signature[at + 1 :]}
-    assert isinstance(judge(verify, tampered, body), Refused)
+    assert isinstance(judge(verify, tampered, body), Unverified)
 
 
 @given(
@@ -213,7 +213,7 @@ def test_no_headers_whatever_make_it_raise(headers: dict[str, str], body: bytes)
         Verify("basic", (secret("user:pass"),)),
         Verify("hmac", (secret("k"),), hmac=STRIPE_LIKE),
     ):
-        assert isinstance(judge(verify, headers, body), Refused)
+        assert isinstance(judge(verify, headers, body), Unverified)
 
 
 def test_the_stripe_way_takes_the_time_from_the_signature_header() -> None:
@@ -222,7 +222,7 @@ def test_the_stripe_way_takes_the_time_from_the_signature_header() -> None:
     header = sign(verify, body=BODY, now=NOW, delivery_id="")["Billing-Signature"]
     assert header.startswith(f"t={int(NOW)},v1=")
     stamp, good = header.split(",")
-    assert isinstance(judge(verify, {"Billing-Signature": f"{stamp},v0=x,v1=old,{good}"}), Accepted)
+    assert isinstance(judge(verify, {"Billing-Signature": f"{stamp},v0=x,v1=old,{good}"}), Verified)
     assert reason(judge(verify, {"Billing-Signature": good})) == "missing_header"
     assert reason(judge(verify, {"Billing-Signature": header}, at=NOW + 301)) == "stale"
 
@@ -230,18 +230,18 @@ def test_the_stripe_way_takes_the_time_from_the_signature_header() -> None:
 def test_tokens_and_passwords() -> None:
     """bearer and basic, several at once; the scheme's word in any case."""
     bearer = Verify("bearer", (secret("old"), secret("new-tökén")))
-    assert judge(bearer, {"Authorization": "Bearer old"}) == Accepted(0)
+    assert judge(bearer, {"Authorization": "Bearer old"}) == Verified(0)
     wire = "new-tökén".encode().decode("latin-1")  # as WSGI hands it over
-    assert judge(bearer, {"authorization": f"bearer {wire}"}) == Accepted(1)
+    assert judge(bearer, {"authorization": f"bearer {wire}"}) == Verified(1)
     assert reason(judge(bearer, {"Authorization": "Bearer x"})) == "mismatch"
     assert reason(judge(bearer, {"Authorization": "old"})) == "malformed"
     assert reason(judge(bearer, {})) == "missing_header"
     static = Verify("bearer", (secret("t"),), header="X-Token", prefix="")
-    assert isinstance(judge(static, sign(static, body=b"", now=NOW, delivery_id="")), Accepted)
+    assert isinstance(judge(static, sign(static, body=b"", now=NOW, delivery_id="")), Verified)
     basic = Verify("basic", (secret("user:päss"),))
-    assert isinstance(judge(basic, sign(basic, body=b"", now=NOW, delivery_id="")), Accepted)
+    assert isinstance(judge(basic, sign(basic, body=b"", now=NOW, delivery_id="")), Verified)
     good = base64.b64encode("user:päss".encode()).decode()
-    assert isinstance(judge(basic, {"Authorization": f"bAsIc  {good}"}), Accepted)
+    assert isinstance(judge(basic, {"Authorization": f"bAsIc  {good}"}), Verified)
     for value, expected in (
         ("Basic !!", "malformed"),
         ("Basic", "malformed"),
@@ -254,7 +254,7 @@ def test_tokens_and_passwords() -> None:
 
 def test_none_lets_everybody_in() -> None:
     """Only spelled out."""
-    assert judge(Verify("none"), {}) == Accepted(None)
+    assert judge(Verify("none"), {}) == Verified(None)
     assert sign(Verify("none"), body=b"", now=NOW, delivery_id="") == {}
 
 
@@ -273,8 +273,8 @@ def test_everything_wrong_with_a_scheme_is_found_at_once() -> None:
 def test_only_the_schemes_own_headers_are_looked_at() -> None:
     """What others say twice or at length, a proxy's token for one, refuses nobody."""
     noise = [("Authorization", "Bearer " + "x" * 9000), ("Authorization", "y"), ("X-Other", "z" * 9000)]
-    assert isinstance(judge(standard(), [*partner_headers().items(), *noise]), Accepted)
-    assert isinstance(judge(Verify("none"), noise), Accepted)
+    assert isinstance(judge(standard(), [*partner_headers().items(), *noise]), Verified)
+    assert isinstance(judge(Verify("none"), noise), Verified)
 
 
 def test_a_time_with_a_dot_is_no_time_where_a_dot_ends_it() -> None:
@@ -296,9 +296,9 @@ def test_two_times_in_one_header_are_no_time() -> None:
 def test_one_unreadable_secret_does_not_hide_another() -> None:
     """And the log tells which one it is, if none matches."""
     verify = standard("whsec_%%%", SECRET)
-    assert judge(verify, partner_headers()) == Accepted(1, "msg_1", signed_time=True)
+    assert judge(verify, partner_headers()) == Verified(1, "msg_1", signed_time=True)
     verdict = judge(verify, partner_headers(key=OTHER))
-    assert verdict == Refused("no_secret", "secret 0 is not base64")
+    assert verdict == Unverified("no_secret", "secret 0 is not base64")
 
 
 def test_a_secret_that_came_a_moment_ago_counts_at_once(tmp_path: Path) -> None:
@@ -308,9 +308,9 @@ def test_a_secret_that_came_a_moment_ago_counts_at_once(tmp_path: Path) -> None:
     for _ in range(20):
         file.write_text(f"{OTHER}\n")
         verifier = Verifier(Verify("standard-webhooks", (Secret(file=file),)))
-        assert isinstance(verifier.verify(request, NOW), Refused)
+        assert isinstance(verifier.verify(request, NOW), Unverified)
         file.write_text(f"{OTHER}\n{SECRET}\n")
-        assert verifier.verify(request, NOW) == Accepted(1, "msg_1", signed_time=True)
+        assert verifier.verify(request, NOW) == Verified(1, "msg_1", signed_time=True)
 
 
 def test_a_file_that_is_being_written_keeps_its_secrets(tmp_path: Path) -> None:
@@ -335,10 +335,10 @@ def test_a_line_that_would_be_refused_at_start_does_not_count_later(tmp_path: Pa
     rule = functools.partial(text_fault, rule=rule_for("standard-webhooks"))
     checked = Secret(file=file).checked(rule)
     verify = Verify("standard-webhooks", (checked,))
-    assert isinstance(judge(verify, partner_headers()), Accepted)
+    assert isinstance(judge(verify, partner_headers()), Verified)
     file.write_text(f"changeme\n{SECRET}\nwhsec_c2hvcnQ=\n")
     assert checked.texts(look=True) == (SECRET,)
-    assert judge(verify, partner_headers()) == Accepted(0, "msg_1", signed_time=True)
+    assert judge(verify, partner_headers()) == Verified(0, "msg_1", signed_time=True)
     verdict = judge(verify, partner_headers(key=OTHER))
     assert reason(verdict) == "no_secret"
     assert "secret 1, holds a placeholder" in str(verdict)
@@ -370,5 +370,5 @@ def test_a_variable_that_is_not_utf8_stands_for_its_bytes() -> None:
     given = Secret(env="ODD", environ={"ODD": os.fsdecode(b"\xff" * 24)})
     layout = Hmac(header="X-Sig")
     signature = hmac.new(b"\xff" * 24, BODY, "sha256").hexdigest()
-    assert isinstance(judge(Verify("hmac", (given,), hmac=layout), {"X-Sig": signature}), Accepted)
-    assert isinstance(judge(Verify("bearer", (given,)), {"Authorization": "Bearer " + "\xff" * 24}), Accepted)
+    assert isinstance(judge(Verify("hmac", (given,), hmac=layout), {"X-Sig": signature}), Verified)
+    assert isinstance(judge(Verify("bearer", (given,)), {"Authorization": "Bearer " + "\xff" * 24}), Verified)
