@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from bridge.errors import MappingError
-from bridge.intake.expressions import ABSENT, Expression, ExpressionError, Scope, compile_expression
+from bridge.intake.expressions import ABSENT, Expression, ExpressionError, Frame, compile_expression
 from bridge.intake.fields import DateField, PropertyField, build_field, zone_of
+from bridge.intake.language import Path
 from bridge.intake.own_schema import OwnSchema, Schemas
 from bridge.intake.texts import PROPERTY_NAME, show, unstorable
 from bridge.intake.values import (
@@ -28,8 +29,6 @@ from bridge.settings import MappingBlock, Pairs, Property
 
 #: The longest record id that is taken for one.
 MAX_ID = 255
-
-Path = tuple[str | int, ...]
 
 
 class Problems:
@@ -76,7 +75,7 @@ class BlockReading(NamedTuple):
 
 
 class CompiledBlock:
-    """A block ready for events. Immutable, hence thread-safe."""
+    """A block ready for events. It never changes, so threads may share it."""
 
     def __init__(
         self, block: MappingBlock, path: Path, zone: ZoneInfo | None, problems: Problems, schemas: Schemas
@@ -100,28 +99,28 @@ class CompiledBlock:
         """Every expression that a replay evaluates again."""
         return tuple(self._expressions)
 
-    def read(self, event: dict[str, Any], scope: Scope, tally: Tally | None = None) -> BlockReading:
+    def read(self, event: dict[str, Any], frame: Frame, tally: Tally | None = None) -> BlockReading:
         """What the event asks of its record. `tally` counts what it brings."""
         try:
-            reading = self._values.read(event, scope)
+            reading = self._values.read(event, frame)
         except UnmappableError as error:
             return BlockReading(None, {"record": str(error)}, str(error))
         if tally is not None:
             tally.add(self.looked_for, reading)
         valid, invalid, unlisted, _ = reading
         try:
-            record_id = read_id(self._get_id(event, scope), digits=self._digits)
+            record_id = read_id(self._get_id(event, frame), digits=self._digits)
         except (ExpressionError, ValueError) as error:
             reason = f"the record id {error}"
             return BlockReading(None, {**invalid, "record": reason}, reason, unlisted)
         key = RecordKey.of(self._lane, record_id, caseless=self._caseless)
         return BlockReading(PropertyUpdate(key, valid, invalid, self._skip_unchanged), invalid, None, unlisted)
 
-    def hints(self, event: dict[str, Any], scope: Scope) -> Iterator[tuple[str, str]]:
+    def hints(self, event: dict[str, Any], frame: Frame) -> Iterator[tuple[str, str]]:
         """See `CompiledValues.hints`; nothing for an event that the block does not apply to."""
-        applies = self.when is None or self.when.matches(event, scope)
+        applies = self.when is None or self.when.matches(event, frame)
         if applies and isinstance(self._values, CompiledValues):
-            yield from self._values.hints(event, scope)
+            yield from self._values.hints(event, frame)
 
     def _compile_values(self, block: MappingBlock, path: Path, problems: Problems, schemas: Schemas) -> Values:
         if block.schema is not None:

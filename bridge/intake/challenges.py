@@ -16,7 +16,7 @@ from flask import Response
 
 from bridge.http.problems import Refusal
 from bridge.intake.blocks import Problems
-from bridge.intake.expressions import ABSENT, CREDENTIALS, ExpressionError, Needs, Scope
+from bridge.intake.expressions import ABSENT, CREDENTIALS, ExpressionError, Frame, Needs
 from bridge.intake.language import pay_made
 from bridge.intake.payload import to_json
 from bridge.settings import Challenge
@@ -32,7 +32,7 @@ _HARMLESS = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
 class CompiledChallenge:
-    """How one source answers handshakes. Immutable, hence thread-safe."""
+    """How one source answers handshakes. It never changes, so threads may share it."""
 
     def __init__(self, challenge: Challenge, problems: Problems, *, hidden: frozenset[str] = CREDENTIALS) -> None:
         """`hidden` names headers that hold credentials, as `_headers` names them."""
@@ -51,16 +51,16 @@ class CompiledChallenge:
 
         Raises Refusal (400) for what cannot be sent back.
         """
-        scope = Scope(
+        frame = Frame(
             root=body,
             query=self._needs.query_of(query),
             headers=self._needs.headers_of(headers, hidden=self._hidden),
         )
         try:
-            if self._when is not None and not self._when.matches(body, scope):
+            if self._when is not None and not self._when.matches(body, frame):
                 return None
-            found = self._reply.get(body, scope)
-            pay_made(found, scope.spend)
+            found = self._reply.get(body, frame)
+            pay_made(found, frame.spend)
         except ExpressionError:
             return None
         if found is ABSENT or found is None:

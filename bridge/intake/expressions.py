@@ -17,11 +17,12 @@ from marshmallow import missing as ABSENT  # noqa: N812 (a constant)
 
 from bridge.errors import MappingError, PayloadError
 from bridge.intake import language
-from bridge.intake.interpreter import ExpressionError, Run, Scope, StepsError, build, is_false
+from bridge.intake.interpreter import ExpressionError, Frame, Run, StepsError, build, is_false
 from bridge.intake.language import (
     VARIABLES,
     Functions,
     Node,
+    Path,
     calls,
     has_loose_reference,
     literals,
@@ -35,14 +36,12 @@ __all__ = [
     "ABSENT",
     "Expression",
     "ExpressionError",
+    "Frame",
     "Needs",
-    "Scope",
     "StepsError",
     "compile_expression",
     "negates_first_step",
 ]
-
-Path = tuple[str | int, ...]
 
 #: Headers that hold credentials: no expression sees them, so no journal keeps them.
 CREDENTIALS = frozenset({"authorization", "proxy_authorization", "cookie"})
@@ -50,15 +49,15 @@ CREDENTIALS = frozenset({"authorization", "proxy_authorization", "cookie"})
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A compiled expression. `get(event, scope)` gives the value or ABSENT, or raises ExpressionError.
+    """A compiled expression. `get(event, frame)` gives the value or ABSENT, or raises ExpressionError.
 
-    `path` holds the keys and indices of a plain path, and is None for any other expression. `makes`: what it gives
-    may be put together by the expression, hence be what no body may hold.
+    `path` holds the keys and indices of a plain path, and is None for any other expression. `makes`: the expression may
+    put together what it gives, even what no body may hold.
     """
 
     text: str
     path: Path | None
-    get: Callable[[Any, Scope], Any]
+    get: Callable[[Any, Frame], Any]
     variables: frozenset[tuple[str, tuple[str, ...]]]
     makes: bool = False
 
@@ -67,10 +66,10 @@ class Expression:
         """Whether it tells an absent key from a null."""
         return self.path is not None
 
-    def matches(self, event: Any, scope: Scope) -> bool:
+    def matches(self, event: Any, frame: Frame) -> bool:
         """Whether a condition holds; one that cannot be evaluated does not. Raises StepsError."""
         try:
-            value = self.get(event, scope)
+            value = self.get(event, frame)
         except StepsError:
             raise
         except ExpressionError:
@@ -181,10 +180,10 @@ def _prune(value: Any, paths: set[tuple[str, ...]]) -> Any:
     return {key: _prune(value[key], rest) for key, rest in tails.items() if key in value}
 
 
-def _guarded(run: Run) -> Callable[[Any, Scope], Any]:
-    def get(event: Any, scope: Scope) -> Any:
+def _guarded(run: Run) -> Callable[[Any, Frame], Any]:
+    def get(event: Any, frame: Frame) -> Any:
         try:
-            value = run(event, scope)
+            value = run(event, frame)
         except StepsError:
             raise
         except Exception as error:  # what a function meets in a payload may raise anything
@@ -194,18 +193,18 @@ def _guarded(run: Run) -> Callable[[Any, Scope], Any]:
     return get
 
 
-def _getter(steps: tuple[str | int, ...], *, variable: bool) -> Callable[[Any, Scope], Any]:
+def _getter(steps: Path, *, variable: bool) -> Callable[[Any, Frame], Any]:
     """Reads a plain path. Keys of objects and indices of lists only; all else is absent."""
     if variable:
         name, rest = str(steps[0]), _getter(steps[1:], variable=False)
-        return lambda _event, scope: rest(getattr(scope, name), scope)
+        return lambda _event, frame: rest(getattr(frame, name), frame)
     if any(isinstance(step, int) for step in steps):
         return _mixed_getter(steps)
     if len(steps) == 1:
         (key,) = steps
-        return lambda event, _scope: event.get(key, ABSENT) if type(event) is dict else ABSENT
+        return lambda event, _frame: event.get(key, ABSENT) if type(event) is dict else ABSENT
 
-    def get(event: Any, _scope: Scope) -> Any:
+    def get(event: Any, _frame: Frame) -> Any:
         try:
             for key in steps:
                 event = event[key]
@@ -216,8 +215,8 @@ def _getter(steps: tuple[str | int, ...], *, variable: bool) -> Callable[[Any, S
     return get
 
 
-def _mixed_getter(steps: tuple[str | int, ...]) -> Callable[[Any, Scope], Any]:
-    def get(event: Any, _scope: Scope) -> Any:
+def _mixed_getter(steps: Path) -> Callable[[Any, Frame], Any]:
+    def get(event: Any, _frame: Frame) -> Any:
         for step in steps:
             if isinstance(step, str):
                 event = event.get(step, ABSENT) if type(event) is dict else ABSENT

@@ -21,7 +21,7 @@ from marshmallow import ValidationError, fields, missing
 from marshmallow.validate import Email
 
 from bridge.errors import MappingError
-from bridge.intake.language import EXACT
+from bridge.intake.language import EXACT, Path
 from bridge.intake.texts import (
     Marks,
     calendar_day,
@@ -50,7 +50,6 @@ _SAMPLE = datetime(2026, 12, 31, 23, 58, 57, tzinfo=UTC)
 #: marshmallow's messages, one copy for all fields of a type: there may be a hundred thousand.
 _MESSAGES: dict[type, Any] = {}
 
-Path = tuple[str | int, ...]
 #: The alternatives of which a value is one, each a JSON Schema.
 Shapes = list[dict[str, Any]]
 

@@ -47,7 +47,7 @@ class StepsError(ExpressionError):
         super().__init__(f"took more than {STEPS:,} steps, those of the whole request counted")
 
 
-class Scope:
+class Frame:
     """What expressions see beside the event, and what they may still cost. One per request; `index` moves with the
     events. `pause` is called now and then, so that long work leaves room for other requests; `wait` is how to wait.
     """
@@ -112,7 +112,7 @@ class Scope:
             self._pause()
 
 
-Run = Callable[[Any, Scope], Any]
+Run = Callable[[Any, Frame], Any]
 
 #: Steps for an object that is made, for each of its keys, and for a list: eight bytes each.
 _OBJECT, _KEY, _LIST = 25, 5, 10
@@ -158,17 +158,17 @@ _COMPARE: dict[str, Callable[[Any, Any], bool | None]] = {
 class _Expression:
     """An `&expression` argument; the library's functions know it by this class name and `visit`."""
 
-    __slots__ = ("_cost", "_run", "_scope", "expression")
+    __slots__ = ("_cost", "_frame", "_run", "expression")
 
-    def __init__(self, run: Run, scope: Scope, cost: int) -> None:
+    def __init__(self, run: Run, frame: Frame, cost: int) -> None:
         self.expression = None
         self._run = run
-        self._scope = scope
+        self._frame = frame
         self._cost = cost
 
     def visit(self, _node: None, value: Any) -> Any:
-        found = self._run(value, self._scope)
-        self._scope.spend(self._cost + (len(found) >> 3 if type(found) is str else 0))  # texts are sorted by
+        found = self._run(value, self._frame)
+        self._frame.spend(self._cost + (len(found) >> 3 if type(found) is str else 0))  # texts are sorted by
         return found
 
 
@@ -176,8 +176,8 @@ def _field(node: Node, head: bool) -> Run:
     name: str = node["value"]
     if head and name in VARIABLES:
         variable = operator.attrgetter(name)
-        return lambda _value, scope: variable(scope)
-    return lambda value, _scope: value.get(name) if type(value) is dict else None
+        return lambda _value, frame: variable(frame)
+    return lambda value, _frame: value.get(name) if type(value) is dict else None
 
 
 def _chain(node: Node, head: bool) -> Run:
@@ -185,11 +185,11 @@ def _chain(node: Node, head: bool) -> Run:
     steps = [build(child, head=h) for child, h in zip(children, heads(node, head), strict=True)]
     if len(steps) == 2:
         first, second = steps
-        return lambda value, scope: second(first(value, scope), scope)
+        return lambda value, frame: second(first(value, frame), frame)
 
-    def run(value: Any, scope: Scope) -> Any:
+    def run(value: Any, frame: Frame) -> Any:
         for step in steps:
-            value = step(value, scope)
+            value = step(value, frame)
         return value
 
     return run
@@ -197,16 +197,16 @@ def _chain(node: Node, head: bool) -> Run:
 
 def _index(node: Node, _head: bool) -> Run:
     at: int = node["value"]
-    return lambda value, _scope: value[at] if type(value) is list and -len(value) <= at < len(value) else None
+    return lambda value, _frame: value[at] if type(value) is list and -len(value) <= at < len(value) else None
 
 
 def _slice(node: Node, _head: bool) -> Run:
     part = slice(*node["children"])
 
-    def run(value: Any, scope: Scope) -> Any:
+    def run(value: Any, frame: Frame) -> Any:
         if type(value) is not list:
             return None
-        scope.spend(len(found := value[part]))
+        frame.spend(len(found := value[part]))
         return found
 
     return run
@@ -214,7 +214,7 @@ def _slice(node: Node, _head: bool) -> Run:
 
 def _literal(node: Node, _head: bool) -> Run:
     value = _exact(node["value"])
-    return lambda _value, _scope: value
+    return lambda _value, _frame: value
 
 
 def _exact(value: Any) -> Any:
@@ -232,10 +232,10 @@ def _comparator(node: Node, _head: bool) -> Run:
     compare = _COMPARE[node["value"]]
     left, right = (build(child) for child in node["children"])
 
-    def run(value: Any, scope: Scope) -> Any:
-        one, other = left(value, scope), right(value, scope)
+    def run(value: Any, frame: Frame) -> Any:
+        one, other = left(value, frame), right(value, frame)
         if type(one) is type(other) and type(one) in _LONG:
-            pay_comparison(one, other, scope.spend)
+            pay_comparison(one, other, frame.spend)
         return compare(one, other)
 
     return run
@@ -245,44 +245,44 @@ def _and_or(node: Node, _head: bool) -> Run:
     left, right = (build(child) for child in node["children"])
     ends = node["type"] == "and_expression"  # what is false ends an `and`, what is true an `or`
 
-    def run(value: Any, scope: Scope) -> Any:
-        matched = left(value, scope)
-        return matched if is_false(matched) is ends else right(value, scope)
+    def run(value: Any, frame: Frame) -> Any:
+        matched = left(value, frame)
+        return matched if is_false(matched) is ends else right(value, frame)
 
     return run
 
 
 def _not(node: Node, _head: bool) -> Run:
     inner = build(node["children"][0])
-    return lambda value, scope: is_false(inner(value, scope))
+    return lambda value, frame: is_false(inner(value, frame))
 
 
 def _function(node: Node, _head: bool) -> Run:
     name = node["value"]
     arguments = [build(child) for child in node["children"]]
 
-    def run(value: Any, scope: Scope) -> Any:
-        given = [argument(value, scope) for argument in arguments]
-        pay_call(name, given, scope.spend)
-        return scope.functions.call_function(name, given)
+    def run(value: Any, frame: Frame) -> Any:
+        given = [argument(value, frame) for argument in arguments]
+        pay_call(name, given, frame.spend)
+        return frame.functions.call_function(name, given)
 
     return run
 
 
 def _expref(node: Node, _head: bool) -> Run:
     inner, cost = build(node["children"][0]), size_of(node["children"][0])
-    return lambda _value, scope: _Expression(inner, scope, cost)
+    return lambda _value, frame: _Expression(inner, frame, cost)
 
 
 def _select_list(node: Node, _head: bool) -> Run:
     parts = [build(child) for child in node["children"]]
     cost = _LIST + len(parts)
 
-    def run(value: Any, scope: Scope) -> Any:
+    def run(value: Any, frame: Frame) -> Any:
         if value is None:
             return None
-        scope.spend(cost)
-        return [part(value, scope) for part in parts]
+        frame.spend(cost)
+        return [part(value, frame) for part in parts]
 
     return run
 
@@ -291,11 +291,11 @@ def _select_dict(node: Node, _head: bool) -> Run:
     parts = [(child["value"], build(child["children"][0])) for child in node["children"]]
     cost = _OBJECT + _KEY * len(parts)
 
-    def run(value: Any, scope: Scope) -> Any:
+    def run(value: Any, frame: Frame) -> Any:
         if value is None:
             return None
-        scope.spend(cost)
-        return {key: part(value, scope) for key, part in parts}
+        frame.spend(cost)
+        return {key: part(value, frame) for key, part in parts}
 
     return run
 
@@ -303,15 +303,15 @@ def _select_dict(node: Node, _head: bool) -> Run:
 def _flatten(node: Node, head: bool) -> Run:
     inner = build(node["children"][0], head=head)
 
-    def run(value: Any, scope: Scope) -> Any:
-        base = inner(value, scope)
+    def run(value: Any, frame: Frame) -> Any:
+        base = inner(value, frame)
         if type(base) is not list:
             return None
         flat: list[Any] = []
-        for part in scope.parts(base, 1):
+        for part in frame.parts(base, 1):
             for element in part:
                 if type(element) is list:
-                    scope.spend(len(element))
+                    frame.spend(len(element))
                     flat += element
                 else:
                     flat.append(element)
@@ -327,8 +327,8 @@ def _projection(node: Node, head: bool) -> Run:
 def _value_projection(node: Node, head: bool) -> Run:
     whole = build(node["children"][0], head=head)
 
-    def values(value: Any, scope: Scope) -> list[Any] | None:
-        base = whole(value, scope)
+    def values(value: Any, frame: Frame) -> list[Any] | None:
+        base = whole(value, frame)
         return list(base.values()) if type(base) is dict else None
 
     return _for_each(values, node["children"][1])
@@ -337,9 +337,9 @@ def _value_projection(node: Node, head: bool) -> Run:
 def _filter(node: Node, head: bool) -> Run:
     whole, pick = build(node["children"][0], head=head), _picker(node["children"][2])
 
-    def picked(value: Any, scope: Scope) -> list[Any] | None:
-        base = whole(value, scope)
-        return pick(base, scope) if type(base) is list else None
+    def picked(value: Any, frame: Frame) -> list[Any] | None:
+        base = whole(value, frame)
+        return pick(base, frame) if type(base) is list else None
 
     return _for_each(picked, node["children"][1])
 
@@ -348,32 +348,32 @@ def _for_each(elements: Run, node: Node) -> Run:
     """What the node makes of each of the elements, as far as that is not null."""
     right, cost = build(node, head=False), size_of(node)
 
-    def run(value: Any, scope: Scope) -> list[Any] | None:
-        base = elements(value, scope)
+    def run(value: Any, frame: Frame) -> list[Any] | None:
+        base = elements(value, frame)
         if type(base) is not list:
             return None
-        parts = scope.parts(base, cost)
-        return [found for part in parts for element in part if (found := right(element, scope)) is not None]
+        parts = frame.parts(base, cost)
+        return [found for part in parts for element in part if (found := right(element, frame)) is not None]
 
     return run
 
 
-def _picker(condition: Node) -> Callable[[list[Any], Scope], list[Any]]:
+def _picker(condition: Node) -> Callable[[list[Any], Frame], list[Any]]:
     """What a filter lets through; `[?name == 'text']`, the common one, without a call per element."""
     if condition["type"] == "comparator" and condition["value"] == "eq":
         key, wanted = condition["children"]
         if wanted["type"] == "literal" and type(wanted["value"]) is str and key["type"] == "field":
             name, text = key["value"], wanted["value"]
             if name not in VARIABLES:
-                return lambda base, scope: [
+                return lambda base, frame: [
                     element
-                    for part in scope.parts(base, 1)
+                    for part in frame.parts(base, 1)
                     for element in part
                     if type(element) is dict and element.get(name) == text
                 ]
     test, cost = build(condition), size_of(condition)
-    return lambda base, scope: [
-        element for part in scope.parts(base, cost) for element in part if not is_false(test(element, scope))
+    return lambda base, frame: [
+        element for part in frame.parts(base, cost) for element in part if not is_false(test(element, frame))
     ]
 
 
@@ -385,8 +385,8 @@ _BUILDERS: dict[str, Callable[[Node, bool], Run]] = {
     "index": _index,
     "slice": _slice,
     "literal": _literal,
-    "current": lambda _node, _head: lambda value, _scope: value,
-    "identity": lambda _node, _head: lambda value, _scope: value,
+    "current": lambda _node, _head: lambda value, _frame: value,
+    "identity": lambda _node, _head: lambda value, _frame: value,
     "comparator": _comparator,
     "and_expression": _and_or,
     "or_expression": _and_or,

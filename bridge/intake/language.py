@@ -302,6 +302,8 @@ _PRICES: Mapping[str, Callable[[Sequence[Any], Spend], None]] = {
 # --- questions about JMESPath's syntax trees: which variables they read, what they call and make, plain paths ---
 
 Node = Mapping[str, Any]
+#: Keys of objects and indices of lists, one within the other.
+Path = tuple[str | int, ...]
 
 #: What expressions see beside the event; a name has this meaning at the head of a path only.
 VARIABLES = ("_root", "_index", "_query", "_headers")
@@ -389,7 +391,7 @@ def negates_first_step(node: Node) -> bool:
     return wrong or any(negates_first_step(child) for child in children)
 
 
-def plain_path(node: Node) -> tuple[str | int, ...] | None:
+def plain_path(node: Node) -> Path | None:
     """The keys and indices of a tree that is nothing but a path (`a.b[0].c`, `@`), else None."""
     kind = node["type"]
     if kind in {"current", "identity"}:

@@ -27,8 +27,8 @@ from bridge.http.waiting import Wait, wait_in_thread
 from bridge.intake.blocks import CompiledBlock, Problems
 from bridge.intake.challenges import CompiledChallenge
 from bridge.intake.decoding import decode, weigh
-from bridge.intake.expressions import ABSENT, CREDENTIALS, Expression, ExpressionError, Needs, Scope, StepsError
-from bridge.intake.language import pay_made
+from bridge.intake.expressions import ABSENT, CREDENTIALS, Expression, ExpressionError, Frame, Needs, StepsError
+from bridge.intake.language import Path, pay_made
 from bridge.intake.own_schema import Schemas
 from bridge.intake.payload import Breath, parse_json_text, to_canonical_json, to_json
 from bridge.intake.schemes import verify_problems
@@ -76,7 +76,7 @@ class Mapped:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class EventReading:
     """What one event asks for: no updates and no `unmappable` means that its source ignores it. `reject`: a mapping
     says so, and has reason to.
     """
@@ -88,7 +88,7 @@ class Reading:
     unlisted: int = 0
 
 
-_IGNORED = Reading()
+_IGNORED = EventReading()
 
 
 def compile_source(source: Source, public_url: str | None = None, schemas: Schemas | None = None) -> CompiledSource:
@@ -104,7 +104,7 @@ def compile_source(source: Source, public_url: str | None = None, schemas: Schem
 
 
 class CompiledSource:
-    """A source ready for bodies. Immutable, hence thread-safe. Made by `compile_source`."""
+    """A source ready for bodies. It never changes, so threads may share it. Made by `compile_source`."""
 
     def __init__(self, source: Source, problems: Problems, schemas: Schemas) -> None:
         self.source = source
@@ -163,7 +163,7 @@ class CompiledSource:
         """The properties whose presence events decide: all but constants."""
         return frozenset[str]().union(*(block.looked_for for block in self._blocks))
 
-    def identity_paths(self) -> dict[str, tuple[str | int, ...]]:
+    def identity_paths(self) -> dict[str, Path]:
         """Where an event's id and time stand, for those that are plain paths of a body that is the event."""
         if self.source.events.strip() != "@":
             return {}
@@ -196,9 +196,9 @@ class CompiledSource:
         """
         seen = self._seen.headers_of(headers or {}, hidden=self._hidden)
         asked = self._seen.query_of(query or {})
-        scope = Scope(root=body, query=asked, headers=seen, pause=pause, wait=wait)
+        frame = Frame(root=body, query=asked, headers=seen, pause=pause, wait=wait)
         breath = Breath(pause) if pause is not None else None
-        events, several = self._find_events(body, scope)
+        events, several = self._find_events(body, frame)
         prefix = delivery_id or signed_hash
         kept = self._kept_context(seen, asked)
         root = None
@@ -208,31 +208,31 @@ class CompiledSource:
         mapped = Mapped()
         reject, unlisted, undated = False, 0, 0
         tally = Tally(explain=explain)
-        count_made = _made_counter()
+        add_made = _made_counter()
         if len(kept) > 2:
-            count_made(len(events) * len(kept), "the headers and the query that are kept with each")
+            add_made(len(events) * len(kept), "the headers and the query that are kept with each")
         latest_us = FUTURE_TOLERANCE_US + (to_us(time.time()) if now_us is None else now_us)
         for index, found in enumerate(events):
             if pause is not None and index % _SLICE == _SLICE - 1:
                 pause()
-            scope.move_to(index)
+            frame.move_to(index)
             if self._events.makes:
-                pay_made(found, count_made)  # before its text is there
+                pay_made(found, add_made)  # before its text is there
                 payload, event = _kept(found, index, breath)
             else:
                 payload, event = to_json(found, breath=breath), found
             fallback = f"{prefix}#{index}" if prefix is not None and several else prefix
             tally.index = index
-            reading = self._read(event, scope, tally)
+            reading = self._read(event, frame, tally)
             errors = reading.errors
-            event_id, unread = self._read_event_id(event, scope, fallback)
+            event_id, unread = self._read_event_id(event, frame, fallback)
             if unread is not None:
                 reading = self._parked(f"event_id {unread}")
                 errors = {**reading.errors, "event_id": unread}
             occurred_at_us, complaint = None, None
             if self._time is not None:
                 try:
-                    occurred_at_us, complaint = self._time.read(event, scope, latest_us)
+                    occurred_at_us, complaint = self._time.read(event, frame, latest_us)
                 except StepsError as error:  # it may be an older one: it waits where people see it
                     reading = self._parked(f"occurred_at {error}")
                     errors = reading.errors
@@ -258,14 +258,14 @@ class CompiledSource:
             )
         return Mapped(mapped.events, mapped.invalid, reject, unlisted, undated, tally.found(), tally.left_out)
 
-    def remap(self, payload: str, context: str = "{}", root: str | None = None) -> Reading:
+    def remap(self, payload: str, context: str = "{}", root: str | None = None) -> EventReading:
         """What a kept event (`Event.payload`, `.context`, `.root`) asks for by today's mapping."""
-        return self._read(*_kept_scope(payload, context, root))
+        return self._read(*_kept_frame(payload, context, root))
 
     def why_ignored(self, event: Event) -> str:
         """Which condition does not hold for an event that is ignored, for people."""
-        kept, scope = _kept_scope(event.payload, event.context, event.root)
-        if self._when is not None and not self._when.matches(kept, scope):
+        kept, frame = _kept_frame(event.payload, event.context, event.root)
+        if self._when is not None and not self._when.matches(kept, frame):
             return f"`when` does not hold: {self._when.text}"
         conditions = [block.when.text for block in self._blocks if block.when is not None]
         return f"no mapping's `when` holds: {'; '.join(conditions)}"
@@ -275,16 +275,16 @@ class CompiledSource:
         found: dict[str, str] = {}
         for event in mapped.events:
             if event.updates:
-                kept, scope = _kept_scope(event.payload, event.context, event.root)
+                kept, frame = _kept_frame(event.payload, event.context, event.root)
                 for block in self._blocks:
-                    for name, hint in block.hints(kept, scope):
+                    for name, hint in block.hints(kept, frame):
                         found.setdefault(name, f"{name} {hint}")
         return list(found.values())
 
-    def _find_events(self, body: Any, scope: Scope) -> tuple[list[dict[str, Any]], bool]:
+    def _find_events(self, body: Any, frame: Frame) -> tuple[list[dict[str, Any]], bool]:
         """The events, and whether they stand in a list."""
         try:
-            found = self._events.get(body, scope)
+            found = self._events.get(body, frame)
         except ExpressionError as error:
             raise PayloadError(f"events: {error}") from error
         if type(found) is dict:
@@ -311,33 +311,33 @@ class CompiledSource:
                 context[key] = kept
         return orjson.dumps(context).decode() if context else "{}"
 
-    def _read(self, event: dict[str, Any], scope: Scope, tally: Tally | None = None) -> Reading:
+    def _read(self, event: dict[str, Any], frame: Frame, tally: Tally | None = None) -> EventReading:
         try:
-            return self._judge(event, scope, tally)
+            return self._judge(event, frame, tally)
         except StepsError as error:  # whether it is asked for at all is not known: it waits where people see it
             return self._parked(f"`when` {error}")
 
-    def _parked(self, reason: str) -> Reading:
-        return Reading(
+    def _parked(self, reason: str) -> EventReading:
+        return EventReading(
             unmappable=reason, errors={"record": reason}, reject=any(block.rejects for block in self._blocks)
         )
 
-    def _judge(self, event: dict[str, Any], scope: Scope, tally: Tally | None) -> Reading:
-        if self._when is not None and not self._when.matches(event, scope):
+    def _judge(self, event: dict[str, Any], frame: Frame, tally: Tally | None) -> EventReading:
+        if self._when is not None and not self._when.matches(event, frame):
             return _IGNORED
-        matching = [b for b in self._blocks if b.when is None or b.when.matches(event, scope)]
+        matching = [b for b in self._blocks if b.when is None or b.when.matches(event, frame)]
         if len(matching) == 1:
-            update, errors, unmappable, unlisted = matching[0].read(event, scope, tally)
+            update, errors, unmappable, unlisted = matching[0].read(event, frame, tally)
             updates = (update,) if update is not None else ()
-            return Reading(updates, unmappable, errors, matching[0].rejects and bool(errors), unlisted)
-        return _combined([(block, block.read(event, scope, tally)) for block in matching])
+            return EventReading(updates, unmappable, errors, matching[0].rejects and bool(errors), unlisted)
+        return _combined([(block, block.read(event, frame, tally)) for block in matching])
 
-    def _read_event_id(self, event: dict[str, Any], scope: Scope, fallback: str | None) -> tuple[str, str | None]:
+    def _read_event_id(self, event: dict[str, Any], frame: Frame, fallback: str | None) -> tuple[str, str | None]:
         """The event's id, and why it is another than `event_id` would find."""
         text, unread = fallback, None
         if self._event_id is not None:
             try:
-                value = self._event_id.get(event, scope)
+                value = self._event_id.get(event, frame)
             except StepsError as error:
                 value, unread = ABSENT, str(error)
             except ExpressionError:
@@ -354,14 +354,14 @@ class CompiledSource:
 
 
 def _content_hash(
-    event: dict[str, Any], occurred_at_us: int | None, reading: Reading, around: str, breath: Breath | None
+    event: dict[str, Any], occurred_at_us: int | None, reading: EventReading, around: str, breath: Breath | None
 ) -> str:
     """See `Event.content_hash`; `around` stands for what else the mapping looked at."""
     payload = hashlib.sha256(to_canonical_json(event, breath=breath)).hexdigest()
     return f"{payload}:{_asked_hash(occurred_at_us, reading)}:{around}"
 
 
-def _asked_hash(occurred_at_us: int | None, reading: Reading) -> str:
+def _asked_hash(occurred_at_us: int | None, reading: EventReading) -> str:
     """A hash of what an event asks for, or nothing where that is not known for good: by a mended mapping it may ask for
     more tomorrow, and of a long value that is invalid its message tells the beginning only.
     """
@@ -395,10 +395,10 @@ class _Time:
             if (complaint := check_format(pattern)) is not None:
                 problems.add((OCCURRED_AT, "format"), complaint)
 
-    def read(self, event: dict[str, Any], scope: Scope, latest_us: int) -> tuple[int | None, str | None]:
+    def read(self, event: dict[str, Any], frame: Frame, latest_us: int) -> tuple[int | None, str | None]:
         """The event's time in microseconds, or why what is there is not taken for it."""
         try:
-            value = self.expression.get(event, scope)
+            value = self.expression.get(event, frame)
             if value is ABSENT or value is None or (type(value) is str and not value.strip()):
                 return None, None
             at_us = microseconds(value, self._zone, self._formats)
@@ -415,30 +415,30 @@ class _Time:
         return at_us, None
 
 
-def _kept_scope(payload: str, context: str, root: str | None) -> tuple[dict[str, Any], Scope]:
+def _kept_frame(payload: str, context: str, root: str | None) -> tuple[dict[str, Any], Frame]:
     """A kept event, and what else expressions see."""
     event = parse_json_text(payload)
     around = orjson.loads(context)
-    scope = Scope(
+    frame = Frame(
         root=event if root is None else parse_json_text(root),
         index=around.get("index", 0),
         query=around.get("query"),
         headers=around.get("headers"),
     )
-    return event, scope
+    return event, frame
 
 
 def _made_counter() -> Callable[..., None]:
     """Counts the characters that events repeat. It raises PayloadError when there are too many."""
     left = MAX_MADE
 
-    def count(made: int, what: str = "put together they") -> None:
+    def add(made: int, what: str = "put together they") -> None:
         nonlocal left
         left -= made
         if left < 0:
             raise PayloadError(f"events: {what} have more than {MAX_MADE} characters")
 
-    return count
+    return add
 
 
 def _kept(event: dict[str, Any], index: int, breath: Breath | None) -> tuple[str, dict[str, Any]]:
@@ -461,7 +461,7 @@ def _optional(text: str | None, name: str, problems: Problems) -> Expression | N
     return None if text is None else problems.expression(text, (name,))
 
 
-def _combined(readings: list[tuple[CompiledBlock, Any]]) -> Reading:
+def _combined(readings: list[tuple[CompiledBlock, Any]]) -> EventReading:
     """What several blocks make of one event: each record is asked once, the later block wins."""
     updates: dict[RecordKey, PropertyUpdate] = {}
     errors: dict[str, str] = {}
@@ -476,7 +476,7 @@ def _combined(readings: list[tuple[CompiledBlock, Any]]) -> Reading:
         if update is not None:
             earlier = updates.get(update.record)
             updates[update.record] = update if earlier is None else _merged(earlier, update)
-    return Reading(tuple(updates.values()), "; ".join(reasons) or None, errors, reject, unlisted)
+    return EventReading(tuple(updates.values()), "; ".join(reasons) or None, errors, reject, unlisted)
 
 
 def _merged(earlier: PropertyUpdate, later: PropertyUpdate) -> PropertyUpdate:

@@ -30,8 +30,9 @@ import orjson
 
 from bridge.errors import BridgeError, MappingError
 from bridge.http.waiting import Permits, Wait, wait_in_thread
-from bridge.intake.expressions import ExpressionError, Scope
+from bridge.intake.expressions import ExpressionError, Frame
 from bridge.intake.interpreter import SCHEMA_S
+from bridge.intake.language import Path
 from bridge.intake.payload import to_json
 from bridge.intake.schema_process import ANSWER, LENGTH
 from bridge.intake.values import Gap, Reading, UnmappableError
@@ -349,11 +350,11 @@ class Schemas:
             self._permits = Permits(PROCESSES)
         return Lane(self._permits, self._pool)
 
-    def load(self, name: str, zone: tzinfo | None, event: Mapping[str, Any], scope: Scope) -> Reading:
+    def load(self, name: str, zone: tzinfo | None, event: Mapping[str, Any], frame: Frame) -> Reading:
         """An event's properties. Raises UnmappableError."""
         request = f"load\n{name}\n{zone or ''}\n{to_json(event)}".encode()
         try:
-            found = self._loaded(name, request, scope)
+            found = self._loaded(name, request, frame)
         except SchemaError as error:
             raise UnmappableError(str(error)) from error
         if "error" in found:
@@ -371,17 +372,17 @@ class Schemas:
             raise SchemaError(found["error"])
         return found["result"]
 
-    def _loaded(self, name: str, request: bytes, scope: Scope) -> dict[str, Any]:
+    def _loaded(self, name: str, request: bytes, frame: Frame) -> dict[str, Any]:
         """What a process answers. The request's time is what the schema takes, not how long we take to ask and hear."""
         lost, fresh = 0, True
         while True:
-            if scope.schema_s <= 0:
+            if frame.schema_s <= 0:
                 raise SchemaError(f"the schema took more than {SCHEMA_S:g} s for the events of one request")
             began, ours_s = time.monotonic(), 0.0
             try:
-                with self._pool.lent(scope.wait, scope.schema_s) as process:
+                with self._pool.lent(frame.wait, frame.schema_s) as process:
                     fresh, asked = not process.served, time.monotonic()
-                    found, took_s = process.load(name, request, scope.wait, EVENT_S)
+                    found, took_s = process.load(name, request, frame.wait, EVENT_S)
                     ours_s = time.monotonic() - asked - took_s
             except LostError:
                 lost += 1
@@ -390,7 +391,7 @@ class Schemas:
             else:
                 return found
             finally:
-                scope.schema_s -= time.monotonic() - began - ours_s
+                frame.schema_s -= time.monotonic() - began - ours_s
 
 
 class OwnSchema:
@@ -399,7 +400,7 @@ class OwnSchema:
     def __init__(
         self,
         name: str,
-        path: tuple[str | int, ...],
+        path: Path,
         zone: tzinfo | None,
         schemas: Schemas,
         problems: list[MappingError],
@@ -417,11 +418,11 @@ class OwnSchema:
         """See bridge.intake.values.Values. What it does not declare cannot be counted: it may come from the payload."""
         return self._looked_for
 
-    def read(self, event: dict[str, Any], scope: Scope) -> Reading:
+    def read(self, event: dict[str, Any], frame: Frame) -> Reading:
         """See bridge.intake.values.Values."""
-        reading = self._schemas.load(self._name, self._zone, event, scope)
+        reading = self._schemas.load(self._name, self._zone, event, frame)
         try:
-            scope.keep(sum(map(len, reading.valid.values())))
+            frame.keep(sum(map(len, reading.valid.values())))
         except ExpressionError as error:
             raise UnmappableError(f"the values {error}") from error
         return reading._replace(gaps=tuple(self._gaps(event, reading)))

@@ -6,7 +6,7 @@ no key twice. Numbers stay exact: `int` up to 18 digits, else `Decimal`, never b
 them; they are written as they came, escaped, so that every database takes the text and a replay reads the same.
 
 A refusal names the place, as a JSON pointer or by line and column. The decoder's hooks do not know where they
-are, hence a body with a flaw is decoded once more, with the flaw kept in its place.
+are, so a body with a flaw is decoded once more, with the flaw kept in its place.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _FlawError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Flaw:
-    """What cannot be taken, and what is wrong with it. It stands in the place of what it is about, hence is a plain
+    """What cannot be taken, and what is wrong with it. It stands in the place of what it is about, as a plain
     value: an exception would keep its frames, and with them all that was parsed, in a circle.
     """
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 
 from bridge.errors import MappingError
+from bridge.intake.language import Path
 from bridge.settings import Hmac, SecretUnavailableError, Verify
 
 #: The schemes that are the generic one with fixed options, each in its variants: those whose
@@ -113,7 +114,7 @@ def gives_identity(verify: Verify) -> bool:
 
 def verify_problems(verify: Verify, public_url: str | None = None) -> list[MappingError]:
     """Everything wrong with a `verify:` block, with paths relative to its source."""
-    path: tuple[str | int, ...] = ("verify",)
+    path: Path = ("verify",)
     if verify.scheme == "none":
         return []
     found = []

@@ -11,13 +11,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from marshmallow import EXCLUDE, Schema, ValidationError
 
-from bridge.intake.expressions import ABSENT, Expression, ExpressionError, Scope, StepsError
+from bridge.intake.expressions import ABSENT, Expression, ExpressionError, Frame, StepsError
 from bridge.intake.texts import show
 
 #: Steps (see `bridge.intake.interpreter.STEPS`) for a pair, and for an element or character of what is joined.
 _PAIR, _ELEMENT = 6, 10
 
-Read = Callable[[Any, Scope], Any]
+Read = Callable[[Any, Frame], Any]
 
 
 class UnmappableError(Exception):
@@ -54,7 +54,7 @@ class Values(Protocol):
     @property
     def looked_for(self) -> frozenset[str]: ...
 
-    def read(self, event: dict[str, Any], scope: Scope) -> Reading:
+    def read(self, event: dict[str, Any], frame: Frame) -> Reading:
         """The event's values. Raises UnmappableError."""
         ...
 
@@ -104,22 +104,22 @@ class PairReader:
         failed: dict[str, str],
         gaps: list[Gap],
         event: dict[str, Any],
-        scope: Scope,
+        frame: Frame,
     ) -> int:
         """Put the listed pairs' values into `raw`, and why one cannot be read into `failed`; a later pair wins. Counts
         the others.
         """
-        found = self.items.get(event, scope)
+        found = self.items.get(event, frame)
         if found is ABSENT or found is None:
             gaps += [Gap(name, "absent", self.items.text) for name in self.unsent]
             return 0
         get_name, get_value, wanted = self.name.get, value_getter(self.value), self.properties
         unlisted = 0
         without: set[str] = set()
-        pairs = found if type(found) is list else list(self._of_object(found, scope))
-        for pair in chain.from_iterable(scope.parts(pairs, _PAIR)):
+        pairs = found if type(found) is list else list(self._of_object(found, frame))
+        for pair in chain.from_iterable(frame.parts(pairs, _PAIR)):
             entry = type(pair) is tuple
-            name = pair[0] if entry else get_name(pair, scope)
+            name = pair[0] if entry else get_name(pair, frame)
             if type(name) is not str:
                 name = str(name) if type(name) in {int, Decimal} else ""
             target = wanted.get(name)
@@ -127,7 +127,7 @@ class PairReader:
                 unlisted += 1
                 continue
             try:
-                value = pair[1] if entry else get_value(pair, scope)
+                value = pair[1] if entry else get_value(pair, frame)
             except ExpressionError as error:
                 raw.pop(target, None)
                 failed[target] = str(error)
@@ -142,11 +142,11 @@ class PairReader:
                 gaps.append(Gap(name, "absent", self.value.text) if name in without else gap)
         return unlisted
 
-    def _of_object(self, found: Any, scope: Scope) -> Iterator[Any]:
+    def _of_object(self, found: Any, frame: Frame) -> Iterator[Any]:
         """An object in which the name's key is there is one pair; any other is its entries."""
         if type(found) is not dict:
             raise UnmappableError(f"the pairs are {show(found)}, not a list or an object")
-        if self.name.get(found, scope) is ABSENT:
+        if self.name.get(found, frame) is ABSENT:
             yield from found.items()
         else:
             yield found
@@ -154,9 +154,9 @@ class PairReader:
 
 @dataclass(frozen=True, slots=True)
 class CompiledValues:
-    """`properties:` and `pairs:` of a block. Immutable, hence thread-safe. `multiple` names the properties that are
-    joined from lists. What an event may lack is made beforehand: with each of the `getters`, what there is when it
-    finds nothing; in `nulls`, when it finds null or a blank; in `cleared`, when that clears the property.
+    """`properties:` and `pairs:` of a block. It never changes, so threads may share it. `multiple` names the properties
+    that are joined from lists. What an event may lack is made beforehand: with each of the `getters`, what there is
+    when it finds nothing; in `nulls`, when it finds null or a blank; in `cleared`, when that clears the property.
     """
 
     schema: PropertySchema
@@ -169,14 +169,14 @@ class CompiledValues:
     looked_for: frozenset[str]
     constants: int
 
-    def read(self, event: dict[str, Any], scope: Scope) -> Reading:
+    def read(self, event: dict[str, Any], frame: Frame) -> Reading:
         """See Values."""
         raw: dict[str, Any] = {}
         failed: dict[str, str] = {}
         gaps: list[Gap] = []
         for name, get, gap in self.getters:
             try:
-                value = get(event, scope)
+                value = get(event, frame)
             except ExpressionError as error:
                 failed[name] = str(error)
             else:
@@ -187,18 +187,18 @@ class CompiledValues:
         unlisted = 0
         if self.pairs is not None:
             try:
-                unlisted = self.pairs.read_into(raw, failed, gaps, event, scope)
+                unlisted = self.pairs.read_into(raw, failed, gaps, event, frame)
             except ExpressionError as error:
                 raise UnmappableError(f"the pairs cannot be read: {error}") from error
         for name in self.multiple & raw.keys() if self.multiple else ():
             try:
-                scope.spend(_ELEMENT * len(raw[name]) if type(raw[name]) in {list, str} else 0)
+                frame.spend(_ELEMENT * len(raw[name]) if type(raw[name]) in {list, str} else 0)
             except StepsError as error:
                 failed[name] = str(error)
                 del raw[name]
         valid, invalid = self.schema.read(raw)
         try:
-            scope.keep(sum(map(len, valid.values())))
+            frame.keep(sum(map(len, valid.values())))
         except ExpressionError as error:
             raise UnmappableError(f"the values {error}") from error
         for name, message in failed.items():
@@ -209,16 +209,16 @@ class CompiledValues:
             gaps += [gap for name, gap in self.cleared.items() if valid.get(name) == ""]
         return Reading(valid, invalid, unlisted, gaps)
 
-    def hints(self, event: dict[str, Any], scope: Scope) -> Iterator[tuple[str, str]]:
+    def hints(self, event: dict[str, Any], frame: Frame) -> Iterator[tuple[str, str]]:
         """Properties, and what to look at in a value of theirs that is read as documented."""
         raw: dict[str, Any] = {}
         for name, get, _ in self.getters:
             if name in self.hinters:
                 with suppress(ExpressionError):
-                    raw[name] = get(event, scope)
+                    raw[name] = get(event, frame)
         if self.pairs is not None:
             with suppress(ExpressionError, UnmappableError):
-                self.pairs.read_into(raw, {}, [], event, scope)
+                self.pairs.read_into(raw, {}, [], event, frame)
         for name, hint in self.hinters.items():
             if (told := hint(raw.get(name, ABSENT))) is not None:
                 yield name, told
@@ -230,8 +230,8 @@ def value_getter(expression: Expression) -> Read:
         return expression.get
     get = expression.get
 
-    def read(event: Any, scope: Scope) -> Any:
-        value = get(event, scope)
+    def read(event: Any, frame: Frame) -> Any:
+        value = get(event, frame)
         return ABSENT if value == [] else value
 
     return read

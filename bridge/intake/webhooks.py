@@ -139,7 +139,7 @@ class WSGI(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class BareResponse:
     """The ordinary answer to a webhook, with JSON or no body. Flask's response, which can be changed, streamed and
     given cookies, takes as long as to read a webhook's values.
     """
@@ -226,13 +226,13 @@ class Webhooks:
 
         return wsgi
 
-    def receive(self, source: str, environ: dict[str, Any]) -> Response | Answer:
-        """Answer one webhook."""
+    def receive(self, source: str, environ: dict[str, Any]) -> Response | BareResponse:
+        """BareResponse one webhook."""
         began = self._clock.monotonic()
         endpoint = self._sources().get(source)
         path = f"{PATH}{source}"
         counts = Counts()
-        response: Response | Answer
+        response: Response | BareResponse
         try:
             if endpoint is None:
                 raise Refusal(404, "There is no such source.", slug="unknown-source")  # noqa: TRY301
@@ -250,7 +250,7 @@ class Webhooks:
         self._observer.webhook(name, response.status_code, self._clock.monotonic() - began, counts)
         return response
 
-    def _take(self, webhook: _Webhook) -> tuple[Response | Answer, Counts]:
+    def _take(self, webhook: _Webhook) -> tuple[Response | BareResponse, Counts]:
         if self._draining():
             raise _busy("draining", "The service is shutting down.", _SOON_RETRY_S)
         endpoint, environ = webhook.endpoint, webhook.environ
@@ -302,7 +302,7 @@ class Webhooks:
 
     def _work(
         self, webhook: _Webhook, body: bytes, verdict: Verified, *, mapped: Callable[[], None]
-    ) -> tuple[Response | Answer, Counts]:
+    ) -> tuple[Response | BareResponse, Counts]:
         """The answer to a request of the partner's. `mapped` is called when the next one may be mapped."""
         endpoint = webhook.endpoint
         value = self._decode(endpoint, body)
@@ -398,8 +398,8 @@ class Webhooks:
             self._log.warning("journal unavailable", error=type(error).__name__)
             raise _busy("unavailable", "The journal cannot be written just now.", _SOON_RETRY_S) from error
 
-    def _answer(self, endpoint: Endpoint, mapped: Mapped, receipts: Sequence[Receipt]) -> tuple[Answer, Counts]:
-        counts = count(receipts, mapped)
+    def _answer(self, endpoint: Endpoint, mapped: Mapped, receipts: Sequence[Receipt]) -> tuple[BareResponse, Counts]:
+        counts = counts_of(receipts, mapped)
         if counts.conflicts:
             conflicts = [receipt.event_id for receipt in receipts if receipt.conflict]
             self._log.warning(
@@ -409,7 +409,7 @@ class Webhooks:
             )
         reply = endpoint.source.source.reply
         if reply.body == "none" or reply.status in _WITHOUT_BODY:
-            return Answer(reply.status), counts
+            return BareResponse(reply.status), counts
         body = {
             "accepted": counts.accepted,
             "duplicates": counts.duplicates,
@@ -418,10 +418,10 @@ class Webhooks:
             "ids": [receipt.event_id for receipt in receipts[:MAX_LISTED]],
             "invalid": _listed(mapped),
         }
-        return Answer(reply.status, orjson.dumps(body)), counts
+        return BareResponse(reply.status, orjson.dumps(body)), counts
 
 
-def count(receipts: Sequence[Receipt], mapped: Mapped) -> Counts:
+def counts_of(receipts: Sequence[Receipt], mapped: Mapped) -> Counts:
     """The figures of an answer: each event is exactly one of accepted, duplicate, ignored, parked."""
     taken_as = [receipt.intake for receipt in receipts]
     conflicts = [receipt for receipt in receipts if receipt.conflict]

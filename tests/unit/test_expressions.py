@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.errors import MappingError
-from bridge.intake.expressions import ABSENT, ExpressionError, Needs, Scope, compile_expression
+from bridge.intake.expressions import ABSENT, ExpressionError, Frame, Needs, compile_expression
 from bridge.intake.payload import parse_json
 
 
-def evaluate(text: str, event: Any, scope: Scope | None = None) -> Any:
-    return compile_expression(text, ()).get(event, scope or Scope())
+def evaluate(text: str, event: Any, frame: Frame | None = None) -> Any:
+    return compile_expression(text, ()).get(event, frame or Frame())
 
 
 KEYS = st.sampled_from(["a", "b", "c", "x"])
@@ -76,7 +76,7 @@ def test_a_plain_path_tells_absent_from_null(text: str, document: Any, expected:
     assert evaluate(text, document) is expected or evaluate(text, document) == expected
 
 
-SCOPE = Scope(
+SCOPE = Frame(
     root={"meta": {"tenant": "t1"}, "events": [{"kind": "t1"}]},
     index=4,
     query={"env": "prod"},
@@ -170,7 +170,7 @@ def test_an_expression_that_fails_says_so_without_the_payload(text: str) -> None
     with pytest.raises(ExpressionError) as caught:
         evaluate(text, {"a": ["secret"]})
     assert "secret" not in str(caught.value)
-    assert not compile_expression(text, ()).matches({"a": ["secret"]}, Scope())
+    assert not compile_expression(text, ()).matches({"a": ["secret"]}, Frame())
 
 
 def test_html_is_read_as_far_as_a_property_can_hold_it() -> None:

@@ -19,7 +19,7 @@ from marshmallow import Schema, ValidationError, fields, pre_load, validate
 
 from bridge.errors import PayloadError
 from bridge.intake.blocks import read_id
-from bridge.intake.expressions import Scope, compile_expression
+from bridge.intake.expressions import Frame, compile_expression
 from bridge.intake.fields import build_field
 from bridge.intake.mapping import compile_source
 from bridge.intake.payload import parse_json, to_json
@@ -163,7 +163,7 @@ def test_a_condition_lies_between_its_bounds(condition: str) -> None:
     @given(EVENTS, st.sampled_from(["a", "b"]))
     def check(event: dict[str, Any], x: str) -> None:
         value = parsed(event)
-        holds = expression.matches(value, Scope(root={"x": x}, headers={"x": x}, query={"x": x}))
+        holds = expression.matches(value, Frame(root={"x": x}, headers={"x": x}, query={"x": x}))
         assert wide(event) or not holds
         assert holds or not narrow(event)
 

@@ -19,7 +19,7 @@ import gevent
 import pytest
 
 from bridge.http.waiting import Permits, wait_in_thread
-from bridge.intake.expressions import Scope
+from bridge.intake.expressions import Frame
 from bridge.intake.mapping import CompiledSource, compile_source
 from bridge.intake.own_schema import EVENT_S, Process, Schemas
 from bridge.intake.values import UnmappableError
@@ -144,15 +144,15 @@ def test_a_process_ends_when_whoever_started_it_was_killed(act: str, tmp_path: P
         f"""
         import os, sys
         from bridge.intake import own_schema, schema_process
-        from bridge.intake.expressions import Scope
+        from bridge.intake.expressions import Frame
         own_schema.EVENT_S = 60.0
         schemas = own_schema.Schemas()
         schemas.fault("tests.own_schemas:Unruly")
         print(schemas._pool._idle[0]._process.pid, flush=True)
         if {act!r}:
-            scope = Scope()
-            scope.schema_s = 60.0
-            schemas.load("tests.own_schemas:Unruly", None, {{"name": "A", "act": {act!r}}}, scope)
+            frame = Frame()
+            frame.schema_s = 60.0
+            schemas.load("tests.own_schemas:Unruly", None, {{"name": "A", "act": {act!r}}}, frame)
         sys.stdin.read()
         """
     )
@@ -229,8 +229,8 @@ def test_one_source_has_one_process_at_a_time_and_all_have_two() -> None:
     assert third.enter(wait_in_thread, 0)
 
 
-def test_a_scope_has_the_time_of_one_request() -> None:
-    assert Scope().schema_s > EVENT_S
+def test_a_frame_has_the_time_of_one_request() -> None:
+    assert Frame().schema_s > EVENT_S
 
 
 def load_all(names: list[str]) -> list[Any]:
@@ -249,11 +249,11 @@ def test_what_is_wrong_at_import_is_told() -> None:
 NAME = "tests.own_schemas:Unruly"
 
 
-def loaded(schemas: Schemas, act: str = "", name: str = NAME, scope: Scope | None = None) -> str:
+def loaded(schemas: Schemas, act: str = "", name: str = NAME, frame: Frame | None = None) -> str:
     """What becomes of an event: its name, or why it is parked."""
     event = {"name": "A", "act": act} if act else {"name": "A"}
     try:
-        return schemas.load(name, None, event, scope or Scope()).valid["name"]
+        return schemas.load(name, None, event, frame or Frame()).valid["name"]
     except UnmappableError as error:
         return str(error)
 
@@ -322,7 +322,7 @@ def test_a_schema_that_is_imported_slowly_comes_back_after_a_kill(
     assert loaded(schemas, "late", name) == "the schema took more than 0.2 s"
     lane.leave()
     assert not lane.enter(wait_in_thread, 0.1)
-    short = Scope()
+    short = Frame()
     short.schema_s = 0.1
     assert loaded(schemas, "", name, short) == "the schema is being started"
     assert lane.enter(wait_in_thread, 10)
@@ -337,7 +337,7 @@ def too_late(_descriptor: int, _writing: bool, _timeout_s: float) -> bool:
 
 def test_who_is_late_looks_once_more_before_it_blames_the_schema(schemas: Schemas) -> None:
     pid = pid_of(schemas)
-    assert loaded(schemas, scope=Scope(wait=too_late)) == "A"
+    assert loaded(schemas, frame=Frame(wait=too_late)) == "A"
     assert pid_of(schemas) == pid
     permits = Permits(0)
     threading.Timer(0.1, permits.give_back).start()
@@ -346,13 +346,13 @@ def test_who_is_late_looks_once_more_before_it_blames_the_schema(schemas: Schema
 
 def test_a_request_is_charged_for_what_its_schema_takes_alone(schemas: Schemas) -> None:
     """Not for how long we take to ask and to hear."""
-    scope = Scope(wait=too_late)
-    before = scope.schema_s
-    assert loaded(schemas, scope=scope) == "A"
-    assert 0 < before - scope.schema_s < 0.2
-    assert loaded(schemas, "rest", scope=Scope()) == "A"
-    rested = Scope()
-    assert loaded(schemas, "rest", scope=rested) == "A"
+    frame = Frame(wait=too_late)
+    before = frame.schema_s
+    assert loaded(schemas, frame=frame) == "A"
+    assert 0 < before - frame.schema_s < 0.2
+    assert loaded(schemas, "rest", frame=Frame()) == "A"
+    rested = Frame()
+    assert loaded(schemas, "rest", frame=rested) == "A"
     assert before - rested.schema_s >= 0.5
 
 

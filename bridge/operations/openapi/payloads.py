@@ -17,13 +17,12 @@ from marshmallow import Schema, fields
 from marshmallow.decorators import PRE_LOAD
 
 from bridge.intake.expressions import Expression, compile_expression
-from bridge.intake.language import VARIABLES, Node, calls, plain_path
+from bridge.intake.language import VARIABLES, Node, Path, calls, plain_path
 from bridge.intake.mapping import MAX_EVENTS
 from bridge.intake.own_schema import SchemaError, Schemas
 from bridge.operations.openapi.shapes import (
     EVENT_ID,
     JsonSchema,
-    Path,
     Place,
     all_of,
     any_of,

@@ -13,6 +13,7 @@ from typing import Any
 
 from bridge.intake.blocks import MAX_ID
 from bridge.intake.fields import BLANK, SCALARS, TYPES
+from bridge.intake.language import Path
 from bridge.intake.payload import parse_json_text
 from bridge.intake.texts import MAX_TEXT
 from bridge.settings import Property
@@ -127,9 +128,6 @@ def escaped(text: str) -> str:
 
 
 # --- and, or, not of JSON Schemas, and places within a document, written as briefly as they can be ---
-
-Path = tuple[str | int, ...]
-
 
 #: Keywords of objects that can be joined key by key, and those that ask nothing.
 _JOINABLE = frozenset({"type", "properties", "required"})
