@@ -345,7 +345,7 @@ def _filter(node: Node, head: bool) -> Run:
 
 
 def _for_each(elements: Run, node: Node) -> Run:
-    """What the node makes of each of the elements, as far as that is not null."""
+    """What the node makes of each of the elements, nulls left out."""
     right, cost = build(node, head=False), size_of(node)
 
     def run(value: Any, frame: Frame) -> list[Any] | None:

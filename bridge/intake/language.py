@@ -149,7 +149,7 @@ def _total(numbers: Sequence[Decimal | int]) -> Decimal | int:
 
 
 def _as_in_a_body(number: Decimal | int) -> Decimal | int:
-    """A result as a body would bring it, so that an event made of it can be kept and read again.
+    """A result in the form that a body would bring, so that an event made of it can be kept and read again.
 
     Raises ValueError for one that no body may hold.
     """
@@ -177,13 +177,13 @@ _CONTAINERS = frozenset({list, dict})
 
 
 def pay_comparison(one: Any, other: Any, spend: Spend) -> None:
-    """Two texts, lists or objects: they are gone through only while they may be equal."""
+    """Pay for comparing two texts, lists or objects. The comparison ends where they differ."""
     if len(one) == len(other) or type(one) is str:
         _pay_deep(one, spend)
 
 
 def pay_call(name: str, arguments: Sequence[Any], spend: Spend) -> None:
-    """One call of a function."""
+    """Pay for one call of a function."""
     spend(_CALL)
     price = _PRICES.get(name)
     if price is not None:
@@ -197,7 +197,7 @@ def pay_call(name: str, arguments: Sequence[Any], spend: Spend) -> None:
 
 
 def pay_made(value: Any, spend: Spend) -> None:
-    """All values in a value, as often as they stand in it, and the characters of its texts: its JSON text is made."""
+    """Pay for the JSON text of a value: each value in it, as often as it occurs, and the characters of its texts."""
     _pay_deep(value, spend, read=0)
 
 
@@ -362,7 +362,7 @@ def size_of(node: Node) -> int:
 
 
 def literals(node: Node) -> Iterator[Any]:
-    """The values that a tree has written in it."""
+    """The literals in a tree."""
     if node["type"] == "literal":
         yield node["value"]
     if node["type"] != "slice":
@@ -371,7 +371,7 @@ def literals(node: Node) -> Iterator[Any]:
 
 
 def has_loose_reference(node: Node, *, taken: bool = False) -> bool:
-    """Whether an `&expression` stands where it would be a value. `taken`: a function is there that calls it."""
+    """Whether an `&expression` stands where a value is wanted. `taken`: as the argument of a function that calls it."""
     if node["type"] == "slice":
         return False
     if node["type"] == "expref" and not taken:

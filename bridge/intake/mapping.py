@@ -77,8 +77,8 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class EventReading:
-    """What one event asks for: no updates and no `unmappable` means that its source ignores it. `reject`: a mapping
-    says so, and has reason to.
+    """What one event asks for: no updates and no `unmappable` means that its source ignores it. `reject`: the event has
+    errors, and a mapping says that such a request is to be rejected.
     """
 
     updates: tuple[PropertyUpdate, ...] = ()
@@ -119,7 +119,7 @@ class CompiledSource:
             CompiledBlock(block, block.path or (("mappings", index) if several else ()), self._zone, problems, schemas)
             for index, block in enumerate(source.mappings)
         )
-        self.lane = schemas.lane() if any(block.schema for block in source.mappings) else None
+        self.queue = schemas.queue() if any(block.schema for block in source.mappings) else None
         again = [expression for block in self._blocks for expression in block.expressions]
         again += [self._when] if self._when is not None else []
         once = [self._events, *([self._event_id] if self._event_id is not None else [])]
@@ -191,8 +191,8 @@ class CompiledSource:
         An event for which there are none left is parked, or lacks the property that needed them.
 
         `now_us` is when it arrived, by default now. `explain` asks for `left_out`. `pause` is called now and then, so
-        that one long array leaves room for other requests; `wait` is how to wait. Of a source with a `lane` one request
-        at a time is mapped.
+        that one long array leaves room for other requests; `wait` is how to wait. A source with a `queue` has one
+        request mapped at a time.
         """
         seen = self._seen.headers_of(headers or {}, hidden=self._hidden)
         asked = self._seen.query_of(query or {})
@@ -333,7 +333,7 @@ class CompiledSource:
         return _combined([(block, block.read(event, frame, tally)) for block in matching])
 
     def _read_event_id(self, event: dict[str, Any], frame: Frame, fallback: str | None) -> tuple[str, str | None]:
-        """The event's id, and why it is another than `event_id` would find."""
+        """The event's id, and why it is not what `event_id` finds, if so."""
         text, unread = fallback, None
         if self._event_id is not None:
             try:
@@ -385,7 +385,7 @@ def _hash(*texts: str) -> str:
 
 
 class _Time:
-    """`occurred_at`, compiled: when an event happened by its sender's word."""
+    """`occurred_at`, compiled: when an event happened, as its sender tells."""
 
     def __init__(self, how: OccurredAt, zone: tzinfo | None, problems: Problems) -> None:
         self.expression = problems.expression(how.source, (OCCURRED_AT, "from"))
@@ -396,7 +396,7 @@ class _Time:
                 problems.add((OCCURRED_AT, "format"), complaint)
 
     def read(self, event: dict[str, Any], frame: Frame, latest_us: int) -> tuple[int | None, str | None]:
-        """The event's time in microseconds, or why what is there is not taken for it."""
+        """The event's time in microseconds, or why what was found is not taken for it."""
         try:
             value = self.expression.get(event, frame)
             if value is ABSENT or value is None or (type(value) is str and not value.strip()):

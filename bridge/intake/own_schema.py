@@ -56,7 +56,7 @@ Found = TypeVar("Found")
 
 
 class SchemaError(BridgeError):
-    """A schema cannot be used, or could not do what was asked; says why."""
+    """A schema cannot be used, or could not do what was asked; the message says why."""
 
 
 class LostError(SchemaError):
@@ -177,7 +177,7 @@ class Pool:
         self._closed = False
 
     def learn(self, name: str) -> str | None:
-        """Import a schema here and now, and in every process that starts later. Returns why it cannot be used, if so.
+        """Import a schema now, and in every process that starts later. Returns why it cannot be used, if so.
         For the time before the first request.
         """
         try:
@@ -323,7 +323,7 @@ class Schemas:
     """The processes for all schemas of one configuration. They start with the first one that is used, end with this
     object, and import what stands there then: another object takes what has changed.
 
-    Who maps several requests at once lets them go through `lane`, so that there are no more processes than `PROCESSES`.
+    Who maps several requests at once lets them go through `queue`, so that `PROCESSES` processes are enough.
     """
 
     def __init__(self) -> None:
@@ -344,11 +344,11 @@ class Schemas:
         """
         return self._pool.declared.get(name, {})
 
-    def lane(self) -> Lane:
+    def queue(self) -> Queue:
         """For one source."""
         if self._permits is None:
             self._permits = Permits(PROCESSES)
-        return Lane(self._permits, self._pool)
+        return Queue(self._permits, self._pool)
 
     def load(self, name: str, zone: tzinfo | None, event: Mapping[str, Any], frame: Frame) -> Reading:
         """An event's properties. Raises UnmappableError."""
@@ -437,7 +437,7 @@ class OwnSchema:
                 yield Gap(name, "null" if key in event else "absent", key)
 
 
-class Lane:
+class Queue:
     """How the requests of one source with schemas wait for each other, so that it holds up nobody else."""
 
     def __init__(self, permits: Permits, pool: Pool) -> None:

@@ -1,4 +1,4 @@
-r"""Request bodies to JSON values and back: strict at the door, so that nothing fails behind it.
+r"""Request bodies to JSON values and back: strict here, so that nothing fails later.
 
 A body is UTF-8 (a byte order mark is skipped), one JSON text as RFC 8259 has it: no NaN, no Infinity,
 no key twice. Numbers stay exact: `int` up to 18 digits, else `Decimal`, never binary floating point.

@@ -304,7 +304,7 @@ _SPACES = str.maketrans({"\u00a0": " ", "\u2009": " ", "\u202f": " "})
 
 
 def show(value: object) -> str:
-    """A short cut of a value for a message, control characters escaped."""
+    """The beginning of a value for a message, control characters escaped."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "a list"
     text = _scalar_text(value)

@@ -1,4 +1,4 @@
-"""Where a block's property values come from, and what was found there."""
+"""How a block reads its properties' values, and the count of what it found."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Read = Callable[[Any, Frame], Any]
 
 
 class UnmappableError(Exception):
-    """A block can ask nothing of any record because of this event; says why."""
+    """An event gives a block nothing to ask of any record; the message says why."""
 
 
 class Gap(NamedTuple):
@@ -36,8 +36,8 @@ class Gap(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a block reads from one event: HubSpot's strings, messages, names nobody listed, and what there is not. A
-    property that is required is in `invalid` when it is absent, and in `gaps`, too.
+    """What a block reads from one event: HubSpot's strings, messages, how many names nobody listed, and which values are
+    missing. A property that is required is in `invalid` when it is absent, and in `gaps`, too.
     """
 
     valid: dict[str, str]
@@ -71,7 +71,7 @@ class PropertySchema(Schema):
         self._readers = tuple((name, field.deserialize) for name, field in self.load_fields.items())
 
     def read(self, raw: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-        """What `load` gives and what it refuses, without its closures per field: a third of its time.
+        """The values that `load` would give and its errors, without its closures per field: in a third of its time.
 
         The fields do the validation either way; a test holds the two equal.
         """

@@ -30,7 +30,7 @@ from bridge.http.waiting import Wait, wait_in_thread
 from bridge.intake.challenges import MAX_UNSIGNED_BODY
 from bridge.intake.decoding import check_media_type
 from bridge.intake.mapping import CompiledSource, Mapped
-from bridge.intake.own_schema import Lane
+from bridge.intake.own_schema import Queue
 from bridge.intake.signatures import SignedRequest, Unverified, Verification, Verified, Verifier
 from bridge.intake.values import Found
 from bridge.model import Clock, Event, Intake, Receipt, RecordKey, SystemClock, to_us
@@ -227,7 +227,7 @@ class Webhooks:
         return wsgi
 
     def receive(self, source: str, environ: dict[str, Any]) -> Response | BareResponse:
-        """BareResponse one webhook."""
+        """Answer one webhook."""
         began = self._clock.monotonic()
         endpoint = self._sources().get(source)
         path = f"{PATH}{source}"
@@ -280,22 +280,22 @@ class Webhooks:
         if weight > WEIGHED:
             self._pause()  # many may have come at once
         until = self._clock.monotonic() + TURN_PATIENCE_S
-        with ExitStack() as lane:
-            self._enter(lane, endpoint.source.lane, until)
+        with ExitStack() as place:
+            self._enter(place, endpoint.source.queue, until)
             if not self._turns.acquire(endpoint.source.name, weight, timeout=self._left(until)):
                 raise _busy("busy", "Too many requests are being worked on.", _SOON_RETRY_S)
             try:
                 body = inflate(raw, endpoint.max_body) if coding else raw
-                return self._work(webhook, body, verdict, mapped=lane.close)
+                return self._work(webhook, body, verdict, mapped=place.close)
             finally:
                 self._turns.release(endpoint.source.name, weight)
 
-    def _enter(self, stack: ExitStack, lane: Lane | None, until: float) -> None:
+    def _enter(self, stack: ExitStack, queue: Queue | None, until: float) -> None:
         """Wait for those of the same source, where it has schemas of its own: they must hold no turn meanwhile."""
-        if lane is not None:
-            if not lane.enter(self._wait, self._left(until)):
+        if queue is not None:
+            if not queue.enter(self._wait, self._left(until)):
                 raise _busy("busy", "Too many requests of this source are being worked on.", _SOON_RETRY_S)
-            stack.callback(lane.leave)
+            stack.callback(queue.leave)
 
     def _left(self, until: float) -> float:
         return max(0.0, until - self._clock.monotonic())

@@ -1,6 +1,6 @@
-"""Why a request is refused, for the person who sets up a partner: what is there, and what it does match.
+"""Why a request is refused, for the person who sets up a partner: what is in it, and what it would match.
 
-Only `listen` asks this. It tries what people usually get wrong, one thing after another, by the very code that
+Only `listen` uses this. It tries what people usually get wrong, one thing after another, by the very code that
 verifies webhooks; a match is proof, since a signature does not match by chance.
 """
 
@@ -42,14 +42,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Examiner:
-    """Knows the source's `verify`, the other sources' (by name), and the URL that partners call."""
+    """Knows the `verify` of a source, that of the others by name, and the URL that partners call."""
 
     verify: Verify
     others: Mapping[str, Verify]
     public_url: str | None = None
 
     def examine(self, request: SignedRequest, verdict: Verification, now: float) -> Finding:
-        """What there is to say of a verdict at `now`."""
+        """What people need to know of a verdict that was given at `now`."""
         headers = {name.lower(): value for name, value in request.headers}
         off = clock_off(self.verify, headers, now)
         if isinstance(verdict, Verified):

@@ -1,4 +1,4 @@
-"""What a payload would become, told without taking it; and a source's `examples:`."""
+"""What a payload would become, without a journal; and the check of a source's `examples:`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Input:
 
 
 def inputs_of(events: Iterable[Event]) -> list[Input]:
-    """The inputs of these events, had they arrived alone and in this order.
+    """The inputs that these events would become if they arrived alone and in this order.
 
     As in the journal, an event with an older time never overwrites a newer value, one without a time
     is the newest at its arrival, and the later of two equal times wins; an invalid value sends nothing.
@@ -85,7 +85,8 @@ def report(mapped: Mapped, hints: Sequence[str] = ()) -> dict[str, Any]:
     `hints` of its source, see `CompiledSource.hints`.
 
     `left_out` lists {"index": of the event, "absent": {property: expression that found nothing}, "null": {property:
-    expression that found null or a blank}}, of the two what there is; only of what was mapped with `explain`.
+    expression that found null or a blank}}, either of them only where it holds something, and only for what was mapped
+    with `explain`.
     """
     known = KnownIds()
     receipts = [known.receipt(event) for event in mapped.events]
@@ -133,7 +134,7 @@ def _by_outcome(gaps: Iterable[Gap]) -> dict[str, dict[str, str]]:
     return found
 
 
-# --- runs a source's `examples:` by the very code that maps webhooks ---
+# --- a source's `examples:`, run by the code that maps webhooks ---
 
 
 def run_example(compiled: CompiledSource, example: Example) -> list[str]:

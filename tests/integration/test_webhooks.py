@@ -506,7 +506,7 @@ def test_what_a_request_waited_for_its_sources_schemas_it_does_not_wait_again(ho
     own = MappingBlock(Record("id", "acme_id"), schema="tests.own_schemas:Own")
     source = compile_source(Source("own", verify=Verify("none"), mappings=(own,)))
     house.endpoints["own"] = Endpoint(source, Verifier(source.source.verify), MAX_BODY)
-    lane = source.lane
+    lane = source.queue
     assert lane is not None
     assert lane.enter(wait_in_thread, 0)
 

@@ -217,7 +217,7 @@ def test_permits_are_waited_for_by_threads_and_greenlets() -> None:
 
 def test_one_source_has_one_process_at_a_time_and_all_have_two() -> None:
     schemas = Schemas()
-    one, other, third = (compiled(schemas=schemas).lane for _ in range(3))
+    one, other, third = (compiled(schemas=schemas).queue for _ in range(3))
     assert one is not None
     assert other is not None
     assert third is not None
@@ -317,15 +317,15 @@ def test_a_schema_that_is_imported_slowly_comes_back_after_a_kill(
     monkeypatch.setattr("bridge.intake.own_schema.EVENT_S", 0.2)
     name, schemas = "slow_import:Slow", Schemas()
     assert schemas.fault(name) is None
-    lane = schemas.lane()
-    assert lane.enter(wait_in_thread, 0)
+    queue = schemas.queue()
+    assert queue.enter(wait_in_thread, 0)
     assert loaded(schemas, "late", name) == "the schema took more than 0.2 s"
-    lane.leave()
-    assert not lane.enter(wait_in_thread, 0.1)
+    queue.leave()
+    assert not queue.enter(wait_in_thread, 0.1)
     short = Frame()
     short.schema_s = 0.1
     assert loaded(schemas, "", name, short) == "the schema is being started"
-    assert lane.enter(wait_in_thread, 10)
+    assert queue.enter(wait_in_thread, 10)
     assert loaded(schemas, "", name) == "A"
 
 
@@ -358,13 +358,13 @@ def test_a_request_is_charged_for_what_its_schema_takes_alone(schemas: Schemas) 
 
 def test_a_process_that_cannot_be_started_is_tried_again(schemas: Schemas, monkeypatch: pytest.MonkeyPatch) -> None:
     """The event says so, and the next one is taken as soon as the system grants it."""
-    lane = schemas.lane()
+    queue = schemas.queue()
     with monkeypatch.context() as patched:
         patched.setattr(sys, "executable", "/nonexistent")
         assert loaded(schemas, "end") == "no process for schemas can be started: No such file or directory"
-        assert not lane.enter(wait_in_thread, 1)
+        assert not queue.enter(wait_in_thread, 1)
         assert Schemas().fault(NAME) == "no process for schemas can be started: No such file or directory"
-    assert lane.enter(wait_in_thread, 5)
+    assert queue.enter(wait_in_thread, 5)
     assert loaded(schemas) == "A"
 
 
