@@ -36,8 +36,8 @@ class Gap(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a block reads from one event: HubSpot's strings, messages, how many names nobody listed, and which values are
-    missing. A property that is required is in `invalid` when it is absent, and in `gaps`, too.
+    """What a block reads from one event: HubSpot's strings, messages, how many names nobody listed, and which values
+    are missing. A property that is required is in `invalid` when it is absent, and in `gaps`, too.
     """
 
     valid: dict[str, str]

@@ -67,16 +67,15 @@ def _read(node: Node) -> Iterator[Path]:
 
 # --- `when:` as JSON Schema, as far as it looks at plain paths of the event and compares them with literals ---
 #
-# A condition becomes a pair: `wide` fits every event for which it holds, `narrow` only such events. Where
-# both are the same schema the condition is said exactly; one that cannot be said at all is (True, False).
+# What cannot be said at all is `Bounds()`; where both of its schemas are the same, the condition is said exactly.
 
-_BOUNDS = {"lt": "exclusiveMaximum", "lte": "maximum", "gt": "exclusiveMinimum", "gte": "minimum"}
+_LIMITS = {"lt": "exclusiveMaximum", "lte": "maximum", "gt": "exclusiveMinimum", "gte": "minimum"}
 _TURNED = {"lt": "gt", "lte": "gte", "gt": "lt", "gte": "lte", "eq": "eq", "ne": "ne"}
 _FALSE: tuple[object, ...] = (None, False, "", [], {})
 
 
 class Bounds(NamedTuple):
-    """See the module."""
+    """A condition as two schemas: `wide` fits every event for which it holds, `narrow` fits no other event."""
 
     wide: JsonSchema = True
     narrow: JsonSchema = False
@@ -90,9 +89,9 @@ def bounds_of(condition: str | None) -> Bounds:
     return ALWAYS if condition is None else _bounds(jmespath.compile(condition).parsed)
 
 
-def both(left: Bounds, right: Bounds) -> Bounds:
-    """Where both hold."""
-    return Bounds(all_of([left.wide, right.wide]), all_of([left.narrow, right.narrow]))
+def both(*bounds: Bounds) -> Bounds:
+    """Where all of them hold."""
+    return Bounds(all_of(one.wide for one in bounds), all_of(one.narrow for one in bounds))
 
 
 def either(*bounds: Bounds) -> Bounds:
@@ -101,71 +100,62 @@ def either(*bounds: Bounds) -> Bounds:
 
 
 def _bounds(node: Node) -> Bounds:
-    """An expression that raises does not hold as a whole, so what may raise is exact only where false would do."""
     children = node["children"]
     match node["type"]:
         case "and_expression":
-            return both(_bounds(children[0]), _bounds(children[1]))
+            return both(*map(_bounds, children))
         case "or_expression":
-            found = either(_bounds(children[0]), _bounds(children[1]))
-            return found._replace(narrow=False) if _may_raise(children[0]) else found
+            found = either(*map(_bounds, children))
         case "not_expression":
             inner = _bounds(children[0])
             found = Bounds(negated(inner.narrow), negated(inner.wide))
-            return found._replace(narrow=False) if _may_raise(children[0]) else found
-        case "comparator":
-            return _comparison(node["value"], *children)
-        case "function_expression":
-            return _call(node["value"], children)
+        case "comparator" | "function_expression" if len(children) == 2:
+            return _test(node["value"], *children)
         case _:
-            path = _event_path(node)
-            return Bounds() if path is None else _exactly(at(path, {"not": {"enum": list(_FALSE)}}))
+            return _said(_event_path(node), {"not": {"enum": list(_FALSE)}})
+    # An expression that raises does not hold as a whole, though `!` and `||` would make true of false.
+    return found._replace(narrow=False) if any(calls(children[0])) else found
 
 
-def _comparison(operator: str, left: Node, right: Node) -> Bounds:
-    if left["type"] == "literal":
+def _test(operator: str, left: Node, right: Node) -> Bounds:
+    """A comparison, or a function of two arguments."""
+    if left["type"] == "literal" and operator in _TURNED:
         left, right, operator = right, left, _TURNED[operator]
-    path = _event_path(left)
-    value = right.get("value")
-    if path is None or right["type"] != "literal":
+    if right["type"] != "literal":
         return Bounds()
-    if operator in {"eq", "ne"}:
-        if not isinstance(value, (str, bool, int)):
+    path, value = _event_path(left), right["value"]
+    match operator:
+        case "eq" if isinstance(value, (str, int)):
+            return _said(path, {"const": value})
+        case "ne" if isinstance(value, (str, int)):
+            equal = _said(path, {"const": value})
+            return Bounds(negated(equal.narrow), negated(equal.wide))
+        case "lt" | "lte" | "gt" | "gte" if type(value) is int:
+            return _said(path, {"type": "number", _LIMITS[operator]: value})
+        case "starts_with" if isinstance(value, str):
+            return _said(path, {"type": "string", "pattern": f"^{escaped(value)}"})
+        case "ends_with" if isinstance(value, str):
+            # `$` is the very end to ECMA, and also before a line's end to others: exact for no one
+            return _said(path, {"type": "string", "pattern": f"{escaped(value)}$"})._replace(narrow=False)
+        case "contains" if isinstance(value, str):
+            listed = {"type": "array", "contains": {"const": value}}
+            return _said(path, any_of([{"type": "string", "pattern": escaped(value)}, listed]))
+        case _:
             return Bounds()
-        equal = at(path, {"const": value})
-        return _exactly(equal if operator == "eq" else negated(equal))
-    if isinstance(value, bool) or not isinstance(value, int):
-        return Bounds()
-    return _exactly(at(path, {"type": "number", _BOUNDS[operator]: value}))
 
 
-def _call(name: str, arguments: list[Node]) -> Bounds:
-    if name not in {"starts_with", "ends_with", "contains"}:
+def _said(path: Path | None, schema: JsonSchema) -> Bounds:
+    """That the schema fits what stands at the path, where there is one."""
+    if path is None:
         return Bounds()
-    path, text = _event_path(arguments[0]), arguments[1].get("value")
-    if path is None or arguments[1]["type"] != "literal" or not isinstance(text, str):
-        return Bounds()
-    pattern = {"starts_with": f"^{escaped(text)}", "ends_with": rf"{escaped(text)}$"}.get(name, escaped(text))
-    fits: JsonSchema = {"type": "string", "pattern": pattern}
-    if name == "contains":
-        fits = any_of([fits, {"type": "array", "contains": {"const": text}}])
-    found = at(path, fits)
-    # `$` is the very end to ECMA, and also before a line's end to others: exact for no one
-    return Bounds(found, False) if name == "ends_with" else _exactly(found)
+    found = at(path, schema)
+    return Bounds(found, found)
 
 
 def _event_path(node: Node) -> Path | None:
     """The path of a node that reads the event and nothing beside it."""
     path = plain_path(node)
     return None if path is None or (path and path[0] in VARIABLES) else path
-
-
-def _may_raise(node: Node) -> bool:
-    return any(True for _ in calls(node))
-
-
-def _exactly(schema: JsonSchema) -> Bounds:
-    return Bounds(schema, schema)
 
 
 # --- a user's own marshmallow schema as JSON Schema: by apispec, made as lenient as marshmallow's `load` is ---
@@ -261,6 +251,8 @@ def _is_portable(validator: Any) -> bool:
         return True
     return not (regex.flags & ~re.UNICODE or _PYTHON_ONLY.search(str(regex.pattern)))
 
+
+# --- one source's events and bodies ---
 
 _OBJECT: JsonSchema = {"type": "object"}
 _PAIRS = "Pairs of a name and a value."

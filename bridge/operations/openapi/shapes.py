@@ -182,7 +182,10 @@ def _joined(left: JsonSchema, right: JsonSchema) -> JsonSchema | None:
 
 def any_of(schemas: Iterable[JsonSchema]) -> JsonSchema:
     """What fits at least one of them."""
-    offered = _distinct(schema for schema in schemas if schema is not False)
+    offered: list[JsonSchema] = []
+    for schema in schemas:
+        if schema is not False and schema not in offered:
+            offered.append(schema)
     if True in offered:
         return True
     return {"anyOf": offered} if len(offered) > 1 else offered[0] if offered else False
@@ -265,11 +268,3 @@ def as_object(schema: JsonSchema) -> Mapping[str, Any]:
     if schema is True:
         return {}
     return {"not": {}} if schema is False else schema
-
-
-def _distinct(schemas: Iterable[JsonSchema]) -> list[JsonSchema]:
-    found: list[JsonSchema] = []
-    for schema in schemas:
-        if schema not in found:
-            found.append(schema)
-    return found
