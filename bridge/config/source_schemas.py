@@ -50,6 +50,7 @@ from bridge.config.service_schemas import (
     text_fault,
 )
 from bridge.http.limits import MAX_REQUESTS
+from bridge.intake.schemes import PARTS
 from bridge.settings import (
     Challenge,
     Example,
@@ -79,7 +80,6 @@ ONLY_FOR = {
     "prefix": ("hmac", "bearer"),
 }
 AUTHORIZATION = "authorization"
-PARTS = ("body", "timestamp", "id", "method", "url")
 
 
 class HeaderName(Text):

@@ -93,6 +93,8 @@ _ENCODERS: Mapping[str, Callable[[bytes], bytes]] = {
     "base64": base64.b64encode,
     "base64url": base64.urlsafe_b64encode,
 }
+#: What `signed` may name.
+PARTS = ("body", "timestamp", "id", "method", "url")
 _ALGORITHMS = ("sha256", "sha384", "sha512", "sha1")
 _FIELD = re.compile(r"\{([a-z]*)\}")
 _EPOCH_TEXT = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?")
@@ -142,9 +144,8 @@ def _misfits(layout: Hmac, public_url: str | None) -> Iterator[tuple[str, str]]:
     if layout.algorithm not in _ALGORITHMS:
         yield "algorithm", f"{layout.algorithm!r} is none of {', '.join(_ALGORITHMS)}"
     fields = set(_FIELD.findall(layout.signed))
-    known = {"body", "timestamp", "id", "method", "url"}
-    for name in sorted(fields - known):
-        yield "signed", f"{{{name}}} is none of {', '.join(f'{{{one}}}' for one in sorted(known))}"
+    for name in sorted(fields.difference(PARTS)):
+        yield "signed", f"{{{name}}} is none of {', '.join(f'{{{one}}}' for one in PARTS)}"
     if "body" not in fields:
         yield "signed", "leaves out {body}: anybody could change what was signed"
     if "timestamp" in fields and layout.timestamp_header is None:

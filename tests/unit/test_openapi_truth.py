@@ -20,7 +20,7 @@ from marshmallow import Schema, ValidationError, fields, pre_load, validate
 from bridge.errors import PayloadError
 from bridge.intake.blocks import read_id
 from bridge.intake.expressions import Frame, compile_expression
-from bridge.intake.fields import build_field
+from bridge.intake.fields import TYPES, build_field
 from bridge.intake.mapping import compile_source
 from bridge.intake.payload import parse_json, to_json
 from bridge.operations.openapi import build_document
@@ -48,20 +48,15 @@ def parsed(value: Any) -> Any:
 # --- one value ----------------------------------------------------------------------------------
 
 KINDS = [
-    Property("x"),
+    *(Property("x", type=name) for name in TYPES),
     Property("x", required=True),
     Property("x", required=True, on_null="clear"),
     Property("x", format=("email",)),
     Property("x", type="number", scale="0.01"),
-    Property("x", type="bool"),
-    Property("x", type="date"),
     Property("x", type="date", timezone="Europe/Madrid", on_null="clear"),
     Property("x", type="date", format=("%d/%m/%Y",)),
     Property("x", type="date", format=("%Y%m%d",)),
-    Property("x", type="datetime"),
     Property("x", type="datetime", timezone="Europe/Madrid", required=True),
-    Property("x", type="enumeration"),
-    Property("x", type="phone_number"),
     Property(
         "x", type="enumeration", values={"Gold": "gold", "1": "one", "1.5": "half", "a/b (c)": "odd", "true": "t"}
     ),
