@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from bridge.errors import PayloadError
 from bridge.http.problems import Refusal
-from bridge.intake.payload import MAX_KEYS, parse_json, parse_json_text
+from bridge.intake.payload import MAX_KEYS, Breath, parse_json, parse_json_text
 
 # --- what a body may become in memory, told from its bytes before anything is made of them ---
 #
@@ -63,8 +63,9 @@ def weigh(body: bytes, *, events: int) -> int:
     )
 
 
+# --- the value of a body ---
+
 Form = Literal["json", "ndjson", "form"]
-Pause = Callable[[], None]
 
 #: What each form is sent as, and what else says the same. `+json` types count as JSON too; some senders of
 #: lines (log streams) call them plain JSON.
@@ -104,7 +105,9 @@ def check_media_type(form: Form, content_type: str) -> None:
         raise Refusal(415, f"The body must be {media_type(form)}{more} in UTF-8.")
 
 
-def decode(form: Form, body: bytes, *, payload_field: str | None = None, pause: Pause | None = None) -> Any:
+def decode(
+    form: Form, body: bytes, *, payload_field: str | None = None, pause: Callable[[], None] | None = None
+) -> Any:
     """The value of a body. Raises PayloadError, and nothing else.
 
     `pause` is called now and then, so that a long body leaves room for other requests.
@@ -119,26 +122,14 @@ def decode(form: Form, body: bytes, *, payload_field: str | None = None, pause: 
             return fields if payload_field is None else _payload(fields, payload_field, pause)
 
 
-class _Breath:
-    """Calls `pause` when so much of a body has been gone through."""
-
-    def __init__(self, pause: Pause | None) -> None:
-        self._pause = pause
-        self._left = _SLICE
-
-    def take(self, length: int) -> None:
-        """Another part of so many bytes comes next."""
-        self._left -= max(length, _PART)
-        if self._left <= 0:
-            self._left = _SLICE
-            if self._pause is not None:
-                self._pause()
+def _breath(pause: Callable[[], None] | None) -> Breath:
+    return Breath(pause or (lambda: None), _SLICE)
 
 
-def _lines(body: bytes, pause: Pause | None) -> list[Any]:
-    values, breath = [], _Breath(pause)
+def _lines(body: bytes, pause: Callable[[], None] | None) -> list[Any]:
+    values, breath = [], _breath(pause)
     for number, line in enumerate(body.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        breath.take(len(line))
+        breath.take(max(len(line), _PART))
         if not line.strip():
             continue
         try:
@@ -148,7 +139,7 @@ def _lines(body: bytes, pause: Pause | None) -> list[Any]:
     return values
 
 
-def _fields(body: bytes, pause: Pause | None) -> dict[str, str | list[str]]:
+def _fields(body: bytes, pause: Callable[[], None] | None) -> dict[str, str | list[str]]:
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
@@ -158,7 +149,7 @@ def _fields(body: bytes, pause: Pause | None) -> dict[str, str | list[str]]:
     if text.count("&") >= MAX_KEYS:
         raise PayloadError(f"the form has more than {MAX_KEYS} fields")
     fields: dict[str, str | list[str]] = {}
-    breath = _Breath(pause)
+    breath = _breath(pause)
     for pair in filter(None, body.replace(b"+", b" ").split(b"&")):
         written_name, _, written_value = pair.partition(b"=")
         name, value = _unquoted(written_name, breath), _unquoted(written_value, breath)
@@ -172,13 +163,13 @@ def _fields(body: bytes, pause: Pause | None) -> dict[str, str | list[str]]:
     return fields
 
 
-def _unquoted(written: bytes, breath: _Breath) -> str:
+def _unquoted(written: bytes, breath: Breath) -> str:
     """A name or value, its escapes read."""
     parts, at = [], 0
     while at < len(written):
         end = written.find(b"%", at + _SLICE)  # not within an escape
         part = written[at : end if end >= 0 else len(written)]
-        breath.take(len(part))
+        breath.take(max(len(part), _PART))
         parts.append(unquote_to_bytes(part))
         at += len(part)
     try:
@@ -187,7 +178,7 @@ def _unquoted(written: bytes, breath: _Breath) -> str:
         raise PayloadError("a field of the form is not UTF-8") from error
 
 
-def _payload(fields: Mapping[str, str | list[str]], name: str, pause: Pause | None) -> Any:
+def _payload(fields: Mapping[str, str | list[str]], name: str, pause: Callable[[], None] | None) -> Any:
     value = fields.get(name)
     if value is None:
         raise PayloadError(f"the form has no field {name}")

@@ -215,18 +215,19 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class Breath:
-    """Calls `pause` at every `_SLICE`th small step of a long piece of work."""
+    """Calls `pause` after `every` small steps of a long piece of work."""
 
-    __slots__ = ("_left", "pause")
+    __slots__ = ("_every", "_left", "pause")
 
-    def __init__(self, pause: Callable[[], None]) -> None:
+    def __init__(self, pause: Callable[[], None], every: int = _SLICE) -> None:
         self.pause = pause
-        self._left = _SLICE
+        self._every = self._left = every
 
-    def take(self) -> None:
-        self._left -= 1
-        if not self._left:
-            self._left = _SLICE
+    def take(self, steps: int = 1) -> None:
+        """So many steps come next."""
+        self._left -= steps
+        if self._left <= 0:
+            self._left = self._every
             self.pause()
 
     def exact(self, value: object) -> orjson.Fragment:

@@ -112,6 +112,8 @@ def _when(layout: Hmac, tolerance_s: float) -> str:
     return f"The time of signing, {_UNITS[layout.timestamp_unit]}: at most {tolerance_s:g} s off our clock, either way."
 
 
+# --- what requests are answered with ---
+
 _AGAIN = {"Retry-After": {"description": "Seconds to wait.", "required": True, "schema": {"type": "integer"}}}
 _WHO = {"WWW-Authenticate": {"description": "What to send.", "required": True, "schema": {"type": "string"}}}
 _ALLOW = {"Allow": {"description": "The methods it takes.", "required": True, "schema": {"type": "string"}}}

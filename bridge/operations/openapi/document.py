@@ -166,9 +166,6 @@ def _greeting(challenge: Challenge) -> Iterator[dict[str, Any]]:
         yield {"in": "query", "name": name, "description": "Of the handshake.", "schema": {"type": "string"}}
 
 
-# --- small things -------------------------------------------------------------------------------
-
-
 def _server_url(server: Server) -> str:
     if server.public_url:
         return server.public_url.rstrip("/")

@@ -22,8 +22,8 @@ from bridge.intake.mapping import MAX_EVENTS
 from bridge.intake.own_schema import SchemaError, Schemas
 from bridge.operations.openapi.shapes import (
     EVENT_ID,
+    Branch,
     JsonSchema,
-    Place,
     all_of,
     any_of,
     as_object,
@@ -289,7 +289,7 @@ def body_schema(source: Source, event: JsonSchema) -> Mapping[str, Any]:
             {"type": "array", "items": as_object(event), "maxItems": MAX_EVENTS, "description": "Several, or none."},
         ]
     }
-    place = Place()
+    place = Branch()
     place.add(expression.path or (), events, required=True)
     if expression.path:
         for path, description in _of_root(source):
@@ -349,9 +349,9 @@ def _ignored(source: Source, taken: Bounds) -> JsonSchema:
     return all_of([_common(source).schema(), negated(taken.narrow)])
 
 
-def _common(source: Source) -> Place:
+def _common(source: Source) -> Branch:
     """What is asked of every event, ignored ones too."""
-    place = Place()
+    place = Branch()
     if source.event_id is not None:
         _ask(place, compile_expression(source.event_id, ()), EVENT_ID, about="Part of the event's id")
     if (time := source.occurred_at) is not None:
@@ -359,7 +359,7 @@ def _common(source: Source) -> Place:
     return place
 
 
-def _ask(place: Place, expression: Expression, shape: JsonSchema, *, about: str, required: bool = False) -> None:
+def _ask(place: Branch, expression: Expression, shape: JsonSchema, *, about: str, required: bool = False) -> None:
     """Ask the shape where the expression is a plain path; else tell where it looks."""
     if _is_plain(expression):
         place.add(expression.path or (), shape, required=required)
@@ -376,7 +376,7 @@ def _is_plain(expression: Expression) -> bool:
 # --- pairs --------------------------------------------------------------------------------------
 
 
-def _pairs(place: Place, pairs: Pairs) -> JsonSchema:
+def _pairs(place: Branch, pairs: Pairs) -> JsonSchema:
     """What the pairs may be; where that cannot be told, `place` gets notes on where they are read."""
     items = compile_expression(pairs.items, ())
     name, value = compile_expression(pairs.name, ()), compile_expression(pairs.value, ())
@@ -402,7 +402,7 @@ def _pairs(place: Place, pairs: Pairs) -> JsonSchema:
 def _pair(pairs: Pairs, name: Path, value: Path) -> Iterator[JsonSchema]:
     """One pair for each of the names."""
     for sender, (target, how) in pairs.properties.items():
-        place = Place()
+        place = Branch()
         place.add(name, {"enum": _written(sender)}, required=True)
         place.add(value, property_shape(target, how))
         yield described(place.schema(), title=sender)
@@ -414,7 +414,7 @@ def _unlisted(pairs: Pairs, name: Path) -> JsonSchema:
 
 def _entries(pairs: Pairs, name: Path) -> JsonSchema:
     """An object without the name's key is its entries."""
-    place = Place()
+    place = Branch()
     for sender, (target, how) in pairs.properties.items():
         place.add((sender,), property_shape(target, how))
     return all_of([place.schema(), {"not": {"required": list(name)}}])

@@ -200,22 +200,22 @@ def negated(schema: JsonSchema) -> JsonSchema:
 
 def at(path: Path, schema: JsonSchema) -> JsonSchema:
     """Documents in which something stands at `path`, and fits."""
-    place = Place()
+    place = Branch()
     place.add(path, schema, required=True)
     return place.schema()
 
 
 @dataclass(slots=True)
-class Place:
-    """One place of a document: what is asked of it, and of the places within it.
+class Branch:
+    """One branch of a document: what is asked of it, and of the branches within it.
 
     Where nothing within is required, another kind of value may stand there too: the mapping then finds
     nothing within, which is as good as absent.
     """
 
     asked: list[JsonSchema] = field(default_factory=list)
-    keys: dict[str, Place] = field(default_factory=dict)
-    indices: dict[int, Place] = field(default_factory=dict)
+    keys: dict[str, Branch] = field(default_factory=dict)
+    indices: dict[int, Branch] = field(default_factory=dict)
     required: set[str | int] = field(default_factory=set)
 
     def add(self, path: Path, schema: JsonSchema, *, required: bool = False) -> None:
@@ -225,9 +225,9 @@ class Place:
             if required:
                 place.required.add(step)
             if isinstance(step, int):
-                place = place.indices.setdefault(step, Place())
+                place = place.indices.setdefault(step, Branch())
             else:
-                place = place.keys.setdefault(step, Place())
+                place = place.keys.setdefault(step, Branch())
         if schema not in place.asked:
             place.asked.append(schema)
 
