@@ -106,6 +106,9 @@ TRANSIENT_CATEGORIES = frozenset(
     }
 )  # fmt: skip
 
+#: Those of a lock, as 423 tells of one for a whole call.
+_LOCKED_CATEGORIES = frozenset({"LOCKED", "OBJECT_LOCKED"})
+
 #: Values of a batch answer's `status` beside COMPLETE; HubSpot's prose spells the last one with two L.
 _UNFINISHED = frozenset({"PENDING", "PROCESSING", "CANCELED", "CANCELLED"})
 
@@ -132,6 +135,8 @@ def judge_inputs(inputs: Sequence[Input], body: Any, rules: Rules) -> Meaning:
         return Rejected(sheet.misaddressed)  # told of every input, but not the records' fault
     if sheet.unexplained and len(inputs) == 1:
         return Rejected(sheet.unexplained[0][1])  # the one input is the whole call
+    if len(sheet.transient) == len(inputs):
+        return _all_transient(sheet.transient)
     nameless = sheet.note_results(results)
     unfinished = is_unfinished(body)
     if nameless == len(sheet.left) and not vague and not unfinished:
@@ -139,7 +144,7 @@ def judge_inputs(inputs: Sequence[Input], body: Any, rules: Rules) -> Meaning:
             sheet.close(one, Delivered(one.record))
     silent = tuple(one.record for one in sheet.left.values())
     unexplained = tuple(sheet.unexplained)
-    speaks = sheet.named or any(one.category and one.category not in TRANSIENT_CATEGORIES for one in vague)
+    speaks = sheet.named or not all(map(_is_transient, vague))
     if not sheet.outcomes and not unexplained and not speaks and (len(inputs) > 1 or unfinished):
         return _outage("an answer that confirms nothing")
     if unfinished:
@@ -158,6 +163,7 @@ class _Sheet:
     outcomes: list[Outcome] = field(default_factory=list)
     unexplained: list[tuple[Input, Complaint]] = field(default_factory=list)
     retire: dict[str, Reason] = field(default_factory=dict)
+    transient: list[Complaint] = field(default_factory=list)  # of each input with an error that may pass
     named: bool = False  # an error named some of the inputs
     misaddressed: Complaint | None = None  # it blames the property by which the inputs are addressed
     _traces: dict[str, Input] = field(init=False)
@@ -192,6 +198,8 @@ class _Sheet:
                 return
         names = complaint.definitions & one.record.values.keys()
         self.retire.update((name, complaint.reason_for(name)) for name in names)
+        if one.trace_id in self.left and _is_transient(complaint):
+            self.transient.append(complaint)
         self.close(one, _judge_error(one.record, complaint, about, rules))
 
     def note_error(self, entry: Any, rules: Rules) -> Complaint | None:
@@ -252,12 +260,25 @@ def _judge_error(record: PendingRecord, complaint: Complaint, about: Collection[
                     return rules.policy.await_creation(record, reason, now_us=rules.now_us)
                 case "ignore":
                     return Ignored(record)
-        case category if category in TRANSIENT_CATEGORIES or not category:
+        case _ if _is_transient(complaint):
             return rules.policy.failed(record, reason, now_us=rules.now_us)
         case "VALIDATION_ERROR" if about:
             return Refused(record, {name: complaint.reason_for(name) for name in sorted(about)})
         case _:
             return Parked(record, reason)
+
+
+def _is_transient(complaint: Complaint) -> bool:
+    """Whether this error may pass by itself; one without a category may be anything."""
+    return not complaint.category or complaint.category in TRANSIENT_CATEGORIES
+
+
+def _all_transient(complaints: Sequence[Complaint]) -> Locked | Broken:
+    """Every input of a call has an error that may pass, which is no record's fault: a 423 or a 503 in other words."""
+    reason = complaints[0].reason
+    if all(complaint.category in _LOCKED_CATEGORIES for complaint in complaints):
+        return Locked(reason)
+    return Broken(Stop(Scope.ALL, OUTAGE, f"{reason.category}: {reason.message}"[:300]), reason)
 
 
 def _outage(detail: str) -> Broken:

@@ -277,6 +277,28 @@ def test_other_errors_are_permanent_unless_their_category_passes(category: Any, 
     assert type(by_ref(judged(some, body))[1]) is kind
 
 
+@pytest.mark.parametrize("category", ["RATE_LIMITS", "INTERNAL_ERROR", None])
+@pytest.mark.parametrize("refs", [(1,), (1, 2, 3)])
+def test_an_error_about_every_input_that_may_pass_is_an_outage(refs: tuple[int, ...], category: str | None) -> None:
+    """As a 503 would be, whose fault it is nobody can tell."""
+    some = sent(*refs)
+    errors = [
+        {"category": category, "message": "try again", "context": {"objectWriteTraceId": [one.trace_id]}}
+        for one in some
+    ]
+    told = verdict(some, Answer(207, {"results": [], "errors": errors}))
+    assert isinstance(told, Broken)
+    assert told.stop.scope is Scope.ALL
+    assert "try again" in told.stop.detail
+    assert told.reason.category == (category or "UNKNOWN")
+
+
+@pytest.mark.parametrize("refs", [(1,), (1, 2, 3)])
+def test_a_lock_on_every_input_is_a_lock_as_423_is(refs: tuple[int, ...]) -> None:
+    errors = [{"category": "LOCKED", "context": {"ids": [str(ref)]}} for ref in refs]
+    assert isinstance(verdict(sent(*refs), Answer(207, {"results": [], "errors": errors})), Locked)
+
+
 def test_an_error_outweighs_a_result_for_the_same_input() -> None:
     some = sent(1, 2)
     body = {"results": confirmed(some), "errors": [{"category": "CONFLICT", "context": {"ids": ["1"]}}]}

@@ -107,6 +107,12 @@ def down(_: Lane, __: Sequence[Input]) -> Answer:
     return Answer(503)
 
 
+def down_for_each(_: Lane, sent: Sequence[Input]) -> Answer:
+    """The same as a 207 says it: an error that may pass about every single input."""
+    errors = [{"category": "INTERNAL_ERROR", "context": {"objectWriteTraceId": [one.trace_id]}} for one in sent]
+    return ok((), errors)
+
+
 # --- the plain way ------------------------------------------------------------------------------
 
 
@@ -417,8 +423,9 @@ def test_an_unknown_property_costs_a_few_calls_for_any_number_of_records() -> No
 # --- outages ------------------------------------------------------------------------------------
 
 
-def test_an_outage_pauses_everything_and_burns_no_patience() -> None:
-    house = House(down)
+@pytest.mark.parametrize("outage", [down, down_for_each])
+def test_an_outage_pauses_everything_and_burns_no_patience(outage: Script) -> None:
+    house = House(outage)
     house.put(*range(1_000))
     house.run(600)
     assert house.journal.states() == {"due": 1_000}
@@ -428,8 +435,9 @@ def test_an_outage_pauses_everything_and_burns_no_patience() -> None:
     assert set(house.crm.sizes[1:]) == {1}
 
 
-def test_after_an_outage_everything_is_delivered() -> None:
-    house = House(down)
+@pytest.mark.parametrize("outage", [down, down_for_each])
+def test_after_an_outage_everything_is_delivered(outage: Script) -> None:
+    house = House(outage)
     house.put(*range(1_000))
     house.run(60)
     house.crm.script = lambda _, sent: ok(sent)
@@ -474,6 +482,23 @@ def test_a_lonely_record_is_tried_alone_without_pausing_the_others() -> None:
     calls_with_five = [len(sent) for _, sent in house.crm.calls[-30:] if any(one.record.ref == 5 for one in sent)]
     assert set(calls_with_five) == {1}
     assert house.journal.states() == {"delivered": 69, "retrying": 1}
+
+
+def test_a_record_with_a_passing_error_is_tried_alone_without_pausing_the_others() -> None:
+    """One that its calls tell of beside others, and one that only its own call tells of."""
+
+    def script(_: Lane, sent: Sequence[Input]) -> Answer:
+        bad = [one for one in sent if one.record.ref == 5]
+        return ok([one for one in sent if one not in bad], down_for_each(CLIENTS, bad).body["errors"])
+
+    house = House(script)
+    house.put(*range(10))
+    for ref in range(100, 160):
+        house.put(ref)
+        house.run(3, step_s=0.1)
+    assert house.journal.states() == {"delivered": 69, "retrying": 1}
+    assert house.journal.rows[5].attempts > 1
+    assert len(house.observer.pauses) <= 2
 
 
 def test_a_record_that_fails_with_nobody_else_to_ask_is_an_outage() -> None:
