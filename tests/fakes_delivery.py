@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bridge.crm.transport import Answer, Input, NoAnswer
-from bridge.delivery.ports import Settled
+from bridge.delivery.ports import CallSummary
 from bridge.errors import JournalUnavailableError
 from bridge.model import (
     MICROSECONDS,
@@ -314,12 +314,12 @@ class FakeCrm:
 
 class FakeObserver:
     def __init__(self) -> None:
-        self.settled: list[Settled] = []
+        self.settled: list[CallSummary] = []
         self.pauses: list[list[str]] = []
         self.errors: list[str] = []
         self.waited_s = 0.0
 
-    def called(self, settled: Settled) -> None:
+    def called(self, settled: CallSummary) -> None:
         self.settled.append(settled)
 
     def waited(self, seconds: float) -> None:

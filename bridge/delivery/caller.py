@@ -1,4 +1,4 @@
-"""One call: made, judged, settled, told of. In a thread of the pool."""
+"""One call: made, judged, settled, and reported. In a thread of the pool."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from bridge.delivery.cases import Moment
 from bridge.delivery.limiter import DailyBudget, Grant, Limiter
 from bridge.delivery.pauses import DAILY_LIMIT
 from bridge.delivery.portal_rules import PortalRules
-from bridge.delivery.ports import Crm, Journal, Observer, OnUnknown, Settled
+from bridge.delivery.ports import CallSummary, CrmClient, DueJournal, Observer, OnUnknown
 from bridge.errors import JournalError
 from bridge.model import (
     Call,
@@ -130,12 +130,12 @@ class CallThreads:
 # --- what is told of a call: a row for the journal, a value for the metrics, one line for the log ---
 
 
-def summary(
+def summary_of(
     work: Work, outcomes: Sequence[Outcome], answer: Answer | NoAnswer, meaning: Meaning, *, records: int
-) -> Settled:
+) -> CallSummary:
     """What this call came to, in ids and counts."""
     counts = Counter(type(outcome) for outcome in outcomes)
-    return Settled(
+    return CallSummary(
         lane=work.lane,
         code=str(answer.status) if isinstance(answer, Answer) else answer.kind,
         duration_s=answer.duration_s,
@@ -152,39 +152,39 @@ def summary(
     )
 
 
-def call_of(settled: Settled, answer: Answer | NoAnswer, meaning: Meaning, *, began_at_us: int) -> Call:
+def call_of(summary: CallSummary, answer: Answer | NoAnswer, meaning: Meaning, *, began_at_us: int) -> Call:
     """The row that `trace` and the console show; unlike the log it may quote the CRM."""
     word, message = _explained(meaning)
     return Call(
-        lane=settled.lane,
+        lane=summary.lane,
         started_at_us=began_at_us,
-        duration_s=settled.duration_s,
+        duration_s=summary.duration_s,
         status=answer.status if isinstance(answer, Answer) else None,
-        correlation_id=settled.correlation_id,
-        records=settled.records,
+        correlation_id=summary.correlation_id,
+        records=summary.records,
         error=None if word is None else f"{word}: {message}"[:300],
     )
 
 
-def log_call(log: FilteringBoundLogger, settled: Settled) -> None:
+def log_call(log: FilteringBoundLogger, summary: CallSummary) -> None:
     """One line a call: never a value, nor a message of the CRM's, which quotes values."""
-    write = log.info if settled.error is None else log.warning
+    write = log.info if summary.error is None else log.warning
     write(
         "crm call",
-        object_type=settled.lane.object_type,
-        id_property=settled.lane.id_property or None,
-        sources=settled.sources,
-        step=settled.step,
-        code=settled.code,
-        duration_ms=round(settled.duration_s * 1000),
-        records=settled.records,
-        delivered=settled.delivered,
-        refused=settled.refused,
-        retried=settled.retried,
-        parked=settled.parked,
-        ignored=settled.ignored,
-        correlation_id=settled.correlation_id,
-        error=settled.error,
+        object_type=summary.lane.object_type,
+        id_property=summary.lane.id_property or None,
+        sources=summary.sources,
+        step=summary.step,
+        code=summary.code,
+        duration_ms=round(summary.duration_s * 1000),
+        records=summary.records,
+        delivered=summary.delivered,
+        refused=summary.refused,
+        retried=summary.retried,
+        parked=summary.parked,
+        ignored=summary.ignored,
+        correlation_id=summary.correlation_id,
+        error=summary.error,
     )
 
 
@@ -244,8 +244,8 @@ class Caller:
     `may_call` is asked just before a call is sent.
     """
 
-    journal: Journal
-    crm: Crm
+    journal: DueJournal
+    crm: CrmClient
     limiter: Limiter
     open_bytes: OpenBytes
     board: Board
@@ -290,11 +290,11 @@ class Caller:
         if hold_s > 0:
             self.limiter.hold(at.now + hold_s)
         outcomes = [*outcomes, *decided]
-        settled = summary(work, outcomes, answer, meaning, records=len(records))
-        call = call_of(settled, answer, meaning, began_at_us=sent_at_us)
+        summary = summary_of(work, outcomes, answer, meaning, records=len(records))
+        call = call_of(summary, answer, meaning, began_at_us=sent_at_us)
         self.journal.settle(taken.records, outcomes, call=call, doubtful=doubtful(answer))
-        log_call(_log, settled)
-        self.observer.called(settled)
+        log_call(_log, summary)
+        self.observer.called(summary)
 
     def _take(self, work: Work, began_at_us: int) -> Taken:
         """As many of the work's records as fit into one call; from then on it is about these."""

@@ -24,7 +24,7 @@ from bridge.delivery.cases import Moment
 from bridge.delivery.limiter import SPENT, DailyBudget, Grant, Limiter, day_began_us
 from bridge.delivery.pauses import DAILY_LIMIT, Backoff, Pauses, RetryPolicy
 from bridge.delivery.portal_rules import Portal, PortalRules
-from bridge.delivery.ports import Crm, Journal, Observer, OnUnknown
+from bridge.delivery.ports import CrmClient, DueJournal, Observer, OnUnknown
 from bridge.errors import JournalError
 from bridge.model import Clock, Lane, Pause, PendingRecord, to_us
 from bridge.settings import Crm as CrmSettings
@@ -103,8 +103,8 @@ class Dispatcher:
     def __init__(
         self,
         *,
-        journal: Journal,
-        crm: Crm,
+        journal: DueJournal,
+        crm: CrmClient,
         settings: CrmSettings,
         retry: Retry,
         on_unknown: Callable[[PendingRecord], OnUnknown],

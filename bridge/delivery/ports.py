@@ -12,7 +12,7 @@ from bridge.model import Call, Due, Lane, Outcome, Pause, PendingRecord, Taken
 OnUnknown = Literal["park", "wait", "ignore"]
 
 
-class Journal(Protocol):
+class DueJournal(Protocol):
     """The journal as delivery sees it. Called from several threads at once.
 
     Any method may raise `JournalUnavailableError`; then nothing of it happened.
@@ -76,7 +76,7 @@ class Journal(Protocol):
         ...
 
 
-class Crm(Protocol):
+class CrmClient(Protocol):
     """The CRM. Called from several threads at once."""
 
     def update(self, lane: Lane, inputs: Sequence[Input]) -> Answer | NoAnswer:
@@ -97,7 +97,7 @@ class Crm(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class CallSummary:
     """What one call came to, for metrics and the log: ids and counts, never values."""
 
     lane: Lane
@@ -118,7 +118,7 @@ class Settled:
 class Observer(Protocol):
     """Who watches delivery (metrics). Called from several threads; must neither block nor raise."""
 
-    def called(self, settled: Settled) -> None:
+    def called(self, call: CallSummary) -> None:
         """A call ended and was settled."""
         ...
 

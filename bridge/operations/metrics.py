@@ -27,7 +27,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from bridge import __version__
-from bridge.delivery.ports import Settled as CallSettled
+from bridge.delivery.ports import CallSummary
 from bridge.errors import JournalError
 from bridge.intake.signatures import Reason
 from bridge.intake.values import Found
@@ -427,7 +427,7 @@ class Observing:
 
     # --- delivery ---
 
-    def called(self, settled: CallSettled) -> None:
+    def called(self, settled: CallSummary) -> None:
         """One CRM call. Its log line is the dispatcher's."""
         self._metrics.crm_calls.labels(settled.code).inc()
         self._metrics.call_duration.observe(settled.duration_s)

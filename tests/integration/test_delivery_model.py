@@ -26,7 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from bridge.delivery.dispatcher import Dispatcher
 from bridge.delivery.limiter import Limiter
 from bridge.delivery.pauses import Backoff
-from bridge.delivery.ports import OnUnknown, Settled
+from bridge.delivery.ports import OnUnknown, CallSummary
 from bridge.journal.event_log import EventFilter
 from bridge.journal.retry_log import Difference, Filter, KeptEvent, Remapped
 from bridge.journal.steering import Known
@@ -60,7 +60,7 @@ class AtOnce:
 class Deaf:
     """Watches nothing."""
 
-    def called(self, settled: Settled) -> None: ...
+    def called(self, settled: CallSummary) -> None: ...
 
     def waited(self, seconds: float) -> None: ...
 
