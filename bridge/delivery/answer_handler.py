@@ -15,7 +15,7 @@ from dataclasses import replace
 from bridge.crm.complaints import Complaint
 from bridge.crm.transport import Input
 from bridge.delivery.answers import Again, Broken, Judged, Locked, Meaning, Rejected, Stopped, TooLarge
-from bridge.delivery.board import Board, Work
+from bridge.delivery.board import DeliveryState, Work
 from bridge.delivery.cases import LOCK_S, MAX_HELD, SILENT, Decision, Moment, Retrial, Sent, halves
 from bridge.delivery.pauses import OUTAGE, Stop
 from bridge.delivery.search import Search, is_about_records, is_misaddressed, misconfigured
@@ -25,9 +25,9 @@ from bridge.model import Category, Delivered, Lane, Outcome, Parked, PendingReco
 class AnswerHandler:
     """Not thread-safe: the dispatcher's lock guards it."""
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
-        self._cases = board.cases
+    def __init__(self, state: DeliveryState) -> None:
+        self._state = state
+        self._cases = state.cases
         self._stumbles = Counter[int]()  # by record: calls whose outcome could not be written down
 
     def handle(
@@ -53,7 +53,7 @@ class AnswerHandler:
             case Again():
                 decision = Decision()  # what was sent stays due, or in its case
         if decision.retire:
-            self._board.retired.retire(work.lane.object_type, decision.retire, at.now)
+            self._state.retired.retire(work.lane.object_type, decision.retire, at.now)
         hold_s = 0.0 if decision.stop is None else self._stop(work, decision.stop, at)
         return self._followed(work, decision), hold_s
 
@@ -78,48 +78,48 @@ class AnswerHandler:
         self._stumbles.update(refs)
         for half in halves(refs):
             failures = max(self._stumbles[ref] for ref in half)
-            ready_at = now + self._board.policy.backoff.delay_s(failures)
+            ready_at = now + self._state.policy.backoff.delay_s(failures)
             self._retry(work.lane, half, ready_at=ready_at, failures=failures)
 
     # --- what the answer says -----------------------------------------------------------------
 
     def _judged(self, work: Work, sent: Sent, judged: Judged) -> Decision:
-        board, now = self._board, sent.at.now
+        state, now = self._state, sent.at.now
         if judged.outcomes or judged.unexplained:
             delivered = [outcome.record for outcome in judged.outcomes if isinstance(outcome, Delivered)]
-            board.note_success(work.lane, {source for record in delivered for source in record.sources}, now)
-            board.retired.taken(work.lane.object_type, {name for record in delivered for name in record.values})
-            self._answered(work, taken=True)
-            board.pauses.disproved(now=now)
+            state.note_success(work.lane, {source for record in delivered for source in record.sources}, now)
+            state.retired.accepted(work.lane.object_type, {name for record in delivered for name in record.values})
+            self._answered(work, accepted=True)
+            state.pauses.disproved(now=now)
         elif work.probe:
             stop = Stop(Scope.ALL, OUTAGE, "an answer that confirms nothing")
             return self._broken(work, sent, stop, Reason(Category.UNCONFIRMED, stop.detail))
         decision = Decision(judged.outcomes, retire=judged.retire)
-        decision = decision.and_then(work.case.taken(sent, judged) if work.case else Decision(free=sent.refs))
+        decision = decision.and_then(work.case.accepted(sent, judged) if work.case else Decision(free=sent.refs))
         if judged.unexplained:  # a few are searched, the others parked
             search = self._search(work.lane, [one.record.ref for one, _ in judged.unexplained], now)
-            decision = decision.and_then(search.refused_alone(judged.unexplained)).and_then(Decision(opens=(search,)))
+            decision = decision.and_then(search.rejected_alone(judged.unexplained)).and_then(Decision(opens=(search,)))
         if not judged.silent or not decision.free:
             return decision
-        return self._in_halves(work.lane, judged.silent, decision, SILENT, now + board.policy.backoff.delay_s(1))
+        return self._in_halves(work.lane, judged.silent, decision, SILENT, now + state.policy.backoff.delay_s(1))
 
     def _rejected(self, work: Work, sent: Sent, complaint: Complaint) -> Decision:
-        board, lane = self._board, work.lane
-        self._answered(work, taken=False)
-        if work.probe and board.pauses.stops_lane(lane):
+        state, lane = self._state, work.lane
+        self._answered(work, accepted=False)
+        if work.probe and state.pauses.stops_lane(lane):
             if is_misaddressed(lane, sent.inputs, complaint) or not is_about_records(sent.inputs, complaint):
                 return Decision(stop=misconfigured(complaint))
-            self._answered(work, taken=True)  # another trouble, and this record's own: the lane's is over
-        decision = work.case.refused(sent, complaint) if work.case else Decision(free=sent.refs)
+            self._answered(work, accepted=True)  # another trouble, and this record's own: the lane's is over
+        decision = work.case.rejected(sent, complaint) if work.case else Decision(free=sent.refs)
         if decision.free:
             search = self._search(lane, decision.free, sent.at.now)
-            decision = search.refused(sent, complaint).and_then(Decision(opens=(search,)))
+            decision = search.rejected(sent, complaint).and_then(Decision(opens=(search,)))
         if decision.stop is not None:
-            board.note_misconfigured(lane)
+            state.note_misconfigured(lane)
         return decision
 
     def _too_large(self, work: Work, sent: Sent, reason: Reason) -> Decision:
-        self._answered(work, taken=False)
+        self._answered(work, accepted=False)
         records = [one.record for one in sent.inputs]
         if len(records) == 1:
             decision = work.case.vanished(sent.refs) if work.case else Decision()
@@ -128,7 +128,7 @@ class AnswerHandler:
         return self._in_halves(work.lane, records, decision, reason, sent.at.now)
 
     def _locked(self, work: Work, sent: Sent, reason: Reason, *, own: bool) -> Decision:
-        self._answered(work, taken=False)
+        self._answered(work, accepted=False)
         ready_at = sent.at.now + LOCK_S
         decision = work.case.locked(sent, reason, ready_at, own=own) if work.case else Decision(free=sent.refs)
         if not self._retry(work.lane, decision.free, ready_at=ready_at):
@@ -145,20 +145,20 @@ class AnswerHandler:
     def _stop(self, work: Work, stop: Stop, at: Moment) -> float:
         """Pause; returns the seconds for which the limiter is to hold."""
         began, known = work.began, work.case is not None
-        delay_s = self._board.pauses.stop(work.lane, stop, now=at.now, now_us=at.now_us, began=began, known=known)
+        delay_s = self._state.pauses.stop(work.lane, stop, now=at.now, now_us=at.now_us, began=began, known=known)
         return delay_s if stop.reason == "rate_limited" else 0.0
 
-    def _answered(self, work: Work, *, taken: bool) -> None:
+    def _answered(self, work: Work, *, accepted: bool) -> None:
         """A probe got a sound answer: the trouble is over, as far as this answer tells."""
         if work.probe:
-            self._board.pauses.answered(work.lane, taken=taken)
+            self._state.pauses.answered(work.lane, accepted=accepted)
 
     # --- what opens a case --------------------------------------------------------------------
 
     def _search(self, lane: Lane, refs: Sequence[int], now: float) -> Search:
-        since = self._board.successes.since_now(lane, Scope.LANE)
-        proven, flowing = self._board.is_proven(lane), self._board.flowing(lane, now)
-        return Search(lane, refs, self._board.policy, since, proven=proven, flowing=flowing, ready_at=now)
+        since = self._state.successes.since_now(lane, Scope.LANE)
+        proven, flowing = self._state.is_proven(lane), self._state.flowing(lane, now)
+        return Search(lane, refs, self._state.policy, since, proven=proven, flowing=flowing, ready_at=now)
 
     def _retry(
         self, lane: Lane, refs: tuple[int, ...], *, ready_at: float, scope: Scope = Scope.ALL, failures: int = 1
@@ -166,8 +166,8 @@ class AnswerHandler:
         """False when these are more than can be held: they stay due."""
         if not refs:
             return True
-        since = self._board.successes.since_now(lane, scope)
-        return self._cases.add(Retrial(lane, refs, self._board.policy, since, ready_at=ready_at, failures=failures))
+        since = self._state.successes.since_now(lane, scope)
+        return self._cases.add(Retrial(lane, refs, self._state.policy, since, ready_at=ready_at, failures=failures))
 
     def _in_halves(
         self, lane: Lane, records: Sequence[PendingRecord], decision: Decision, reason: Reason, ready_at: float
@@ -175,5 +175,5 @@ class AnswerHandler:
         """Those of them that are free. Those beyond what can be held are tried again later."""
         by_ref = {record.ref: record for record in records if record.ref in decision.free}
         beyond = [half for half in halves(tuple(by_ref)) if not self._retry(lane, half, ready_at=ready_at)]
-        later = tuple(self._board.policy.later(by_ref[ref], reason) for half in beyond for ref in half)
+        later = tuple(self._state.policy.later(by_ref[ref], reason) for half in beyond for ref in half)
         return decision.and_then(Decision(later))

@@ -45,7 +45,7 @@ class Retired:
         for name, reason in reasons.items():
             self._known[object_type, name] = _Retirement(reason, now + RETIRED_S)
 
-    def taken(self, object_type: str, names: Collection[str]) -> None:
+    def accepted(self, object_type: str, names: Collection[str]) -> None:
         """The CRM took a call with these properties."""
         if self._known:
             for name in names:
@@ -118,7 +118,7 @@ class Work:
 
 
 @dataclass(slots=True)
-class Board:
+class DeliveryState:
     """Not thread-safe: the dispatcher's lock guards it."""
 
     buffer: Buffer
@@ -129,7 +129,9 @@ class Board:
     open: set[Work] = field(default_factory=set)
     successes: Successes = field(default_factory=Successes)
     cold: set[Lane] = field(default_factory=set)  # lanes seen that have not proven themselves
-    taken: dict[Lane, dict[str, float]] = field(default_factory=dict)  # source → when a record of it was last taken
+    last_accepted: dict[Lane, dict[str, float]] = field(
+        default_factory=dict
+    )  # source → when the CRM last accepted a record of it
 
     def busy(self) -> set[int]:
         """The records of calls that are not settled yet."""
@@ -170,25 +172,25 @@ class Board:
         """The CRM took a call of this lane, and in it records of these sources."""
         self.successes.note(lane)
         self.cold.discard(lane)
-        self.taken.setdefault(lane, {}).update(dict.fromkeys(sources, now))
+        self.last_accepted.setdefault(lane, {}).update(dict.fromkeys(sources, now))
 
     def note_misconfigured(self, lane: Lane) -> None:
         self.cold.add(lane)
-        self.taken.pop(lane, None)
+        self.last_accepted.pop(lane, None)
 
     def flowing(self, lane: Lane, now: float) -> frozenset[str]:
         """The sources whose records in this lane the CRM took lately."""
-        return frozenset(source for source, at in self.taken.get(lane, {}).items() if now - at < TRUSTED_S)
+        return frozenset(source for source, at in self.last_accepted.get(lane, {}).items() if now - at < TRUSTED_S)
 
-    def leave(self, work: Work, taken: Taken) -> None:
+    def did_not_fit(self, work: Work, taken: Taken) -> None:
         """Not all records of this call fitted into it: it goes on without the others."""
         left = taken.left
         work.refs = tuple(ref for ref in work.refs if ref not in left)
         work.held.difference_update(left)
         if work.case is not None:
-            self.cases.follow(work.case, work.case.left(left))
+            self.cases.follow(work.case, work.case.did_not_fit(left))
         served = {source for record in taken.records for source in record.sources}
-        self.buffer.left(work.lane, left, served=served)
+        self.buffer.did_not_fit(work.lane, left, served=served)
 
     def begin(self, work: Work) -> None:
         """The call is being made: its records are in no other one."""
@@ -220,15 +222,15 @@ _MAX_PROBED = 1_000
 class Chooser:
     """Not thread-safe: the dispatcher's lock guards it."""
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
+    def __init__(self, state: DeliveryState) -> None:
+        self._state = state
         self._fresh_next = True
         self._probed: set[int] = set()
 
     def next_work(self, *, now: float, now_us: int, draining: bool = False) -> Work | None:
         """The call to make now, noted as open; None when there is none."""
         work: Work | None = None
-        if self._board.pauses.none:
+        if self._state.pauses.none:
             self._probed.clear()
         else:
             work = next(self._probes(now), None)
@@ -240,58 +242,58 @@ class Chooser:
             work = self._of_case(now)
         if work is not None:
             self._fresh_next = work.probe or work.case is not None
-            self._board.begin(work)
+            self._state.begin(work)
         return work
 
     def flush_in(self, *, now: float, now_us: int) -> float | None:
         """Seconds until the next new batch is due; None when nothing may be begun."""
-        board = self._board
-        return board.buffer.flush_in(now=now, now_us=now_us, open_to=lambda lane: board.is_free_for_more(lane, now))
+        state = self._state
+        return state.buffer.flush_in(now=now, now_us=now_us, open_to=lambda lane: state.is_free_for_more(lane, now))
 
     def _fresh(self, now: float, now_us: int, *, draining: bool) -> Work | None:
-        board = self._board
+        state = self._state
         while True:
-            lane = board.buffer.next_lane(
+            lane = state.buffer.next_lane(
                 now=now,
                 now_us=now_us,
-                open_to=lambda lane: board.is_free_for_more(lane, now),
+                open_to=lambda lane: state.is_free_for_more(lane, now),
                 draining=draining,
             )
             if lane is None:
                 return None
-            if refs := board.buffer.cut(lane, now=now, skip=partial(board.cases.resume, lane)):
+            if refs := state.buffer.cut(lane, now=now, skip=partial(state.cases.resume, lane)):
                 return Work(lane, tuple(refs), now)
 
     def _of_case(self, now: float) -> Work | None:
-        board = self._board
-        busy = board.busy()
+        state = self._state
+        busy = state.busy()
 
         def may_send(lane: Lane, group: Group) -> bool:
-            return busy.isdisjoint(group.refs) and board.is_free(lane, now)
+            return busy.isdisjoint(group.refs) and state.is_free(lane, now)
 
-        if (found := board.cases.next(now, may_send)) is None:
+        if (found := state.cases.next(now, may_send)) is None:
             return None
         case, group = found
         return Work(case.lane, group.refs, now, only=group.only, case=case)
 
     def _probes(self, now: float) -> Iterator[Work]:
-        board = self._board
-        for lane in board.buffer.lanes():
-            if board.pauses.gate(lane, now, early=True) is not Gate.PROBE:
+        state = self._state
+        for lane in state.buffer.lanes():
+            if state.pauses.gate(lane, now, early=True) is not Gate.PROBE:
                 continue
-            anyone = board.pauses.gate(lane, now) is Gate.PROBE
+            anyone = state.pauses.gate(lane, now) is Gate.PROBE
             if refs := self._cut_probe(lane, now, anyone=anyone):
                 yield Work(lane, tuple(refs), now, probe=True)
-        busy = board.busy()
-        for case, group in board.cases.probes():
-            if busy.isdisjoint(group.refs) and board.pauses.gate(case.lane, now) is Gate.PROBE:
+        busy = state.busy()
+        for case, group in state.cases.probes():
+            if busy.isdisjoint(group.refs) and state.pauses.gate(case.lane, now) is Gate.PROBE:
                 yield Work(case.lane, group.refs, now, probe=True, only=group.only, case=case)
 
     def _cut_probe(self, lane: Lane, now: float, *, anyone: bool) -> list[int]:
         """A record that has not been a probe yet; in the end (`anyone`) one that has."""
         if len(self._probed) >= _MAX_PROBED:
             self._probed.clear()
-        cases = self._board.cases
+        cases = self._state.cases
         put_off: list[int] = []
 
         def is_passed_over(ref: int) -> bool:
@@ -300,7 +302,7 @@ class Chooser:
                 return True
             return ref in self._probed
 
-        refs = self._board.buffer.cut(lane, now=now, size=1, skip=is_passed_over)
+        refs = self._state.buffer.cut(lane, now=now, size=1, skip=is_passed_over)
         if refs:
             self._probed.update(refs)
         elif anyone:

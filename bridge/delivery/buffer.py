@@ -146,7 +146,7 @@ class Buffer:
         shelf.turn = self._turn + 1 / max(1, shares)
         return chosen
 
-    def left(self, lane: Lane, sizes: Mapping[int, int], *, served: Iterable[str]) -> None:
+    def did_not_fit(self, lane: Lane, sizes: Mapping[int, int], *, served: Iterable[str]) -> None:
         """These records, by their size, did not fit into a call with others of the `served` sources: it is not these
         sources' turn now, and the records go with what fits beside them.
         """

@@ -29,7 +29,7 @@ from bridge.delivery.answers import (
     doubtful,
     judge,
 )
-from bridge.delivery.board import Board, Work
+from bridge.delivery.board import DeliveryState, Work
 from bridge.delivery.cases import Moment
 from bridge.delivery.limiter import DailyBudget, Grant, Limiter
 from bridge.delivery.pauses import DAILY_LIMIT
@@ -239,7 +239,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Thread-safe: `lock` guards the board and the budget and is never held during I/O.
+    """Thread-safe: `lock` guards the state and the budget and is never held during I/O.
 
     `may_call` is asked just before a call is sent.
     """
@@ -248,7 +248,7 @@ class Caller:
     crm: CrmClient
     limiter: Limiter
     open_bytes: OpenBytes
-    board: Board
+    state: DeliveryState
     handler: AnswerHandler
     budget: DailyBudget
     lock: threading.Lock
@@ -281,7 +281,7 @@ class Caller:
         answer = self._update(work.lane, inputs)
         with self.lock:
             at = Moment(self.clock.monotonic(), to_us(self.clock.now()))
-            rules = Rules(self.on_unknown, self.board.policy, at.now_us)
+            rules = Rules(self.on_unknown, self.state.policy, at.now_us)
             meaning = judge(inputs, answer, rules)
             work.sent = isinstance(answer, Answer) or answer.doubtful
             refused = isinstance(meaning, Stopped) and meaning.stop.reason == DAILY_LIMIT
@@ -302,7 +302,7 @@ class Caller:
         taken = self.journal.take(work.refs, began_at_us=began_at_us, max_bytes=max_bytes, only=work.only)
         if taken.left:
             with self.lock:
-                self.board.leave(work, taken)
+                self.state.did_not_fit(work, taken)
         return taken
 
     def _prepare(self, work: Work, taken: Sequence[PendingRecord]) -> tuple[list[PendingRecord], list[Outcome]]:
@@ -312,7 +312,7 @@ class Caller:
             records, ruled_out = self.rules.rule_out(work.lane.object_type, records)
         with self.lock:
             now = self.clock.monotonic()
-            left, refused = self.board.retired.strip(work.lane.object_type, records, now)
+            left, refused = self.state.retired.strip(work.lane.object_type, records, now)
             work.partly = work.only is not None and any(work.only != record.values.keys() for record in left)
             gone = set(work.refs).difference(record.ref for record in left)
             decided = self.handler.vanished(work, sorted(gone)) if gone else ()
@@ -328,8 +328,8 @@ class Caller:
         except JournalError:
             return True
         with self.lock:
-            self.board.pauses.operators(stored)
-            return self.board.pauses.is_ordered(lane)
+            self.state.pauses.operators(stored)
+            return self.state.pauses.is_ordered(lane)
 
     def _may_send(self, grant: Grant) -> bool:
         """Whether the call may be sent now: a process can freeze between grant and call."""

@@ -109,11 +109,11 @@ class Case(Protocol):
         """What to send next, the same until its answer is told; None when the case is over."""
         ...
 
-    def taken(self, sent: Sent, judged: Judged) -> Decision:
+    def accepted(self, sent: Sent, judged: Judged) -> Decision:
         """The CRM took the call, and said so much of its inputs."""
         ...
 
-    def refused(self, sent: Sent, complaint: Complaint) -> Decision:
+    def rejected(self, sent: Sent, complaint: Complaint) -> Decision:
         """The CRM refused the call as a whole for what is in it."""
         ...
 
@@ -133,7 +133,7 @@ class Case(Protocol):
         """These have nothing to be sent any more."""
         ...
 
-    def left(self, refs: Collection[int]) -> Decision:
+    def did_not_fit(self, refs: Collection[int]) -> Decision:
         """These did not fit into the call: its answer is about the others."""
         ...
 
@@ -300,11 +300,11 @@ class Retrial:
         self.refs = tuple(ref for ref in self.refs if ref not in refs)
         return Decision()
 
-    def left(self, refs: Collection[int]) -> Decision:
+    def did_not_fit(self, refs: Collection[int]) -> Decision:
         self.vanished(refs)
         return Decision(opens=(replace(self, refs=tuple(sorted(refs)), open=False),))
 
-    def taken(self, sent: Sent, judged: Judged) -> Decision:
+    def accepted(self, sent: Sent, judged: Judged) -> Decision:
         if not judged.silent or len(sent.inputs) > 1 or len(self.refs) > 1:  # silence about one of several is its own
             return self._let_go(sent)
         if not self.since.others_succeeded:
@@ -315,7 +315,7 @@ class Retrial:
         twice = replace(SILENT, message=f"{SILENT.message}, twice while it was alone")
         return self._ended(Parked(judged.silent[0], twice))
 
-    def refused(self, sent: Sent, complaint: Complaint) -> Decision:  # noqa: ARG002 (whatever it says)
+    def rejected(self, sent: Sent, complaint: Complaint) -> Decision:  # noqa: ARG002 (whatever it says)
         """Whose fault it is, a search will tell."""
         return self._let_go(sent)
 

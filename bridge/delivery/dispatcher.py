@@ -17,7 +17,7 @@ import structlog
 
 from bridge.crm.hubspot import OpenBytes
 from bridge.delivery.answer_handler import AnswerHandler
-from bridge.delivery.board import Board, Chooser, Work
+from bridge.delivery.board import Chooser, DeliveryState, Work
 from bridge.delivery.buffer import Buffer
 from bridge.delivery.caller import Caller, CallThreads, Pool, log_pauses, where
 from bridge.delivery.cases import Moment
@@ -82,7 +82,7 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
-class _State:
+class _LoopState:
     """What the loop and the call threads share, beside the board; guarded by the same lock."""
 
     stopping: bool = False
@@ -98,7 +98,7 @@ class _State:
 
 
 class Dispatcher:
-    """Thread-safe: `_lock` guards the board and the state; it is never held during I/O."""
+    """Thread-safe: `_lock` guards the state and `_loop`; it is never held during I/O."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class Dispatcher:
         self._budget = DailyBudget(rate.daily)
         backoff = backoff if backoff is not None else Backoff(base_s=retry.base_s, max_s=retry.max_s)
         self._journal_backoff = Backoff(base_s=0.1, max_s=5.0)
-        self._board = Board(
+        self._state = DeliveryState(
             buffer=Buffer(
                 batch_size=settings.batch_size,
                 flush_interval_s=settings.flush_interval_s,
@@ -144,38 +144,38 @@ class Dispatcher:
             pauses=Pauses(backoff=backoff),
             policy=RetryPolicy(backoff, retry.give_up_after_s),
         )
-        self._chooser = Chooser(self._board)
-        self._handler = AnswerHandler(self._board)
+        self._chooser = Chooser(self._state)
+        self._handler = AnswerHandler(self._state)
         self._clock_watch = ClockWatch()
         self._lock = threading.Lock()
-        self._state = _State()
+        self._loop = _LoopState()
         self._caller = Caller(
             journal=journal,
             crm=crm,
             limiter=self.limiter,
             open_bytes=self._open_bytes,
-            board=self._board,
+            state=self._state,
             handler=self._handler,
             budget=self._budget,
             lock=self._lock,
             clock=clock,
             observer=observer,
             on_unknown=on_unknown,
-            may_call=lambda: not self._state.stopping and may_call(),
+            may_call=lambda: not self._loop.stopping and may_call(),
             rules=None
             if portal is None
             else PortalRules(
                 portal=portal,
                 limiter=self.limiter,
                 clock=clock,
-                may_call=lambda: not self._state.stopping and may_call(),
+                may_call=lambda: not self._loop.stopping and may_call(),
                 note_reading=journal.note_reading,
             ),
         )
         self._closed = threading.Condition(self._lock)  # a call was settled, or given up
         self._wake = threading.Event()
         self._idle = threading.Event()
-        self._loop: threading.Thread | None = None
+        self._thread: threading.Thread | None = None
         #: Monotonic time of the loop's last sound step, for liveness.
         self.last_progress = clock.monotonic()
 
@@ -184,8 +184,8 @@ class Dispatcher:
     def start(self) -> None:
         """Take up the pauses of the last run and begin to deliver."""
         self.restore_pauses()
-        self._loop = threading.Thread(target=self._run, name="dispatcher", daemon=True)
-        self._loop.start()
+        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+        self._thread.start()
 
     def restore_pauses(self) -> None:
         """Take up the stored pauses, and the count of the day's calls. Raises JournalError."""
@@ -197,13 +197,13 @@ class Dispatcher:
             self._clock_watch.believe(at.now, at.now_us)
             self._budget.begin(used, at.now_us)
             valid = [pause for pause in stored if pause.detail != SPENT]
-            self._board.pauses.restore(valid, now=at.now, now_us=at.now_us)
-            self._board.pauses.operators(stored)
-            self._board.pauses.changed = self._board.pauses.changed or valid != list(stored)
+            self._state.pauses.restore(valid, now=at.now, now_us=at.now_us)
+            self._state.pauses.operators(stored)
+            self._state.pauses.changed = self._state.pauses.changed or valid != list(stored)
 
     def notify(self) -> None:
         """Something became due in this process."""
-        self._state.hinted = True
+        self._loop.hinted = True
         self._wake.set()
 
     def drain(self, *, timeout_s: float) -> bool:
@@ -211,8 +211,8 @@ class Dispatcher:
         now.
         """
         with self._lock:
-            self._state.draining = True
-            self._state.drain_until = self._clock.monotonic() + timeout_s
+            self._loop.draining = True
+            self._loop.drain_until = self._clock.monotonic() + timeout_s
         self._idle.clear()
         self._wake.set()
         done = self.is_running and self._idle.wait(timeout_s)
@@ -222,29 +222,29 @@ class Dispatcher:
     def stop(self, *, grace_s: float = 1.0) -> None:
         """Begin no more calls, give open ones the grace, then cut them. Their records stay due."""
         with self._lock:
-            self._state.stopping = True
+            self._loop.stopping = True
         self._wake.set()
         self._all_closed(within_s=grace_s)
         self._crm.close()
-        if self._loop is not None:
-            self._loop.join(timeout=1.0)
+        if self._thread is not None:
+            self._thread.join(timeout=1.0)
         self._all_closed(within_s=1.0)  # calls that were cut settle as doubtful
         self._pool.close()
 
     def _all_closed(self, *, within_s: float) -> bool:
         with self._closed:
-            return self._closed.wait_for(lambda: not self._board.open, timeout=within_s)
+            return self._closed.wait_for(lambda: not self._state.open, timeout=within_s)
 
     @property
     def is_running(self) -> bool:
         """Whether the loop is there; it ends by `stop` only, or with its thread."""
-        return self._loop is not None and self._loop.is_alive()
+        return self._thread is not None and self._thread.is_alive()
 
     @property
     def in_flight(self) -> int:
         """Calls that are open or not settled yet."""
         with self._lock:
-            return len(self._board.open)
+            return len(self._state.open)
 
     @property
     def daily_calls_left(self) -> int | None:
@@ -256,11 +256,11 @@ class Dispatcher:
     def pauses(self) -> list[Pause]:
         """What delivery is stopped for now."""
         with self._lock:
-            return self._board.pauses.all()
+            return self._state.pauses.all()
 
     def _run(self) -> None:
         failures = 0
-        while not self._state.stopping:
+        while not self._loop.stopping:
             try:
                 wait_s = self.run_once()
                 failures = 0
@@ -282,8 +282,8 @@ class Dispatcher:
 
     def _step(self) -> float:
         now = self._clock.monotonic()
-        if now < self._state.resume_at:
-            return min(self._state.resume_at - now, POLL_S)
+        if now < self._loop.resume_at:
+            return min(self._loop.resume_at - now, POLL_S)
         try:
             self._keep_house(now)
             while True:
@@ -298,17 +298,17 @@ class Dispatcher:
         """Start one call; else the seconds to wait."""
         now = self._clock.monotonic()
         with self._lock:
-            if self._state.stopping or len(self._board.open) >= self._max_in_flight or self._open_bytes.full:
+            if self._loop.stopping or len(self._state.open) >= self._max_in_flight or self._open_bytes.full:
                 return POLL_S
         if (early_s := self.limiter.wait_s(now)) > 0:
             self.limiter.acquire(now)  # notes that we wait for it
-            if now + early_s > self._state.drain_until and not self.in_flight:
+            if now + early_s > self._loop.drain_until and not self.in_flight:
                 self._idle.set()  # a 429 holds everything for longer than there is time
             return min(early_s, POLL_S)
         filled = self._fill(now)
         with self._lock:
             at = self._moment()
-            draining = self._state.draining
+            draining = self._loop.draining
             if not self._within_budget(at):
                 return POLL_S
             work = self._chooser.next_work(now=at.now, now_us=at.now_us, draining=draining)
@@ -332,7 +332,7 @@ class Dispatcher:
 
     def _within_budget(self, at: Moment) -> bool:
         """Whether the day's budget lets another call begin, or a pause tells what may; begins that pause."""
-        pauses = self._board.pauses
+        pauses = self._state.pauses
         if pauses.holds(DAILY_LIMIT):
             return True
         if (stop := self._budget.stop(at.now_us)) is not None:
@@ -342,55 +342,55 @@ class Dispatcher:
 
     def _nothing_to_do(self, at: Moment, *, just_filled: bool) -> float:
         self.limiter.not_wanted()
-        if self._state.draining and just_filled and not self._board.open:
+        if self._loop.draining and just_filled and not self._state.open:
             self._idle.set()
         flush_in = self._chooser.flush_in(now=at.now, now_us=at.now_us)
-        poll_s = self._idle_poll_s if self._board.is_idle else POLL_S
+        poll_s = self._idle_poll_s if self._state.is_idle else POLL_S
         return max(poll_s if flush_in is None else min(flush_in, poll_s), 0.001)
 
     def _fill(self, now: float) -> bool:
         """Ask the journal what is due, unless that was just done."""
         with self._lock:
-            if now - self._state.filled_at < self._poll_s(now):
+            if now - self._loop.filled_at < self._poll_s(now):
                 return False
-            self._state.hinted = False
-            limit = self._board.buffer.limit
-            exclude = self._board.held()
+            self._loop.hinted = False
+            limit = self._state.buffer.limit
+            exclude = self._state.held()
         rows = self._journal.due(limit=limit, exclude=exclude)
         with self._lock:
-            self._board.buffer.fill(rows, limit=limit, now=now)
-            if not self._board.pauses.none:
-                self._board.pauses.lapse(now, self._board.waiting())
-            self._state.filled_at = now
-            self._state.troubles = 0
+            self._state.buffer.fill(rows, limit=limit, now=now)
+            if not self._state.pauses.none:
+                self._state.pauses.lapse(now, self._state.waiting())
+            self._loop.filled_at = now
+            self._loop.troubles = 0
         return True
 
     def _poll_s(self, now: float) -> float:
-        board, state = self._board, self._state
-        if board.buffer.short or state.draining or (state.hinted and board.buffer.empty):
+        state, loop = self._state, self._loop
+        if state.buffer.short or loop.draining or (loop.hinted and state.buffer.empty):
             return _SHORTEST_POLL_S
-        if board.pauses.stops_all(now):
+        if state.pauses.stops_all(now):
             return _HOUSEKEEPING_S
-        if board.is_idle:
+        if state.is_idle:
             return self._idle_poll_s
-        return _BACKLOG_POLL_S if board.buffer.full else POLL_S
+        return _BACKLOG_POLL_S if state.buffer.full else POLL_S
 
     def _keep_house(self, now: float) -> None:
         """Now and then: the operators' pauses, and the token; at once: a clock that was set, pauses that changed."""
-        pauses, state = self._board.pauses, self._state
+        pauses, loop = self._state.pauses, self._loop
         now_us = to_us(self._clock.now())
         if by_us := self._clock_watch.set_by_us(now, now_us):
             _log.warning("the clock was set", seconds=round(by_us / 1_000_000))
             self._journal.clock_was_set(by_us)
             self._clock_watch.believe(now, now_us)
         with self._lock:
-            due = now - state.kept_house_at >= _HOUSEKEEPING_S
+            due = now - loop.kept_house_at >= _HOUSEKEEPING_S
             waits_for_token = due and pauses.waits_for_token()
         if due:
             stored = self._journal.load_pauses()
             credential = self._crm.credential() if waits_for_token else ""
             with self._lock:
-                state.kept_house_at = now
+                loop.kept_house_at = now
                 pauses.operators(stored)
                 pauses.token_is(credential, now=now)
         with self._lock:
@@ -413,7 +413,7 @@ class Dispatcher:
             with self._lock:
                 now = self._clock.monotonic()
                 self._handler.stumbled(work, now)
-                self._state.resume_at = now + POLL_S
+                self._loop.resume_at = now + POLL_S
         finally:
             try:
                 with self._lock:
@@ -424,39 +424,39 @@ class Dispatcher:
 
     def _put_back(self, work: Work) -> None:
         with self._lock:
-            self._board.close(work)
+            self._state.close(work)
             self._closed.notify_all()
 
     # --- the rest -----------------------------------------------------------------------------
 
     def _save_pauses(self) -> None:
         with self._lock:
-            self._board.pauses.changed = False
-            own, every = self._board.pauses.own(), self._board.pauses.all()
-        if self._state.reported_pauses != frozenset(every):
-            log_pauses(_log, before=self._state.reported_pauses, now=every)
-            self._state.reported_pauses = frozenset(every)
+            self._state.pauses.changed = False
+            own, every = self._state.pauses.own(), self._state.pauses.all()
+        if self._loop.reported_pauses != frozenset(every):
+            log_pauses(_log, before=self._loop.reported_pauses, now=every)
+            self._loop.reported_pauses = frozenset(every)
             self._observer.paused(every)
         try:
             self._journal.save_pauses(own)
         except JournalError:
             with self._lock:
-                self._board.pauses.changed = True
+                self._state.pauses.changed = True
             raise
 
     def _journal_failed(self, error: JournalError) -> None:
         with self._lock:
-            self._state.troubles += 1
-            delay_s = self._journal_backoff.delay_s(self._state.troubles)
-            self._state.resume_at = self._clock.monotonic() + delay_s
+            self._loop.troubles += 1
+            delay_s = self._journal_backoff.delay_s(self._loop.troubles)
+            self._loop.resume_at = self._clock.monotonic() + delay_s
         _log.error("the journal failed, delivery waits", error=str(error), seconds=round(delay_s, 2))
         self._observer.stumbled(type(error).__name__)
 
     def _report_wait(self) -> None:
         waited_s = self.limiter.waited_s
-        if waited_s > self._state.reported_wait_s:
-            self._observer.waited(waited_s - self._state.reported_wait_s)
-            self._state.reported_wait_s = waited_s
+        if waited_s > self._loop.reported_wait_s:
+            self._observer.waited(waited_s - self._loop.reported_wait_s)
+            self._loop.reported_wait_s = waited_s
 
     def _moment(self) -> Moment:
         return Moment(self._clock.monotonic(), to_us(self._clock.now()))

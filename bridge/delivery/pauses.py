@@ -164,14 +164,14 @@ class Pauses:
         self.changed = True
         return delay_s
 
-    def answered(self, lane: Lane, *, taken: bool) -> None:
-        """The probe of this lane got a sound answer: `taken` tells whether the CRM took the call, or
+    def answered(self, lane: Lane, *, accepted: bool) -> None:
+        """The probe of this lane got a sound answer: `accepted` tells whether the CRM took the call, or
         refused the input. Lifts what that answer disproves.
         """
         over = [
             key
             for key, held in self._held.items()
-            if held.stop is not None and _covers(held.pause, lane) and (taken or held.pause.scope is not Scope.LANE)
+            if held.stop is not None and _covers(held.pause, lane) and (accepted or held.pause.scope is not Scope.LANE)
         ]
         self._drop(over)
 

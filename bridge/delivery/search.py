@@ -125,12 +125,12 @@ class Search:
         self._forget(refs)
         return self._decided()
 
-    def left(self, refs: Collection[int]) -> Decision:
+    def did_not_fit(self, refs: Collection[int]) -> Decision:
         """Their turn comes next."""
         self._testing = [ref for ref in self._testing if ref not in refs]
         return Decision()
 
-    def taken(self, sent: Sent, judged: Judged) -> Decision:
+    def accepted(self, sent: Sent, judged: Judged) -> Decision:
         """What the CRM says about single inputs is not ours to judge."""
         if self._by_property and (sent.partly or not any(isinstance(one, Delivered) for one in judged.outcomes)):
             return self._abandon()
@@ -142,14 +142,14 @@ class Search:
         self._forget(self._testing)
         return replace(self._decided(), free=sent.refs)
 
-    def refused_alone(self, refused: Sequence[tuple[Input, Complaint]]) -> Decision:
+    def rejected_alone(self, refused: Sequence[tuple[Input, Complaint]]) -> Decision:
         """A call was taken, but for these inputs of it, of which the answer names no property."""
         self._flows = True
         self._forget([one.record.ref for one, _ in refused])
         self._withheld.extend(refused)
         return self._decided()
 
-    def refused(self, sent: Sent, complaint: Complaint) -> Decision:
+    def rejected(self, sent: Sent, complaint: Complaint) -> Decision:
         inputs = sent.inputs
         self.calls += 1
         self._flows = self._flows or self._since.others_succeeded

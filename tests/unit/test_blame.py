@@ -22,7 +22,7 @@ def delivered(script: Script, refs: Sequence[int], *, hours: float, others: bool
     """What became of these records; `others`: of another object type there is always something new."""
     rig = Rig([], 1)
     rig.crm.script = script
-    policy = rig.dispatcher._board.policy
+    policy = rig.dispatcher._state.policy
     object.__setattr__(policy, "give_up_after_s", 600.0)
     for ref in refs:
         rig.journal.put(ref, {"name": "A"}, lane=CLIENTS)
@@ -79,7 +79,7 @@ def test_silence_about_the_one_that_was_asked_for_a_locked_group_is_its_own() ->
     retrial = Retrial(CLIENTS, (2, 3, 1), policy, since, asks_one=True)
     successes.note(OTHERS)
     sent = Sent(inputs(asked), (2,), Moment(0.0, 0))
-    decision = retrial.taken(sent, Judged((), silent=(asked,)))
+    decision = retrial.accepted(sent, Judged((), silent=(asked,)))
     assert decision.put_off is None
     assert decision.free == (2,)
     assert retrial.refs == (3, 1)

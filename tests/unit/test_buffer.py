@@ -176,7 +176,7 @@ def test_every_due_record_is_cut_exactly_once(rows: list[tuple[int, str, Lane]],
 def test_a_record_that_is_known_to_be_large_goes_with_what_fits_beside_it() -> None:
     """Its source's others come after it; other sources' go along."""
     buffer = Buffer(batch_size=10, flush_interval_s=0.5, depth=90, max_bytes=100)
-    buffer.left(A, {1: 90, 2: 90, 3: 300}, served=())
+    buffer.did_not_fit(A, {1: 90, 2: 90, 3: 300}, served=())
     buffer.fill([*due([1, 2, 3]), *due([11, 12, 13], source="t")], limit=100, now=0.0)
     cuts = [buffer.cut(A, now=0.0) for _ in range(4)]
     assert cuts == [[1, 11, 12, 13], [2], [3], []]
@@ -184,13 +184,13 @@ def test_a_record_that_is_known_to_be_large_goes_with_what_fits_beside_it() -> N
 
 def test_sources_with_large_records_come_first_in_turn() -> None:
     buffer = Buffer(batch_size=10, flush_interval_s=0.5, depth=90, max_bytes=100)
-    buffer.left(A, dict.fromkeys(range(20), 90), served=())
+    buffer.did_not_fit(A, dict.fromkeys(range(20), 90), served=())
     buffer.fill([*due(range(4)), *due(range(10, 14), source="t")], limit=100, now=0.0)
     assert [buffer.cut(A, now=0.0) for _ in range(8)] == [[0], [10], [1], [11], [2], [12], [3], [13]]
 
 
 def test_the_sizes_of_only_so_many_records_are_remembered() -> None:
     buffer = Buffer(batch_size=10, flush_interval_s=0.5, depth=90, max_bytes=100)
-    buffer.left(A, dict.fromkeys(range(2 * MAX_SIZES), 90), served=())
+    buffer.did_not_fit(A, dict.fromkeys(range(2 * MAX_SIZES), 90), served=())
     buffer.fill(due([0, 1, 2 * MAX_SIZES - 2, 2 * MAX_SIZES - 1]), limit=100, now=0.0)
     assert buffer.cut(A, now=0.0) == [0, 1, 2 * MAX_SIZES - 2]

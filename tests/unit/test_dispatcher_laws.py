@@ -99,7 +99,7 @@ class Rig:
     def step(self, seconds: float) -> None:
         self.clock.pass_(seconds)
         self.dispatcher.run_once()
-        works = list(self.dispatcher._board.open)
+        works = list(self.dispatcher._state.open)
         refs = [ref for work in works for ref in work.refs]
         assert len(refs) == len(set(refs)), "a record is in two open calls"
         while self.pool.jobs and self.chance.random() < 0.7:
@@ -132,7 +132,7 @@ def test_every_record_ends_delivered_parked_or_refused(
         if not {"due", "retrying"} & rig.journal.states().keys() and not rig.pool.jobs:
             break
     assert not {"due", "retrying"} & rig.journal.states().keys()
-    assert not rig.dispatcher._board.held()
+    assert not rig.dispatcher._state.held()
     for ref, row in rig.journal.rows.items():
         if row.parked is None:
             held = rig.crm.state.get(ref, {})

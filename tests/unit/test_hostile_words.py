@@ -188,7 +188,7 @@ class Stage:
         """Nothing of the good partner's is refused, waits, or came late; nothing is paused or retired."""
         states = {id_: self.house.journal.state(ref) for ref, (_, id_) in self.good.items()}
         assert set(states.values()) == {"delivered"}, states
-        assert self.house.dispatcher._board.retired._known == {}
+        assert self.house.dispatcher._state.retired._known == {}
         assert [pauses for pauses in self.house.observer.pauses if pauses] == []
         assert calls <= 1 + MORE_CALLS, [(one.status, len(one.inputs)) for one in self.crm.ledger.calls("update")]
 

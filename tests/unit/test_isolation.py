@@ -59,12 +59,12 @@ class Searched:
     def holding(self) -> set[int]:
         return self.search.refs
 
-    def taken(self, made: list[Input]) -> Decision:
+    def accepted(self, made: list[Input]) -> Decision:
         delivered = Judged(tuple(Delivered(one.record) for one in made))
-        return self.search.taken(sent_of(made), delivered)
+        return self.search.accepted(sent_of(made), delivered)
 
-    def refused(self, made: list[Input], complaint: Complaint) -> Decision:
-        return self.search.refused(sent_of(made), complaint)
+    def rejected(self, made: list[Input], complaint: Complaint) -> Decision:
+        return self.search.rejected(sent_of(made), complaint)
 
 
 def sent_of(made: list[Input]) -> Sent:
@@ -111,10 +111,10 @@ def isolate(
         made = inputs(*sent)
         culprits = [one for one in made if bad(one.record)]
         if culprits:
-            decision = search.refused(made, says(made, culprits))
+            decision = search.rejected(made, says(made, culprits))
         else:
             trial.taken.update((one.record.ref, name) for one in made for name in one.record.values)
-            decision = search.taken(made)
+            decision = search.accepted(made)
         for outcome in decision.outcomes:
             ref = outcome.record.ref
             if is_exhausted(outcome):
@@ -276,9 +276,9 @@ def test_another_partners_records_go_within_three_calls_however_many_are_refused
         assert group is not None
         made = inputs(*(mixed[ref] for ref in group.refs))
         if min(group.refs) < bad:
-            assert search.refused(made, mute(made, [])).stop is None
+            assert search.rejected(made, mute(made, [])).stop is None
         else:
-            search.taken(made)
+            search.accepted(made)
             left -= set(group.refs)
     assert left == set()
 
@@ -457,10 +457,10 @@ def test_of_several_ids_of_one_record_the_one_that_changed_last_goes_last() -> N
         sent = inputs(*(many[ref] for ref in group.refs))
         if sum(one.record.key.id.strip().lower() == "a" for one in sent) > 1:
             message = {"message": "Duplicate IDs found in batch input: [a].", "context": {"ids": ["a"]}}
-            search.refused(sent, read_complaint(message))
+            search.rejected(sent, read_complaint(message))
         else:
             taken += [one.record.key.id for one in sent if one.record.key.id != "c3"]
-            search.taken(sent)
+            search.accepted(sent)
     assert taken == ["A", " a", "a"]
 
 
@@ -487,10 +487,10 @@ def run_duplicates(many: dict[int, PendingRecord], says: Says, *, same: set[int]
         made = inputs(*(many[ref] for ref in group.refs))
         ids = ["same" if same and one.record.ref in same else one.record.key.id.strip().casefold() for one in made]
         if len(set(ids)) < len(ids):
-            assert search.refused(made, says(made, [])).outcomes == ()
+            assert search.rejected(made, says(made, [])).outcomes == ()
         else:
             through.update(group.refs)
-            search.taken(made)
+            search.accepted(made)
     assert through == many.keys()
     return calls
 

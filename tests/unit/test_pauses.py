@@ -38,7 +38,7 @@ def test_after_its_time_one_record_probes_and_its_success_ends_the_pause() -> No
     assert held.gate(A, 100.0 + delay_s) is Gate.PROBE
     held.probe(A)
     assert held.gate(B, 100.0 + delay_s) is Gate.CLOSED
-    held.answered(A, taken=True)
+    held.answered(A, accepted=True)
     assert held.gate(B, 100.0 + delay_s) is Gate.OPEN
     assert held.none
 
@@ -67,10 +67,10 @@ def test_a_refused_probe_ends_an_outage_but_not_a_lanes_own_trouble() -> None:
     held = pauses()
     stop(held, OUTAGE)
     stop(held, Stop(Scope.LANE, "misconfigured", ""))
-    held.answered(A, taken=False)
+    held.answered(A, accepted=False)
     assert [pause.reason for pause in held.all()] == ["misconfigured"]
     assert held.stops_lane(A)
-    held.answered(A, taken=True)
+    held.answered(A, accepted=True)
     assert held.none
 
 
@@ -150,7 +150,7 @@ def test_an_operators_pause_ends_by_a_person_only() -> None:
     assert held.changed
     assert held.gate(A, 1e9) is Gate.CLOSED
     assert held.gate(B, 100.0) is Gate.OPEN
-    held.answered(A, taken=True)
+    held.answered(A, accepted=True)
     assert held.gate(A, 1e9) is Gate.CLOSED
     assert held.own() == []
     held.operators([])
