@@ -1,8 +1,8 @@
 """HTTP to the CRM.
 
-What is secret in a request goes to the configured address only: no redirect is followed, and neither
-proxies nor credentials are taken from the environment. The answer is treated as hostile: total deadline,
-size cap, any JSON or none.
+A request and its secrets go to the configured address only: no redirect is followed, and neither proxies nor
+credentials are taken from the environment. The answer is treated as hostile: it has a total deadline and a limit of
+size, and may be any JSON or none.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class NoAnswer:
     body: Any = field(default=None, repr=False)
 
 
-# --- what can be read of a JSON text of which only the beginning is there: the members that are complete ---
+# --- the part of a cut JSON text that can be read: its complete members ---
 
 #: Levels that are looked into: an answer's `results`, one of them, its `properties`; each costs another pass.
 _LEVELS = 4
@@ -85,16 +85,16 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def beginning(raw: bytes | bytearray) -> Any:
-    """The value with what is complete of it; None when that is nothing."""
+    """The value, with the members that are complete; None when there is none."""
     value, _ = _value(raw.decode("utf-8", "ignore"), 0, _LEVELS)
     return value
 
 
 def _value(text: str, at: int, levels: int) -> tuple[Any, int | None]:
-    """The value that begins here, and where it ends; None: not within the text."""
+    """The value that begins here, and where it ends: None when that is not within the text."""
     at = _after_space(text, at)
     if (opening := text[at : at + 1]) and levels and opening in "{[":
-        whole = _whole(text, at) if levels < _LEVELS else None  # of the outermost it is known that it has no end
+        whole = _whole(text, at) if levels < _LEVELS else None  # the outermost is known to have no end
         if whole is None:
             return (_members if opening == "{" else _items)(text, at + 1, levels - 1), None
         return whole
@@ -146,11 +146,11 @@ def _after_comma(text: str, at: int) -> int | None:
     return at + 1 if text[at : at + 1] == "," else None
 
 
-# --- a total deadline for a call that no server can beat: at the deadline its socket is shut down ---
+# --- a total deadline for a call: when it passes, the call's socket is shut down ---
 #
-# Timeouts of a socket are per `recv`: a server that sends a byte a second, be it of headers, of a proxy's
-# answer or of the body, resets them at each byte. So every call is watched by one thread that knows the
-# socket it uses at the moment. What no deadline can cut is the name look-up, which the resolver bounds.
+# Timeouts of a socket are per `recv`: a server that sends a byte a second (of headers, of a proxy's answer or of the
+# body) resets them at each byte. So one thread watches every call and knows the socket that it uses at the moment.
+# Only the name look-up cannot be cut; the resolver bounds it.
 
 #: Seconds the watching thread sleeps at most, so that it ends soon after `close`.
 _LONGEST_SLEEP_S = 1.0
@@ -178,7 +178,7 @@ class Watched:
                 self._shut()
 
     def strike(self) -> None:
-        """End the call now, whatever it waits for."""
+        """Cut the call now, whatever it waits for."""
         with self._lock:
             if not self._over:
                 self.cut = True
@@ -253,27 +253,28 @@ _current: ContextVar[Watched | None] = ContextVar("bridge_crm_call", default=Non
 
 
 class _WatchedHTTP(HTTPConnection):
+    """Tells the current call which socket it uses, and when bytes of the request itself leave."""
+
     def connect(self) -> None:
-        with _connecting():
+        if (call := _current.get()) is None:
+            return super().connect()
+        call.connecting = True
+        try:
             super().connect()
+        finally:
+            call.connecting = False
 
     def send(self, data: Any) -> None:
         if self.sock is None and self.auto_open:
             self.connect()
-        _about_to_send(self.sock)
+        if (call := _current.get()) is not None:
+            call.uses(self.sock)
+            call.sent = call.sent or not call.connecting  # while connecting, a proxy is asked for a tunnel
         super().send(data)
 
 
-class _WatchedHTTPS(HTTPSConnection):
-    def connect(self) -> None:
-        with _connecting():
-            super().connect()
-
-    def send(self, data: Any) -> None:
-        if self.sock is None and self.auto_open:
-            self.connect()
-        _about_to_send(self.sock)
-        super().send(data)
+class _WatchedHTTPS(_WatchedHTTP, HTTPSConnection):
+    """The same over TLS."""
 
 
 class _HTTPPool(HTTPConnectionPool):
@@ -285,7 +286,7 @@ class _HTTPSPool(HTTPSConnectionPool):
 
 
 class WatchedAdapter(requests.adapters.HTTPAdapter):
-    """A transport adapter whose connections tell the current call which socket it uses."""
+    """Makes such connections."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
@@ -297,32 +298,13 @@ class WatchedAdapter(requests.adapters.HTTPAdapter):
         return manager
 
 
-@contextlib.contextmanager
-def _connecting() -> Any:
-    call = _current.get()
-    if call is None:
-        yield
-        return
-    call.connecting = True
-    try:
-        yield
-    finally:
-        call.connecting = False
-
-
-def _about_to_send(sock: socket.socket | None) -> None:
-    """Bytes leave now: those of the request itself unless a tunnel is being asked for."""
-    call = _current.get()
-    if call is not None:
-        call.uses(sock)
-        call.sent = call.sent or not call.connecting
-
+# --- one request, and how it ended ---
 
 #: Bytes of an answer after inflating that are read at most, unless the caller knows better: the definitions of a
 #: portal with thousands of properties are a few MB.
 MAX_ANSWER = 16 * 1024 * 1024
 
-#: Characters of an answer that are not JSON which are kept for people.
+#: Characters of an answer without JSON that are kept for people.
 MAX_EXCERPT = 300
 
 #: Seconds for a connection to come up, of the total deadline.
@@ -333,8 +315,8 @@ _CHUNK = 64 * 1024
 
 
 class Transport:
-    """Makes requests. Thread-safe: every thread has a session (hence a connection) of its own, so that a
-    connection is never cut for another thread's deadline; `_lock` guards their list.
+    """Makes requests. Thread-safe: every thread has a session, and so a connection, of its own, so that a connection
+    is never cut for another thread's deadline; `_lock` guards the list of sessions.
     """
 
     def __init__(self, *, timeout_s: float, proxy: str | None = None, ca_file: Path | None = None) -> None:
@@ -359,7 +341,22 @@ class Transport:
         began = time.monotonic()
         call = self._watch.begin()
         try:
-            answer = self._asked(method, url, headers, body, call, max_answer)
+            response = self._session().request(
+                method,
+                url,
+                data=body,
+                headers=dict(headers),
+                timeout=(min(CONNECT_S, self._timeout_s), self._timeout_s),
+                allow_redirects=False,
+                stream=True,
+            )
+            try:
+                answer = _read(response, call, max_answer)
+            finally:
+                with contextlib.suppress(Exception):
+                    response.close()
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            answer = _ended(error, call)
         finally:
             self._watch.end(call)
         return replace(answer, duration_s=time.monotonic() - began)
@@ -381,40 +378,13 @@ class Transport:
             session.headers["Accept"] = "application/json"
             session.headers["Accept-Encoding"] = "gzip"
             session.verify = self._verify
-            session.proxies.update({scheme: url for scheme, url in self._proxies.items() if url})
+            session.proxies.update(self._proxies)
             adapter = WatchedAdapter(pool_connections=1, pool_maxsize=1, max_retries=0)
             session.mount("https://", adapter)
             session.mount("http://", adapter)
             with self._lock:
                 self._sessions.append(session)
         return session
-
-    def _asked(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        call: Watched,
-        max_answer: int,
-    ) -> Answer | NoAnswer:
-        try:
-            response = self._session().request(
-                method,
-                url,
-                data=body,
-                headers=dict(headers),
-                timeout=(min(CONNECT_S, self._timeout_s), self._timeout_s),
-                allow_redirects=False,
-                stream=True,
-            )
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            return _ended(error, call)
-        try:
-            return _read(response, call, max_answer)
-        finally:
-            with contextlib.suppress(Exception):
-                response.close()
 
 
 def _read(response: requests.Response, call: Watched, max_answer: int) -> Answer | NoAnswer:
@@ -433,8 +403,7 @@ def _read(response: requests.Response, call: Watched, max_answer: int) -> Answer
     if trouble is None and call.cut:
         trouble = _ended(TimeoutError(), call)
     if trouble is not None:
-        # The status line alone tells what 401, 429, 503 … ask for; what a 2xx or a 400 did or names
-        # is in the body.
+        # The status line of a 401, 429, 503 … tells enough; a 2xx and a 400 need their body.
         if 200 <= status < 300 or status == 400:
             return replace(trouble, body=beginning(raw)) if trouble.kind == "oversize" else trouble
         raw.clear()
@@ -462,8 +431,8 @@ def _correlation_id(headers: dict[str, str], body: Any) -> str | None:
     return told[:100] if isinstance(told, str) and told.isprintable() else None
 
 
-def _ended(error: BaseException, call: Watched, *, kind: NoAnswerKind = "reset") -> NoAnswer:
-    """How a call ended without an answer. It is doubtful once bytes of the request may have left."""
+def _ended(error: Exception, call: Watched, *, kind: NoAnswerKind = "reset") -> NoAnswer:
+    """A call that ended without an answer; doubtful once bytes of the request may have left."""
     timed_out = (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
     ssl_failed = (requests.exceptions.SSLError, urllib3.exceptions.SSLError)
     if call.cut or (call.sent and isinstance(error, timed_out)):
