@@ -1,14 +1,14 @@
 """Reads what HubSpot complains about: an entry of `errors[]`, or the body of a refused call.
 
 Every field is optional in practice and may be of any type, so nothing here raises, whatever the JSON.
-The property errors stand in three places that repeat each other incompletely: nested `errors[]`,
-`context.propertyName`, and JSON text inside `message`. What a message may tell stands in `sentences`.
+Errors of properties stand in three places that repeat each other incompletely: nested `errors[]`,
+`context.propertyName`, and JSON text inside `message`. `sentences` says how a message is read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,17 +20,17 @@ from bridge.model import PendingRecord, Reason
 #: Characters of a message of HubSpot's that are kept for people.
 MAX_MESSAGE = 500
 
-#: Characters of an answer that says nothing which are shown in place of a message.
+#: Characters of a body that are shown where it holds no message.
 MAX_SHOWN = 300
 
 #: Codes that tell of a property's definition, not of a record's value.
 DEFINITION_CODES = frozenset({"PROPERTY_DOESNT_EXIST", "READ_ONLY_VALUE"})
 
-_WORD = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+_CONSTANT = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedProperty:
     """One property that a complaint names; `value` where it also tells the value."""
 
     name: str
@@ -41,17 +41,18 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """What is wrong, and whatever tells with which inputs. Every part may be empty. `details`: the messages of
-    single errors that name no property. `words`: what people are told, never empty where a fallback was given.
+    """What is wrong, and with which inputs. Every part may be empty. `details`: the messages of single errors that name
+    no property. `words`: what people are told, never empty where a fallback was given. `scopes`: what the token lacks.
     """
 
     category: str
     message: str
-    named: tuple[Named, ...] = ()
+    named: tuple[NamedProperty, ...] = ()
     ids: frozenset[str] = frozenset()
     trace_ids: frozenset[str] = frozenset()
     details: tuple[str, ...] = ()
     words: str = ""
+    scopes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.words:
@@ -71,7 +72,7 @@ class Complaint:
 
     @property
     def definitions(self) -> frozenset[str]:
-        """The properties of which it says that nobody can write them."""
+        """The properties that nobody can write, it says."""
         return frozenset(named.name for named in self.named if named.code in DEFINITION_CODES)
 
     @property
@@ -90,8 +91,8 @@ class Complaint:
         return Reason(self.category or "VALIDATION_ERROR", message[:MAX_MESSAGE])
 
     def blames_id_property(self, id_property: str) -> bool:
-        """Whether this says that the property by which records are addressed is unfit for that: it is not
-        unique, or there is none of that name. What names another property is about that one, whatever its words.
+        """Whether this says that records cannot be addressed by this property: it is not unique, or does not exist. A
+        complaint that names another property is about that one, whatever its words.
         """
         return id_property in self.definitions or (
             self.properties <= {id_property}
@@ -99,8 +100,8 @@ class Complaint:
         )
 
     def about(self, record: PendingRecord, *, shared: bool = False) -> frozenset[str]:
-        """The record's properties that this is about. `shared`: it is about other records too, so that a
-        property of which it tells only other values is none of this one's.
+        """The record's properties that this is about. `shared`: it is about other records too, so a property with
+        which it names only other values does not count.
         """
         told: dict[str, set[str | None]] = {}
         for one in self.named:
@@ -119,7 +120,7 @@ def read_complaint(body: Any, *, fallback: str = "") -> Complaint:
     message = text(told.get("message"))
     nested = told.get("errors")
     errors = [item for item in nested if isinstance(item, dict)] if isinstance(nested, list) else []
-    named: dict[tuple[str, str | None], Named] = {}
+    named: dict[tuple[str, str | None], NamedProperty] = {}
     details: list[str] = []
     for item in (*errors, *sentences.listed(message)):
         found = list(_named(item))
@@ -132,29 +133,28 @@ def read_complaint(body: Any, *, fallback: str = "") -> Complaint:
             named[one.name, one.value] = one
     contexts = [item.get("context") for item in (told, *errors)]
     traces = [trace for context in contexts for trace in texts(_get(context, "objectWriteTraceId"))]
+    scopes = dict.fromkeys(scope for context in contexts for scope in _scopes(context))
     return Complaint(
-        category=word(told.get("category")) or word(told.get("errorType")),
+        category=_constant(told.get("category")) or _constant(told.get("errorType")),
         message=message,
         named=_without_vaguer(named.values()),
         ids=frozenset(id_ for context in contexts for key in ("ids", "id") for id_ in texts(_get(context, key))),
         # Several inputs' trace ids have been seen joined by commas.
         trace_ids=frozenset(part for joined in traces for part in joined.split(",")),
         details=tuple(details),
-        words=_words(message, errors, contexts) or fallback,
+        words=_words(message, errors, scopes) or fallback,
+        scopes=tuple(scopes),
     )
 
 
-def _words(message: str, errors: Sequence[dict[str, Any]], contexts: Sequence[Any]) -> str:
-    """HubSpot's own words for people, and the scopes that it asks for, which may stand in the contexts alone
-    [docs GUIDE].
-    """
+def _words(message: str, errors: Sequence[dict[str, Any]], scopes: Iterable[str]) -> str:
+    """HubSpot's own words for people, with the scopes that only the contexts name [docs GUIDE]."""
     words = message or "; ".join(dict.fromkeys(filter(None, (text(item.get("message")) for item in errors))))
-    scopes = [scope for context in contexts for scope in required_scopes(context) if scope not in words]
-    return " ".join(filter(None, (words, f"(required scopes: {', '.join(dict.fromkeys(scopes))})" if scopes else "")))
+    missing = ", ".join(scope for scope in scopes if scope not in words)
+    return " ".join(filter(None, (words, f"(required scopes: {missing})" if missing else "")))
 
 
-def required_scopes(context: Any) -> list[str]:
-    """The scopes that a context says a call needs."""
+def _scopes(context: Any) -> list[str]:
     return [scope for key in ("requiredGranularScopes", "requiredScopes") for scope in texts(_get(context, key))]
 
 
@@ -174,9 +174,9 @@ def text(value: Any) -> str:
     return value.replace("\x00", "").encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
-def word(value: Any) -> str:
+def _constant(value: Any) -> str:
     """The value if it looks like one of HubSpot's constants: what becomes a label must be bounded."""
-    return value if isinstance(value, str) and _WORD.fullmatch(value) else ""
+    return value if isinstance(value, str) and _CONSTANT.fullmatch(value) else ""
 
 
 def texts(value: Any) -> list[str]:
@@ -190,18 +190,17 @@ def _get(value: Any, key: str) -> Any:
     return value.get(key) if isinstance(value, dict) else None
 
 
-def _named(item: dict[str, Any]) -> Iterator[Named]:
+def _named(item: dict[str, Any]) -> Iterator[NamedProperty]:
     message = text(item.get("message"))
-    code = word(item.get("code")) or word(item.get("error"))
+    code = _constant(item.get("code")) or _constant(item.get("error"))
     value = item.get("propertyValue")
     told = text(value) if isinstance(value, str) else sentences.value(message)
     names = texts(_get(item.get("context"), "propertyName")) or texts(item.get("name"))
     for name in names:
-        yield Named(name, code, told if len(names) == 1 else None, message)
+        yield NamedProperty(name, code, told if len(names) == 1 else None, message)
 
 
-def _without_vaguer(named: Any) -> tuple[Named, ...]:
+def _without_vaguer(named: Collection[NamedProperty]) -> tuple[NamedProperty, ...]:
     """Without the entries that repeat a property and its code but leave out the value."""
-    all_named = list(named)
-    exact = {(one.name, one.code) for one in all_named if one.value is not None}
-    return tuple(one for one in all_named if one.value is not None or (one.name, one.code) not in exact)
+    exact = {(one.name, one.code) for one in named if one.value is not None}
+    return tuple(one for one in named if one.value is not None or (one.name, one.code) not in exact)

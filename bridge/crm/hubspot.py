@@ -1,4 +1,4 @@
-"""The client of HubSpot's `batch/update`."""
+"""The client of HubSpot's `batch/update`, and how many bytes its calls may hold at once (G8)."""
 
 from __future__ import annotations
 
@@ -19,17 +19,15 @@ from bridge.crm.transport import MAX_ANSWER, MAX_EXCERPT, Answer, Input, NoAnswe
 from bridge.errors import BridgeError, TokenOutageError
 from bridge.model import CALL_BYTES, Lane, PendingRecord
 
-# --- How much is under way at once, in bytes: what a call sends, what it may be answered, what all open calls hold
-# (G8).
+# --- limits in bytes: of a call, of its answer, and of all open calls ---
 #
-# Everything is counted in bytes of bodies. In memory a call is a small multiple of its body: the values (a text with
-# one emoji takes four bytes a character), the body, the answer, which repeats what was written, and what is parsed of
-# it.
+# Bytes of bodies are counted. In memory a call is a small multiple of its body: the values (a text with one emoji takes
+# four bytes a character), the body, the answer, which repeats what was written, and the parsed answer.
 
 #: Bytes of the bodies of all open calls: some 50 MB of memory at most. Eight calls of 100 ordinary records are 240 kB.
 OPEN_BYTES = 4 * CALL_BYTES
 
-#: Bytes of an answer that are read at most, beside those for what was sent: 100 results with all their usual
+#: Bytes of an answer that are read at most, beside the echo of what was sent: 100 results with all their usual
 #: properties are some 2 MB.
 ANSWER_BYTES = 4 << 20
 
@@ -42,14 +40,14 @@ _LOOK_S = 0.05
 
 
 def answer_limit(body: int) -> int:
-    """How many bytes of the answer to a body of so many are read."""
+    """Bytes that are read of the answer to a body of so many."""
     return ANSWER_BYTES + ECHO * body
 
 
 class OpenBytes:
     """What the open calls hold together. Thread-safe: `_changed` guards all below it.
 
-    How much a call holds is known when its records are taken. Until then it counts as the most that it may be.
+    A call's size is known when its records are taken. Until then it counts as `each`.
     """
 
     def __init__(self, *, each: int = CALL_BYTES, limit: int = OPEN_BYTES) -> None:
@@ -104,6 +102,8 @@ class OpenBytes:
             return True
 
 
+# --- the calls ---
+
 #: What a bearer token may consist of: visible ASCII.
 _TOKEN = re.compile(r"[!-~]+")
 
@@ -136,11 +136,11 @@ class HubSpot:
         return f"HubSpot({self._root!r})"
 
     def credential(self) -> str:
-        """A fingerprint of what is configured now to get in with; "" when there is none."""
+        """A fingerprint of the configured secrets; "" when there are none."""
         return self._tokens.credential()
 
     def prepare(self) -> None:
-        """Have a token at hand; why there is none is told by `update`."""
+        """Have a token at hand. If there is none, `update` says why."""
         with contextlib.suppress(BridgeError):
             self._tokens.access()
 
@@ -149,7 +149,7 @@ class HubSpot:
         return self._called("POST", self._url(lane), encode(lane, inputs))
 
     def get(self, path: str) -> Answer | NoAnswer:
-        """What stands at another path of the same server, read by the same rules."""
+        """Read another path of the same server, within the same limits."""
         return self._called("GET", self._server + path)
 
     def _called(self, method: str, url: str, body: bytes | None = None) -> Answer | NoAnswer:

@@ -1,7 +1,7 @@
 """Access tokens by OAuth refresh.
 
-HubSpot asks apps to watch `expires_in` and not to wait for a 401. It may answer with another refresh token
-than it was asked with; that one is kept, and preferred until the configured one changes.
+HubSpot asks apps to watch `expires_in` and not to wait for a 401. It may answer with another refresh token than it was
+asked with; that one is stored, and preferred until the configured one changes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 
 import structlog
 
-from bridge.crm.tokens import Access, KeptToken, TokenStore, fingerprint
+from bridge.crm.tokens import Access, StoredToken, TokenStore, fingerprint
 from bridge.crm.transport import Answer, NoAnswer, Transport
 from bridge.errors import BridgeError, TokenOutageError, TokenRefusedError
 from bridge.model import Clock
@@ -25,12 +25,12 @@ from bridge.settings import OAuth, Secret
 
 # --- the OAuth token endpoint: one request for an access token, and what its answer means ---
 #
-# Nothing that the endpoint says is repeated but a bounded word of it: its messages may quote the refresh token.
+# Of what the endpoint says only a bounded word is repeated: its messages may quote the refresh token.
 
 #: Seconds that a token lives when the answer does not say [docs changelog: 30 minutes].
 _LIFETIME_S = 1800.0
 
-#: What a refusal may be called to be repeated: the names of OAuth errors and HubSpot's.
+#: Names of refusals that are repeated: those of OAuth errors and HubSpot's look like this.
 _WORD = re.compile(r"[A-Za-z]{1,20}(_[A-Za-z]{1,20}){0,4}")
 
 #: Refusals that concern the refresh token, as HubSpot and RFC 6749 name them.
@@ -130,13 +130,15 @@ def _place(secret: Secret) -> str:
     return f"the environment variable {secret.env}, then restart"
 
 
+# --- the token in use, renewed in time ---
+
 #: Share of a token's life after which it is renewed: six minutes ahead of HubSpot's half hour.
 RENEW_AT = 0.8
 
 #: Seconds between two tries to renew a token that is still good.
 _AHEAD_S = 30.0
 
-#: Seconds for which a failed renewal is the answer to everyone who asks: those who waited for it.
+#: Seconds for which a failed renewal is the answer to all who waited for it.
 _SHARED_S = 1.0
 
 _log = structlog.get_logger(__name__)
@@ -167,8 +169,8 @@ class _Failure:
 
 
 class OAuthTokens:
-    """Thread-safe: `_lock` guards the fields below it and is never held during I/O; whoever renews holds
-    `_renewing`, all others go on with the token there is, or wait for the new one.
+    """Thread-safe: `_lock` guards the fields below it and is never held during I/O. Whoever renews holds `_renewing`;
+    all others go on with the present token, or wait for the new one.
     """
 
     def __init__(
@@ -186,7 +188,7 @@ class OAuthTokens:
         self._endpoint = TokenEndpoint(
             settings=settings, base_url=base_url, timeout_s=timeout_s, proxy=proxy, ca_file=ca_file
         )
-        self._kept = KeptToken(store)  # belongs to whoever holds `_renewing`
+        self._stored = StoredToken(store)  # belongs to whoever holds `_renewing`
         self._clock = clock
         self._timeout_s = timeout_s
         self._renewing = threading.Lock()
@@ -211,7 +213,7 @@ class OAuthTokens:
             raise
         if good is None:
             return self._wait_for_another(configured)
-        if not self._kept.is_saved or self._is_due(good, configured):
+        if not self._stored.is_saved or self._is_due(good, configured):
             with self._alone(timeout_s=0) as mine:
                 if mine:
                     self._renew_ahead(good, configured)
@@ -225,8 +227,8 @@ class OAuthTokens:
             return ""
 
     def refused(self, access: Access) -> bool:
-        """A refused token is used no more. The first refusal in a row is worth another try at once: the
-        token may have been revoked, or our clock may be wrong.
+        """A refused token is not used again. The first refusal in a row is worth another try at once: the token may
+        have been revoked, or our clock may be wrong.
         """
         with self._lock:
             if self._issued is None or self._issued.access.token != access.token:
@@ -241,11 +243,11 @@ class OAuthTokens:
             self._refusals = 0
 
     def keep(self) -> bool:
-        """Whether there is no refresh token that only this process knows; tries once more to write it down."""
+        """Try once more to store the refresh token; False when only this process knows it."""
         with self._alone(timeout_s=self._timeout_s) as mine:
             if mine:
-                self._kept.save()
-            return self._kept.is_saved
+                self._stored.save()
+            return self._stored.is_saved
 
     def close(self) -> None:
         self._endpoint.close()
@@ -264,7 +266,7 @@ class OAuthTokens:
         return now >= issued.renew_at or issued.access.credential != configured.credential
 
     def _failed(self, configured: _Configured, *, within_s: float) -> BridgeError | None:
-        """The failure of late with these very secrets."""
+        """The last failure with these very secrets, if it is so recent."""
         with self._lock:
             failure = self._failure
         if failure is None or failure.credential != configured.credential:
@@ -284,7 +286,7 @@ class OAuthTokens:
 
     def _renew_ahead(self, good: _Issued, configured: _Configured) -> None:
         """Renew while the present token is good, so a failure does not matter yet."""
-        self._kept.save()
+        self._stored.save()
         current = self._good() or good  # someone else may just have renewed it
         if self._is_due(current, configured):
             with contextlib.suppress(BridgeError):
@@ -317,7 +319,7 @@ class OAuthTokens:
 
     def _refreshed(self, configured: _Configured) -> _Issued:
         own = configured.refresh_token
-        preferred = self._kept.preferred(own)
+        preferred = self._stored.preferred(own)
         try:
             issued = self._ask(preferred or own, configured)
         except BadRefreshTokenError:
@@ -325,7 +327,7 @@ class OAuthTokens:
                 raise
             issued = self._ask(own, configured)
         if issued.refresh_token != (preferred or own):
-            self._kept.keep(own, issued.refresh_token)
+            self._stored.keep(own, issued.refresh_token)
         return issued
 
     def _ask(self, refresh_token: str, configured: _Configured) -> _Issued:

@@ -1,4 +1,4 @@
-"""What the portal tells of its properties: one reading call for an object type, and what it came to."""
+"""The portal's property definitions: one call reads those of an object type."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from bridge.crm import sentences
-from bridge.crm.complaints import required_scopes
+from bridge.crm.complaints import read_complaint
 from bridge.crm.hubspot import HubSpot
 from bridge.crm.transport import Answer, NoAnswer, NoAnswerKind
 from bridge.errors import CrmUnreachableError
@@ -36,7 +36,7 @@ _REFUSED: Mapping[int, str] = {
 
 
 def fold(text: str) -> str:
-    """A text as it may be compared by somebody who minds neither letter case nor blanks around it."""
+    """A text as it is compared where neither letter case nor the blanks around it count."""
     return text.strip().casefold()
 
 
@@ -58,7 +58,7 @@ class Definition:
     calculated: bool = False
     archived: bool = False
     custom: bool = False
-    #: What names an option, folded: its value and its label.
+    #: The values and labels of its options, as `fold` gives them.
     folded: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -79,8 +79,8 @@ class Definition:
 
 @dataclass(frozen=True, slots=True)
 class NotTold:
-    """The portal answers, but does not tell: the token lacks one of `scopes`, or there is no such object
-    type. `words` are the portal's own.
+    """The portal answered without definitions: the token lacks one of `scopes`, or there is no such object type or
+    property. `words` are the portal's own.
     """
 
     reason: Literal["forbidden", "object_type", "property"]
@@ -103,11 +103,9 @@ class Portal:
 
     def properties(self, object_type: str) -> dict[str, Definition] | NotTold:
         """All properties of an object type by name. Raises CrmUnreachableError with one clear sentence."""
-        answer = self._crm.get(f"{self._path}/{quote(object_type, safe='')}")
-        if isinstance(answer, NoAnswer):
-            raise CrmUnreachableError(f"{self._name} {_NO_ANSWER.get(answer.kind, f'was not asked: {answer.detail}')}")
+        answer = self._get(quote(object_type, safe=""))
         if answer.status == 403:
-            return NotTold("forbidden", _words(answer), _scopes(answer.body))
+            return _forbidden(answer)
         if answer.status == 400 and sentences.unknown_type(_words(answer)) == object_type:
             return NotTold("object_type", _words(answer))
         if answer.status != 200:
@@ -122,26 +120,29 @@ class Portal:
         """One property by its name, which `properties` may not list (sensitive ones, say); `ABSENT`: there is none.
         Raises CrmUnreachableError.
         """
-        path = f"{self._path}/{quote(object_type, safe='')}/{quote(name, safe='')}"
+        path = f"{quote(object_type, safe='')}/{quote(name, safe='')}"
         for query in ("", "?dataSensitivity=sensitive", "?dataSensitivity=highly_sensitive"):
-            answer = self._crm.get(path + query)
-            if isinstance(answer, NoAnswer):
-                message = f"{self._name} {_NO_ANSWER.get(answer.kind, f'was not asked: {answer.detail}')}"
-                raise CrmUnreachableError(message)
+            answer = self._get(path + query)
             if answer.status == 200 and isinstance(answer.body, dict) and answer.body.get("name") == name:
                 return _definition(answer.body)
             if answer.status != 404:
-                return NotTold("forbidden", _words(answer), _scopes(answer.body))
+                return _forbidden(answer)
         return ABSENT
 
     def archived(self, object_type: str) -> frozenset[str]:
-        """The names of the properties that were archived, which `properties` may leave out. Never raises:
-        where the portal does not tell, there are none.
+        """The names of the archived properties, which `properties` may leave out; none where the portal does not tell.
+        Never raises.
         """
         answer = self._crm.get(f"{self._path}/{quote(object_type, safe='')}?archived=true")
         if isinstance(answer, NoAnswer) or answer.status != 200:
             return frozenset()
         return frozenset(name for name, definition in _listed(answer.body).items() if definition.archived)
+
+    def _get(self, path: str) -> Answer:
+        answer = self._crm.get(f"{self._path}/{path}")
+        if isinstance(answer, NoAnswer):
+            raise CrmUnreachableError(f"{self._name} {_NO_ANSWER.get(answer.kind, f'was not asked: {answer.detail}')}")
+        return answer
 
 
 def _refusal(answer: Answer) -> str:
@@ -158,13 +159,8 @@ def _words(answer: Answer) -> str:
     return " ".join(said.split())[:MAX_WORDS] if isinstance(said, str) else ""
 
 
-def _scopes(body: Any) -> tuple[str, ...]:
-    """The scopes that a 403 asks for [docs GUIDE]; all of its fields are optional."""
-    told = body if isinstance(body, dict) else {}
-    errors = told.get("errors")
-    items = [told, *(error for error in (errors if isinstance(errors, list) else ()) if isinstance(error, dict))]
-    found = (scope for item in items for scope in required_scopes(item.get("context")))
-    return tuple(dict.fromkeys(filter(_is_name, found)))
+def _forbidden(answer: Answer) -> NotTold:
+    return NotTold("forbidden", _words(answer), tuple(filter(_is_name, read_complaint(answer.body).scopes)))
 
 
 def _listed(body: Any) -> dict[str, Definition]:

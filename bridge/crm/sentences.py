@@ -1,8 +1,8 @@
 """Every sentence and pattern by which a message of the CRM is read, and what may be concluded from it (G11).
 
-HubSpot's messages quote what partners wrote, raw, so that a message is evidence only where it is HubSpot's from its
-beginning to its end. Status, `category`, `policyName`, `errors[]` and `context` are HubSpot's own and are asked first;
-what they name, no message can talk away. These are all the places where a message is read:
+HubSpot's messages quote raw what partners wrote, so a message is evidence only where it is HubSpot's from beginning to
+end. Status, `category`, `policyName`, `errors[]` and `context` are HubSpot's own: they are read first, and no message
+overrules them. These are all the places where a message is read:
 
 what is read, whole        where, and what is concluded
 -------------------------  --------------------------------------------------------------------------------
@@ -13,12 +13,12 @@ the end of the text        values.
 `VALUES`, if divisible in  The same, where one property is named: its value. It counts only against records
 one way only               of the call that have exactly this value of that property.
 `DUPLICATES`               A 400: the ids of `context`, never those quoted, go in separate calls.
-`LIMITS`                   A 429 without `policyName`: which limit it is, hence how long to wait.
+`LIMITS`                   A 429 without `policyName`: which limit it is, and so how long to wait.
 `UNKNOWN_TYPE`             The Properties API, asked for this object type: there is none.
 `gist`                     A 400 that names nothing: whether two refusals say the same.
 
-Everything else is shown to people and steers nothing: a refusal whose words are none of these is unexplained, and its
-records are found by sending them apart.
+Everything else is shown to people and steers nothing. A refusal in other words is unexplained: its records are found by
+sending them apart.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Sentence:
 
     def read(self, text: str) -> Mapping[str, str] | None:
         """What stands in the places, if the text is this sentence from beginning to end and can be divided in one
-        way only. Takes time in proportion to the text, whatever it is.
+        way only. Takes time in proportion to the length of the text.
         """
         first, last = self._fixed[0], self._fixed[-1]
         if not self._places:

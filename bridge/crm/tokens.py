@@ -15,8 +15,8 @@ from bridge.errors import BridgeError, JournalError, TokenOutageError
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A token to call with. `credential` is a fingerprint of what a person would change to get another:
-    of the token itself, or of what it is got with.
+    """A token to call with. `credential` is a fingerprint of what a person would change to get another one: the token
+    itself, or the secrets that it is got with.
     """
 
     token: str = field(repr=False)
@@ -37,8 +37,8 @@ class Tokens(Protocol):
         ...
 
     def refused(self, access: Access) -> bool:
-        """The CRM answered 401 to this token. Whether the call is worth repeating at once, because the
-        next `access` will be another one.
+        """The CRM answered 401 to this token. True: the next `access` will be another one, so the call is worth
+        repeating at once.
         """
         ...
 
@@ -79,16 +79,16 @@ class StaticToken:
 
 
 def fingerprint(*texts: str) -> str:
-    """What tells one secret from another without telling the secret."""
+    """Tells secrets apart without showing them."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
 
 
-# --- the refresh token that HubSpot gave in place of the configured one, kept over restarts ---
+# --- the refresh token that HubSpot gave in place of the configured one, stored over restarts ---
 #
 # It is preferred until the configured token changes: then a person re-installed the app, and theirs counts.
 
-#: The name under which it is kept.
-KEPT_AS = "oauth.refresh_token"
+#: The name under which it is stored.
+STORED_AS = "oauth.refresh_token"
 
 _log = structlog.get_logger(__name__)
 
@@ -102,33 +102,33 @@ class TokenStore(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    configured: str  # fingerprint of the configured token whose place it took
+class _Stored:
+    configured: str  # fingerprint of the configured token that it replaces
     token: str = field(repr=False)
 
 
-class KeptToken:
-    """Not thread-safe: whoever renews is alone with it."""
+class StoredToken:
+    """Not thread-safe: only whoever renews uses it."""
 
     def __init__(self, store: TokenStore) -> None:
         self._store = store
-        self._unsaved: _Kept | None = None
+        self._unsaved: _Stored | None = None
 
     def preferred(self, configured: str) -> str | None:
         """The token to use in place of the configured one. Raises TokenOutageError when the journal
         cannot be read.
         """
-        kept = self._unsaved
-        if kept is None:
+        stored = self._unsaved
+        if stored is None:
             try:
-                kept = _read(self._store.load_secret(KEPT_AS))
+                stored = _read(self._store.load_secret(STORED_AS))
             except JournalError as error:
                 raise TokenOutageError("the journal cannot be read for the refresh token") from error
-        return kept.token if kept is not None and kept.configured == fingerprint(configured) else None
+        return stored.token if stored is not None and stored.configured == fingerprint(configured) else None
 
     def keep(self, configured: str, token: str) -> None:
         """Prefer this one from now on."""
-        self._unsaved = _Kept(fingerprint(configured), token)
+        self._unsaved = _Stored(fingerprint(configured), token)
         self.save()
 
     @property
@@ -136,22 +136,22 @@ class KeptToken:
         return self._unsaved is None
 
     def save(self) -> None:
-        """Write down what is not yet: in memory it would be lost with the process."""
-        kept = self._unsaved
-        if kept is None:
+        """Write down what is not stored yet: it would be lost with the process."""
+        stored = self._unsaved
+        if stored is None:
             return
-        value = orjson.dumps({"configured": kept.configured, "token": kept.token}).decode()
+        value = orjson.dumps({"configured": stored.configured, "token": stored.token}).decode()
         try:
-            self._store.save_secret(KEPT_AS, value)
+            self._store.save_secret(STORED_AS, value)
         except JournalError as error:
             _log.error("the new refresh token is not kept yet", error=type(error).__name__)
         else:
             self._unsaved = None
 
 
-def _read(stored: str | None) -> _Kept | None:
+def _read(written: str | None) -> _Stored | None:
     try:
-        document = orjson.loads(stored or "{}")
-        return _Kept(str(document["configured"]), str(document["token"]))
+        document = orjson.loads(written or "{}")
+        return _Stored(str(document["configured"]), str(document["token"]))
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return None

@@ -14,7 +14,7 @@ import pytest
 from bridge.cli import run
 from bridge.config import examine
 from bridge.crm.oauth import OAuthTokens
-from bridge.crm.tokens import KeptToken
+from bridge.crm.tokens import StoredToken
 from bridge.journal import versions
 from bridge.journal.store import Journal
 from bridge.model import SystemClock
@@ -364,7 +364,7 @@ def test_by_oauth_the_refresh_token_that_the_service_keeps_is_used(monkeypatch: 
     monkeypatch.setenv("REFRESH_TOKEN", "the-configured-one")
     versions.prepare("sqlite:///journal.db")
     journal = Journal(settings=JournalSettings(url="sqlite:///journal.db"), clock=SystemClock())
-    KeptToken(journal).keep("the-configured-one", "the-kept-one")
+    StoredToken(journal).keep("the-configured-one", "the-kept-one")
     journal.close()
     with SandboxServer(Crm(open_properties=False, tokens=[], refresh_tokens=["the-kept-one"])) as server:
         write(BY_OAUTH, server.url)
