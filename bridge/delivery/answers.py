@@ -1,6 +1,7 @@
 """What an answer of the CRM means: for the call as a whole, or for each of its inputs.
 
-Nothing here raises whatever the body (see `complaints`, which reads it).
+A call is accepted or rejected as a whole; a property is refused. Nothing here raises, whatever the body: `complaints`
+reads it.
 """
 
 from __future__ import annotations
@@ -18,13 +19,11 @@ from bridge.delivery.pauses import DAILY_LIMIT, MISCONFIGURED, OUTAGE, UNAUTHORI
 from bridge.delivery.ports import OnUnknown
 from bridge.model import Delivered, Ignored, Outcome, Parked, PendingRecord, Reason, Refused, Scope
 
-# --- what an answer means: for the call as a whole, or for each of its inputs ---
-
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A 2xx: outcomes by evidence; `silent` are the inputs about which the answer says nothing, `unexplained`
-    those whose values it refuses without naming any, `retire` the properties that nobody can write.
+    """The CRM accepted the call: outcomes by evidence. `silent`: the inputs about which the answer says nothing;
+    `unexplained`: those whose values it refuses without naming any; `retire`: the properties that nobody can write.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -35,7 +34,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The CRM refused the call as a whole for what is in it: to be searched."""
+    """The CRM rejected the call as a whole for what is in it: the culprits are to be searched for."""
 
     complaint: Complaint
 
@@ -49,8 +48,8 @@ class TooLarge:
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """The call met a lock: to be sent again after a short while, delivery goes on. `own`: it is this one record's
-    trouble, whatever becomes of others.
+    """The call met a lock: it is to be sent again after a short while, and delivery goes on. `own`: it is this one
+    record's trouble, whatever becomes of others.
     """
 
     reason: Reason
@@ -83,20 +82,20 @@ Meaning = Judged | Rejected | TooLarge | Locked | Again | Stopped | Broken
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """What judging needs to know beside the answer."""
+class Criteria:
+    """What an answer is judged by, beside the inputs."""
 
     on_unknown: Callable[[PendingRecord], OnUnknown]
     policy: RetryPolicy
     now_us: int
 
 
-# --- judges the inputs of a 2xx one by one: no record is delivered without evidence for that very record ---
+# --- the inputs of a 2xx, one by one: no record is delivered without evidence for that very record ---
 #
-# Errors are matched by trace id, then by id; results by trace id, by id, by the id property's value. An error
-# that covers several inputs refuses of each only what it may mean of that one. If as many results as inputs are
-# left over, HubSpot wrote them under ids that we do not know. What the answer is silent about was, as far as
-# anyone can tell, not written.
+# Errors are matched by trace id, then by id; results by trace id, by id, by the id property's value. Of an error that
+# covers several inputs, each is refused only what may be meant of it. If as many results as inputs are left over,
+# HubSpot wrote them under ids that we do not know. An input that the answer does not mention was, as far as anyone can
+# tell, not written.
 
 #: Per-input categories that may pass by themselves.
 TRANSIENT_CATEGORIES = frozenset(
@@ -109,7 +108,7 @@ TRANSIENT_CATEGORIES = frozenset(
 #: Those of a lock, as 423 tells of one for a whole call.
 _LOCKED_CATEGORIES = frozenset({"LOCKED", "OBJECT_LOCKED"})
 
-#: Values of a batch answer's `status` beside COMPLETE; HubSpot's prose spells the last one with two L.
+#: Values of a batch answer's `status` beside COMPLETE; HubSpot's documentation also spells the last one with two L.
 _UNFINISHED = frozenset({"PENDING", "PROCESSING", "CANCELED", "CANCELLED"})
 
 #: Seconds that the rest of an unfinished call waits at least.
@@ -117,78 +116,72 @@ _UNFINISHED_S = 2.0
 
 
 def is_unfinished(body: dict[str, Any]) -> bool:
-    """Whether HubSpot had not finished the call when it answered: only what it confirms counts."""
+    """Whether HubSpot answered before it had finished the call: only what it confirms counts."""
     told = body.get("status")
     return isinstance(told, str) and told.upper() in _UNFINISHED
 
 
-def judge_inputs(inputs: Sequence[Input], body: Any, rules: Rules) -> Meaning:
+def judge_inputs(inputs: Sequence[Input], body: Any, criteria: Criteria) -> Meaning:
     """What a 2xx with this body means."""
     if not isinstance(body, dict):
         return _outage("an answer that is no JSON object")
-    sheet = _Sheet(inputs)
+    found = _Findings(inputs, criteria)
     errors, results = _list(body.get("errors")), _list(body.get("results"))
-    vague = [complaint for entry in errors if (complaint := sheet.note_error(entry, rules)) is not None]
-    if vague and len(inputs) == 1 and sheet.left:
-        sheet.refuse(inputs[0], vague[0], rules)
-    if sheet.misaddressed is not None and not results:
-        return Rejected(sheet.misaddressed)  # told of every input, but not the records' fault
-    if sheet.unexplained and len(inputs) == 1:
-        return Rejected(sheet.unexplained[0][1])  # the one input is the whole call
-    if len(sheet.transient) == len(inputs):
-        return _all_transient(sheet.transient)
-    nameless = sheet.note_results(results)
+    vague = [complaint for entry in errors if (complaint := found.note_error(entry)) is not None]
+    if vague and len(inputs) == 1 and found.left:
+        found.refuse(inputs[0], vague[0])
+    if found.misaddressed is not None and not results:
+        return Rejected(found.misaddressed)  # said of every input, but no record's fault
+    if found.unexplained and len(inputs) == 1:
+        return Rejected(found.unexplained[0][1])  # the one input is the whole call
+    if len(found.transient) == len(inputs):
+        return _all_transient(found.transient)
+    nameless = found.note_results(results)
     unfinished = is_unfinished(body)
-    if nameless == len(sheet.left) and not vague and not unfinished:
-        for one in list(sheet.left.values()):
-            sheet.close(one, Delivered(one.record))
-    silent = tuple(one.record for one in sheet.left.values())
-    unexplained = tuple(sheet.unexplained)
-    speaks = sheet.named or not all(map(_is_transient, vague))
-    if not sheet.outcomes and not unexplained and not speaks and (len(inputs) > 1 or unfinished):
+    if nameless == len(found.left) and not vague and not unfinished:
+        for one in list(found.left.values()):
+            found.close(one, Delivered(one.record))
+    silent = tuple(one.record for one in found.left.values())
+    unexplained = tuple(found.unexplained)
+    speaks = found.named or not all(map(_is_transient, vague))
+    if not found.outcomes and not unexplained and not speaks and (len(inputs) > 1 or unfinished):
         return _outage("an answer that confirms nothing")
     if unfinished:
         reason = Reason("UNFINISHED", "HubSpot had not finished the call when it answered")
-        later = (rules.policy.later(one, reason, at_least_s=_UNFINISHED_S) for one in silent)
-        return Judged((*sheet.outcomes, *later), (), unexplained, sheet.retire)
-    return Judged(tuple(sheet.outcomes), silent, unexplained, sheet.retire)
+        later = (criteria.policy.later(one, reason, at_least_s=_UNFINISHED_S) for one in silent)
+        return Judged((*found.outcomes, *later), (), unexplained, found.retire)
+    return Judged(tuple(found.outcomes), silent, unexplained, found.retire)
 
 
-@dataclass(slots=True)
-class _Sheet:
-    """The inputs of a call: those `left` are not judged yet. The rest as in `Judged`."""
+class _Findings:
+    """What the answer says of the inputs so far: those `left` are not judged yet. The rest as in `Judged`."""
 
-    inputs: Sequence[Input]
-    left: dict[str, Input] = field(init=False)  # by trace id
-    outcomes: list[Outcome] = field(default_factory=list)
-    unexplained: list[tuple[Input, Complaint]] = field(default_factory=list)
-    retire: dict[str, Reason] = field(default_factory=dict)
-    transient: list[Complaint] = field(default_factory=list)  # of each input with an error that may pass
-    named: bool = False  # an error named some of the inputs
-    misaddressed: Complaint | None = None  # it blames the property by which the inputs are addressed
-    _traces: dict[str, Input] = field(init=False)
-    _ids: dict[str, Input | None] = field(init=False)
-    _folded: dict[str, Input | None] = field(init=False)  # None: several inputs
-
-    def __post_init__(self) -> None:
-        self._traces = {one.trace_id: one for one in self.inputs}
+    def __init__(self, inputs: Sequence[Input], criteria: Criteria) -> None:
+        self._criteria = criteria
+        self._id_property = inputs[0].record.key.lane.id_property
+        self._traces = {one.trace_id: one for one in inputs}
+        self._ids = _index((one.record.key.id, one) for one in inputs)
+        self._folded = _index((_fold(one.record.key.id), one) for one in inputs)
         self.left = dict(self._traces)
-        self._ids = _index((one.record.key.id, one) for one in self.inputs)
-        self._folded = _index((_fold(one.record.key.id), one) for one in self.inputs)
+        self.outcomes: list[Outcome] = []
+        self.unexplained: list[tuple[Input, Complaint]] = []
+        self.retire: dict[str, Reason] = {}
+        self.transient: list[Complaint] = []  # of each input with an error that may pass
+        self.named = False  # an error named some of the inputs
+        self.misaddressed: Complaint | None = None  # it blames the property by which the inputs are addressed
 
     def close(self, one: Input, outcome: Outcome) -> None:
         """Judge an input, the first time that the answer speaks of it."""
         if self.left.pop(one.trace_id, None) is not None:
             self.outcomes.append(outcome)
 
-    def refuse(self, one: Input, complaint: Complaint, rules: Rules, *, shared: bool = False) -> None:
-        """Judge an input that the answer complains about; `shared`: and about others in the same words. What
-        these cannot mean of this one stays to be asked about it alone.
+    def refuse(self, one: Input, complaint: Complaint, *, shared: bool = False) -> None:
+        """Judge an input that the answer complains about; `shared`: and about others in the same words. If these cannot
+        be meant of this one, it stays to be asked about alone.
         """
         about = complaint.about(one.record, shared=shared)
         if complaint.category == "VALIDATION_ERROR":
-            id_property = one.record.key.lane.id_property
-            if complaint.blames_id_property(id_property) and id_property not in one.record.values:
+            if complaint.blames_id_property(self._id_property) and self._id_property not in one.record.values:
                 self.misaddressed = complaint
             if not about and complaint.about(one.record):
                 return
@@ -200,21 +193,21 @@ class _Sheet:
         self.retire.update((name, complaint.reason_for(name)) for name in names)
         if one.trace_id in self.left and _is_transient(complaint):
             self.transient.append(complaint)
-        self.close(one, _judge_error(one.record, complaint, about, rules))
+        self.close(one, _judge_error(one.record, complaint, about, self._criteria))
 
-    def note_error(self, entry: Any, rules: Rules) -> Complaint | None:
-        """Judge the inputs that this entry of `errors[]` is about; the complaint if it names none."""
+    def note_error(self, entry: Any) -> Complaint | None:
+        """Judge the inputs that this entry of `errors[]` names; returns the complaint if it names none."""
         complaint = read_complaint(entry, fallback=f"HubSpot refused it: {shown(entry)}")
         about = [self._traces[trace] for trace in sorted(complaint.trace_ids) if trace in self._traces]
         if not about:
             about = [one for told in sorted(complaint.ids) if (one := self._of(told)) is not None]
         self.named = self.named or bool(about)
         for one in about:
-            self.refuse(one, complaint, rules, shared=len(about) > 1)
+            self.refuse(one, complaint, shared=len(about) > 1)
         return None if about else complaint
 
     def note_results(self, results: Sequence[Any]) -> int:
-        """Confirm the inputs that `results` name; returns how many records it names that are none."""
+        """Confirm the inputs that `results` name; returns how many other records they name."""
         nameless: set[str] = set()
         for result in results:
             if not isinstance(result, dict):
@@ -231,10 +224,10 @@ class _Sheet:
         if isinstance(trace, str) and trace in self._traces:
             return self._traces[trace]
         told = _record_id(result)
-        if id_property := self.inputs[0].record.key.lane.id_property:
+        if self._id_property:
             # Only the property: HubSpot's record id may by chance equal another input's id.
             properties = result.get("properties")
-            told = properties.get(id_property) if isinstance(properties, dict) else None
+            told = properties.get(self._id_property) if isinstance(properties, dict) else None
         named = texts(told)
         return self._of(named[0]) if len(named) == 1 else None
 
@@ -248,20 +241,20 @@ def _record_id(result: dict[str, Any]) -> Any:
     return result.get("id") or (properties.get("hs_object_id") if isinstance(properties, dict) else None)
 
 
-def _judge_error(record: PendingRecord, complaint: Complaint, about: Collection[str], rules: Rules) -> Outcome:
+def _judge_error(record: PendingRecord, complaint: Complaint, about: Collection[str], criteria: Criteria) -> Outcome:
     """What an error about these properties of this one input comes to."""
     reason = complaint.reason
     match complaint.category:
         case "OBJECT_NOT_FOUND":
-            match rules.on_unknown(record):
+            match criteria.on_unknown(record):
                 case "park":
                     return Parked(record, reason)
                 case "wait":
-                    return rules.policy.await_creation(record, reason, now_us=rules.now_us)
+                    return criteria.policy.await_creation(record, reason, now_us=criteria.now_us)
                 case "ignore":
                     return Ignored(record)
         case _ if _is_transient(complaint):
-            return rules.policy.failed(record, reason, now_us=rules.now_us)
+            return criteria.policy.failed(record, reason, now_us=criteria.now_us)
         case "VALIDATION_ERROR" if about:
             return Refused(record, {name: complaint.reason_for(name) for name in sorted(about)})
         case _:
@@ -301,13 +294,15 @@ def _fold(told: str) -> str:
     return told.strip().casefold()
 
 
+# --- the call as a whole ---
+
 #: Seconds that `Retry-After` may ask for at most on a 429; an absurd value must not stop us for a year.
 LONGEST_RETRY_AFTER_S = 3600.0
 
 #: The same on 477 (account migrating between data centres), where HubSpot speaks of up to 24 h.
 LONGEST_MIGRATION_S = 86_400.0
 
-#: Seconds that a pause lasts at least which the CRM asks for: at once again would be no pause, but a storm.
+#: Seconds that a pause lasts at least where the CRM says how long: shorter ones would be a storm of calls.
 _SHORTEST_S = 0.5
 
 #: Statuses after which the call may still be applied: a proxy gave up waiting for HubSpot.
@@ -315,7 +310,7 @@ DOUBTFUL_STATUSES = frozenset({502, 504, 520, 522, 524})
 
 
 def doubtful(answer: Answer | NoAnswer) -> bool:
-    """Whether the call may still be applied after this end."""
+    """Whether the CRM may still apply a call that ended so."""
     match answer:
         case NoAnswer():
             return answer.doubtful
@@ -325,20 +320,20 @@ def doubtful(answer: Answer | NoAnswer) -> bool:
             return status in DOUBTFUL_STATUSES
 
 
-def judge(inputs: Sequence[Input], answer: Answer | NoAnswer, rules: Rules) -> Meaning:
+def judge(inputs: Sequence[Input], answer: Answer | NoAnswer, criteria: Criteria) -> Meaning:
     """What this answer to a call with these inputs means."""
     match answer:
         case NoAnswer(kind="token"):
             return Stopped(Stop(Scope.ALL, UNAUTHORIZED, answer.detail, credential=answer.credential))
         case NoAnswer(kind="oversize", body=dict() as beginning):
-            return _unread(inputs, answer, beginning, rules)
+            return _unread(inputs, answer, beginning, criteria)
         case NoAnswer():
             stop = Stop(Scope.ALL, OUTAGE, f"{answer.kind}: {answer.detail}")
             reason = Reason("NO_ANSWER", f"no answer from the CRM ({answer.kind})")
-            # What was never sent cannot be to blame.
+            # Records that were never sent cannot be to blame.
             return Broken(stop, reason) if answer.doubtful or answer.kind == "internal" else Stopped(stop)
         case Answer(status=status) if 200 <= status < 300:
-            return judge_inputs(inputs, answer.body, rules)
+            return judge_inputs(inputs, answer.body, criteria)
         case Answer(status=400 | 422 as status):
             return Rejected(read_complaint(answer.body, fallback=f"HTTP {status}: {_excerpt(answer)}"))
         case Answer(status=408 | 409 | 423 | 425):
@@ -346,20 +341,20 @@ def judge(inputs: Sequence[Input], answer: Answer | NoAnswer, rules: Rules) -> M
         case Answer(status=413 | 414):
             return TooLarge(_reason(answer))
         case Answer():
-            return _trouble(answer, rules)
+            return _trouble(answer, criteria)
 
 
-def _unread(inputs: Sequence[Input], answer: NoAnswer, beginning: dict[str, Any], rules: Rules) -> Meaning:
-    """The CRM's own answer, but too large to be read, is no outage: again in halves. That to a single record is
-    believed as far as it was read: a result that names it, or that stands in a complete answer without errors (200),
-    which can be nobody else's. If what was read says nothing of the record, it is sent again later.
+def _unread(inputs: Sequence[Input], answer: NoAnswer, beginning: dict[str, Any], criteria: Criteria) -> Meaning:
+    """An answer that is too large to be read is no outage: the call goes again in halves. The answer to a single record
+    is believed as far as it was read: a result that names it, or one in a complete answer without errors (200), which
+    can be nobody else's. If the part that was read does not mention the record, it is sent again later.
     """
     reason = Reason("ANSWER_TOO_LARGE", f"the CRM's answer was too large to be read ({answer.detail})")
     if len(inputs) > 1:
         return TooLarge(reason)
     if answer.status != 400:
         status = beginning.get("status") if answer.status == 200 else None
-        meaning = judge_inputs(inputs, {**beginning, "status": "PROCESSING" if status is None else status}, rules)
+        meaning = judge_inputs(inputs, {**beginning, "status": "PROCESSING" if status is None else status}, criteria)
         if isinstance(meaning, Judged) and meaning.outcomes:
             return meaning
     return Locked(reason, own=True)
@@ -387,25 +382,25 @@ def _until(told: str, now_us: int) -> float:
     return date.timestamp() - now_us / 1_000_000
 
 
-def _trouble(answer: Answer, rules: Rules) -> Meaning:
-    status = answer.status
-    detail = f"HTTP {status}: {_message(answer)}"[:300]
-    match status:
+def _trouble(answer: Answer, criteria: Criteria) -> Meaning:
+    reason = _reason(answer)
+    detail = reason.message[:300]
+    match answer.status:
         case 401 if answer.renewable:
-            return Again(_reason(answer))
+            return Again(reason)
         case 401:
             return Stopped(Stop(Scope.ALL, UNAUTHORIZED, detail, credential=answer.credential))
         case 403:
-            return Broken(Stop(Scope.OBJECT_TYPE, "forbidden", detail), _reason(answer))
+            return Broken(Stop(Scope.OBJECT_TYPE, "forbidden", detail), reason)
         case 429:
-            return Stopped(_rate_limited(answer, rules.now_us, detail))
+            return Stopped(_rate_limited(answer, criteria.now_us, detail))
         case 477:
-            delay = _asked_s(answer, now_us=rules.now_us, at_most_s=LONGEST_MIGRATION_S)
+            delay = _asked_s(answer, now_us=criteria.now_us, at_most_s=LONGEST_MIGRATION_S)
             return Stopped(Stop(Scope.ALL, "migrating", detail, delay_s=delay))
-        case _ if 300 <= status < 500:
-            return Broken(Stop(Scope.OBJECT_TYPE, MISCONFIGURED, detail), _reason(answer))
+        case status if 300 <= status < 500:
+            return Broken(Stop(Scope.OBJECT_TYPE, MISCONFIGURED, detail), reason)
         case _:
-            return Broken(Stop(Scope.ALL, OUTAGE, detail), _reason(answer))
+            return Broken(Stop(Scope.ALL, OUTAGE, detail), reason)
 
 
 def _rate_limited(answer: Answer, now_us: int, detail: str) -> Stop:
@@ -416,7 +411,7 @@ def _rate_limited(answer: Answer, now_us: int, detail: str) -> Stop:
     if delay is None and not daily:
         secondly = "SECONDLY" in policy and "TEN_SECONDLY" not in policy
         delay = 1.0 if secondly else _window_s(answer)
-    # A daily quota comes back at midnight of the portal, whose zone we do not know: asked by probes.
+    # A daily quota comes back at midnight of the portal. We do not know its time zone, so probes ask.
     return Stop(Scope.ALL, DAILY_LIMIT if daily else "rate_limited", detail, delay_s=delay, probes=daily)
 
 
@@ -427,12 +422,9 @@ def _window_s(answer: Answer) -> float:
 
 
 def _reason(answer: Answer) -> Reason:
-    category = read_complaint(answer.body).category
-    return Reason(category or f"HTTP_{answer.status}", f"HTTP {answer.status}: {_message(answer)}"[:500])
-
-
-def _message(answer: Answer) -> str:
-    return read_complaint(answer.body, fallback=_excerpt(answer)).words
+    complaint = read_complaint(answer.body, fallback=_excerpt(answer))
+    category = complaint.category or f"HTTP_{answer.status}"
+    return Reason(category, f"HTTP {answer.status}: {complaint.words}"[:500])
 
 
 def _excerpt(answer: Answer) -> str:

@@ -19,11 +19,11 @@ from bridge.delivery.answer_handler import AnswerHandler
 from bridge.delivery.answers import (
     Again,
     Broken,
+    Criteria,
     Judged,
     Locked,
     Meaning,
     Rejected,
-    Rules,
     Stopped,
     TooLarge,
     doubtful,
@@ -281,8 +281,8 @@ class Caller:
         answer = self._update(work.lane, inputs)
         with self.lock:
             at = Moment(self.clock.monotonic(), to_us(self.clock.now()))
-            rules = Rules(self.on_unknown, self.state.policy, at.now_us)
-            meaning = judge(inputs, answer, rules)
+            criteria = Criteria(self.on_unknown, self.state.policy, at.now_us)
+            meaning = judge(inputs, answer, criteria)
             work.sent = isinstance(answer, Answer) or answer.doubtful
             refused = isinstance(meaning, Stopped) and meaning.stop.reason == DAILY_LIMIT
             self.budget.answered(answer, refused=refused)

@@ -22,7 +22,7 @@ from bridge.delivery.buffer import Buffer
 from bridge.delivery.caller import Caller, CallThreads, Pool, log_pauses, where
 from bridge.delivery.cases import Moment
 from bridge.delivery.limiter import SPENT, DailyBudget, Grant, Limiter, day_began_us
-from bridge.delivery.pauses import DAILY_LIMIT, Backoff, Pauses, RetryPolicy
+from bridge.delivery.pauses import DAILY_LIMIT, UNAUTHORIZED, Backoff, Pauses, RetryPolicy
 from bridge.delivery.portal_rules import Portal, PortalRules
 from bridge.delivery.ports import CrmClient, DueJournal, Observer, OnUnknown
 from bridge.errors import JournalError
@@ -385,7 +385,7 @@ class Dispatcher:
             self._clock_watch.believe(now, now_us)
         with self._lock:
             due = now - loop.kept_house_at >= _HOUSEKEEPING_S
-            waits_for_token = due and pauses.waits_for_token()
+            waits_for_token = due and pauses.holds(UNAUTHORIZED)
         if due:
             stored = self._journal.load_pauses()
             credential = self._crm.credential() if waits_for_token else ""

@@ -1,8 +1,8 @@
-"""Stops of delivery: what each one covers, how long it lasts, and who may probe (G7); and a failing record's patience.
+"""Pauses of delivery: what each one stops, how long it lasts, and who may probe (G7); and how long a record is retried.
 
-Every stop but an operator's ends by itself: by its time alone (rate limits), or at that time by one
-record, the probe, whose answer lifts the stop or lengthens it. Waits are measured on the monotonic
-clock; the wall clock's times are kept for people and for the next start.
+Every pause but an operator's ends by itself: when its time is over (rate limits), or when one record, the probe, is
+sent then and its answer ends the pause; another answer lengthens it. Waits are measured on the monotonic clock; the
+wall clock's times are for people and for the next start.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from enum import Enum
 
 from bridge.model import MICROSECONDS, Category, Lane, Parked, Pause, PendingRecord, Reason, RetryLater, Scope
 
-#: The reason of a stop that a person ordered: never probed, ended by a person only.
+#: The reason of a pause that a person ordered: never probed, ended by a person only.
 OPERATOR = "operator"
 
-#: The reason of a stop that a new token may end.
+#: The reason of a pause that a new token may end.
 UNAUTHORIZED = "unauthorized"
 
-#: The reason of a stop that any answer but the same refusal ends.
+#: The reason of a pause that any answer but the same refusal ends.
 MISCONFIGURED = "misconfigured"
 
-#: The reason of a stop because the day's calls are used up.
+#: The reason of a pause because the day's calls are used up.
 DAILY_LIMIT = "daily_limit"
 
-#: The reason of a stop because calls come to nothing.
+#: The reason of a pause because calls come to nothing.
 OUTAGE = "outage"
 
-#: Seconds that a stop read from the journal lasts at most, where the CRM said how long it is to be; others last as
+#: Seconds that a pause read from the journal lasts at most, by its reason, where the CRM said how long; others last as
 #: long as the backoff at most. The wall clock may have been set meanwhile.
 _LONGEST_S = {"rate_limited": 3_600.0, DAILY_LIMIT: 86_400.0, "migrating": 86_400.0}
 
-#: Seconds for which nothing may wait for the end of a lane's or an object type's stop before it is dropped.
+#: Seconds after which the pause of a lane or an object type is dropped if nothing waits for its end.
 LAPSES_S = 60.0
 
 
 class Backoff:
-    """Growing delays with full jitter between `base_s` and `max_s`. Thread-safe as `random` is."""
+    """Growing delays with full jitter between `base_s` and `max_s`. As thread-safe as `random`."""
 
     def __init__(self, *, base_s: float, max_s: float, chance: random.Random | None = None) -> None:
         self.base_s = base_s
@@ -54,8 +54,8 @@ class Backoff:
         """A delay after so many failures in a row, at least 1."""
         return self._chance.uniform(self.base_s, self.ceiling_s(failures))
 
-    def patience_used_s(self, failures: int) -> float:
-        """The time that so many failures in a row take at most, which does not run in pauses."""
+    def longest_total_s(self, failures: int) -> float:
+        """The longest that so many failures in a row can take without pauses."""
         growing = 0
         total = 0.0
         while growing < failures and self.ceiling_s(growing) < self.max_s:
@@ -74,8 +74,8 @@ class Gate(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The advice to stop: `delay_s` None leaves the time to the backoff; `probes`: when it is over, one
-    record goes first. `credential` is the token that was refused.
+    """Why delivery is to pause, and for how long: `delay_s` None leaves that to the backoff. `probes`: when the time is
+    over, one record goes first. `credential`: of the token that was refused.
     """
 
     scope: Scope
@@ -87,7 +87,7 @@ class Stop:
 
 
 @dataclass(slots=True)
-class _Held:
+class _Active:
     pause: Pause
     stop: Stop | None  # None: an operator's
     until: float  # monotonic
@@ -107,84 +107,85 @@ class Pauses:
     def __init__(self, *, backoff: Backoff) -> None:
         self.changed = False
         self._backoff = backoff
-        self._held: dict[tuple[Scope, str, str], _Held] = {}
+        self._active: dict[tuple[Scope, str, str], _Active] = {}
         self._disproved_at = float("-inf")
 
     @property
     def none(self) -> bool:
-        return not self._held
+        return not self._active
 
     def gate(self, lane: Lane, now: float, *, early: bool = False) -> Gate:
-        """What may start in this lane now. `early`: with a record that had no part in any failure. Probes
-        with records that failed already tell little, so they must not put off one that would tell more.
+        """What may start in this lane now. `early`: with a record that had no part in any failure. It tells more than a
+        record that failed already, and need not wait as long as one.
         """
         gate = Gate.OPEN
-        for held in self._covering(lane):
-            from_ = min(held.until, held.early_from) if early else held.until
-            if held.stop is None or now < from_ or held.probing:
+        for active in self._covering(lane):
+            from_ = min(active.until, active.early_from) if early else active.until
+            if active.stop is None or now < from_ or active.probing:
                 return Gate.CLOSED
-            if held.stop.probes:
+            if active.stop.probes:
                 gate = Gate.PROBE
         return gate
 
     def probe(self, lane: Lane) -> None:
         """A probe of this lane begins."""
-        for held in self._covering(lane):
-            held.probing = True
+        for active in self._covering(lane):
+            active.probing = True
 
     def probe_ended(self, lane: Lane) -> None:
-        """The probe of this lane is settled, or was not made; `stop` or `answered` told what it found."""
-        for held in self._covering(lane):
-            held.probing = False
+        """The probe of this lane is settled, or was not made; `stop` or `answered` noted what it found."""
+        for active in self._covering(lane):
+            active.probing = False
 
     def stop(self, lane: Lane, stop: Stop, *, now: float, now_us: int, began: float, known: bool = False) -> float:
-        """Begin or lengthen a pause; returns the seconds. `began`: when the call that failed began:
-        calls that were open together fail together and count once. `known`: with records that had failed
-        before.
+        """Begin or lengthen a pause; returns the seconds. `began`: when the failed call began, as calls that were open
+        together fail together and count once. `known`: its records had failed before.
         """
         target = _target(lane, stop.scope)
         key = (stop.scope, target, stop.reason)
-        held = self._held.get(key)
-        failures = 1 if held is None else held.failures + (began >= held.since)
+        active = self._active.get(key)
+        failures = 1 if active is None else active.failures + (began >= active.since)
         delay_s = self._backoff.delay_s(failures) if stop.delay_s is None else stop.delay_s
-        if held is not None and began < held.since:
-            delay_s = max(held.until - now, delay_s if stop.delay_s is not None else 0.0)
+        if active is not None and began < active.since:
+            delay_s = max(active.until - now, delay_s if stop.delay_s is not None else 0.0)
         pause = Pause(
             stop.scope,
             target,
             stop.reason,
             stop.detail,
-            since_us=now_us if held is None else held.pause.since_us,
+            since_us=now_us if active is None else active.pause.since_us,
             until_us=now_us + round(max(0.0, delay_s) * MICROSECONDS),
         )
-        since = held.since if held is not None and began < held.since else now
-        probing = held is not None and held.probing
+        since = active.since if active is not None and began < active.since else now
+        probing = active is not None and active.probing
         early_from = now + self._backoff.base_s if known else float("inf")
-        self._held[key] = _Held(pause, stop, now + delay_s, failures, since, probing, early_from=early_from)
+        self._active[key] = _Active(pause, stop, now + delay_s, failures, since, probing, early_from=early_from)
         self.changed = True
         return delay_s
 
     def answered(self, lane: Lane, *, accepted: bool) -> None:
-        """The probe of this lane got a sound answer: `accepted` tells whether the CRM took the call, or
-        refused the input. Lifts what that answer disproves.
+        """The probe of this lane got a sound answer: the CRM accepted the call, or rejected it for the record in it.
+        Ends the pauses that this answer disproves.
         """
         over = [
             key
-            for key, held in self._held.items()
-            if held.stop is not None and _covers(held.pause, lane) and (accepted or held.pause.scope is not Scope.LANE)
+            for key, active in self._active.items()
+            if active.stop is not None
+            and _covers(active.pause, lane)
+            and (accepted or active.pause.scope is not Scope.LANE)
         ]
         self._drop(over)
 
     def disproved(self, *, now: float) -> None:
-        """A call that was open when another one came to nothing ended well after it, which is what a
-        probe would find out. Believed once in `base_s`, lest a CRM that half fails gets no rest.
+        """A call that was open when another one came to nothing has ended well: a probe would find out the same.
+        Believed once in `base_s`, so that a CRM that half fails gets some rest.
         """
         if self.none or now - self._disproved_at < self._backoff.base_s:
             return
         over = [
             key
-            for key, held in self._held.items()
-            if key == (Scope.ALL, "", OUTAGE) and held.failures == 1 and held.since < now and not held.probing
+            for key, active in self._active.items()
+            if key == (Scope.ALL, "", OUTAGE) and active.failures == 1 and active.since < now and not active.probing
         ]
         if over:
             self._disproved_at = now
@@ -193,53 +194,51 @@ class Pauses:
     def stops_all(self, now: float) -> bool:
         """Whether nothing at all may start now."""
         return any(
-            held.pause.scope is Scope.ALL
-            and (held.stop is None or min(held.until, held.early_from) > now or held.probing)
-            for held in self._held.values()
+            active.pause.scope is Scope.ALL
+            and (active.stop is None or min(active.until, active.early_from) > now or active.probing)
+            for active in self._active.values()
         )
 
     def stops_lane(self, lane: Lane) -> bool:
-        """Whether this very lane is stopped, for a trouble of its own."""
-        return any(h.stop is not None and h.pause.scope is Scope.LANE for h in self._covering(lane))
+        """Whether a pause is of this lane alone."""
+        return any(active.stop is not None and active.pause.scope is Scope.LANE for active in self._covering(lane))
 
     def expire(self, now: float) -> None:
         """Drop the pauses that end by their time alone."""
         over = [
             key
-            for key, held in self._held.items()
-            if held.stop is not None and not held.stop.probes and held.until <= now
+            for key, active in self._active.items()
+            if active.stop is not None and not active.stop.probes and active.until <= now
         ]
         self._drop(over)
 
     def lapse(self, now: float, waiting: Collection[Lane]) -> None:
-        """Drop the pauses of single lanes and object types for which nothing has waited since their time was
-        over: what they held up was withdrawn, and with nothing to probe with they would hold for ever. `waiting`
-        are the lanes that have anything to be sent.
+        """Drop the pauses of lanes and object types for which nothing has waited since their time was over: what they
+        held up was withdrawn, and without a record for a probe they would never end. `waiting`: the lanes that have
+        anything to be sent.
         """
         over = []
-        for key, held in self._held.items():
-            if held.stop is None or held.pause.scope is Scope.ALL or held.until > now:
+        for key, active in self._active.items():
+            if active.stop is None or active.pause.scope is Scope.ALL or active.until > now:
                 continue
-            if held.probing or any(_covers(held.pause, lane) for lane in waiting):
-                held.idle_since = float("inf")
-            elif held.idle_since == float("inf"):
-                held.idle_since = now
-            elif now - held.idle_since >= LAPSES_S:
+            if active.probing or any(_covers(active.pause, lane) for lane in waiting):
+                active.idle_since = float("inf")
+            elif active.idle_since == float("inf"):
+                active.idle_since = now
+            elif now - active.idle_since >= LAPSES_S:
                 over.append(key)
         self._drop(over)
 
-    def waits_for_token(self) -> bool:
-        return self.holds(UNAUTHORIZED)
-
     def holds(self, reason: str) -> bool:
-        return any(held.pause.reason == reason for held in self._held.values())
+        """Whether there is a pause for this reason."""
+        return any(active.pause.reason == reason for active in self._active.values())
 
     def token_is(self, credential: str, *, now: float) -> None:
         """Probe at once when the token is another one than was refused."""
-        for held in self._held.values():
-            refused = held.stop.credential if held.stop is not None else None
-            if held.pause.reason == UNAUTHORIZED and credential and credential != refused and held.until > now:
-                held.until = now
+        for active in self._active.values():
+            refused = active.stop.credential if active.stop is not None else None
+            if active.pause.reason == UNAUTHORIZED and credential and credential != refused and active.until > now:
+                active.until = now
 
     def restore(self, stored: Iterable[Pause], *, now: float, now_us: int) -> None:
         """Take up the pauses of the last run."""
@@ -247,43 +246,43 @@ class Pauses:
             if pause.reason == OPERATOR or pause.until_us is None:
                 continue
             longest_s = _LONGEST_S.get(pause.reason, self._backoff.max_s)
-            left_us = min(pause.until_us - now_us, pause.until_us - pause.since_us)  # no more than it is long
+            left_us = min(pause.until_us - now_us, pause.until_us - pause.since_us)  # no longer than it was to last
             left_s = min(max(0.0, left_us / MICROSECONDS), longest_s)
             stop = Stop(pause.scope, pause.reason, pause.detail)
             key = (pause.scope, pause.target, pause.reason)
-            self._held[key] = _Held(pause, stop, now + left_s, since=now)
+            self._active[key] = _Active(pause, stop, now + left_s, since=now)
 
     def operators(self, stored: Iterable[Pause]) -> None:
-        """Honour exactly the operators' pauses among the stored ones."""
+        """Take over the operators' pauses as they are stored."""
         wanted = {(p.scope, p.target, p.reason): p for p in stored if p.reason == OPERATOR}
-        known = {key: held.pause for key, held in self._held.items() if held.stop is None}
+        known = {key: active.pause for key, active in self._active.items() if active.stop is None}
         for key in known.keys() - wanted.keys():
-            del self._held[key]
+            del self._active[key]
         for key, pause in wanted.items():
-            self._held[key] = _Held(pause, None, float("inf"))
+            self._active[key] = _Active(pause, None, float("inf"))
         self.changed = self.changed or known != wanted
 
     def is_ordered(self, lane: Lane) -> bool:
         """Whether a person's pause covers this lane."""
-        return any(held.stop is None for held in self._covering(lane))
+        return any(active.stop is None for active in self._covering(lane))
 
     def all(self) -> list[Pause]:
         """Every pause, for people."""
-        return [held.pause for held in self._held.values()]
+        return [active.pause for active in self._active.values()]
 
     def own(self) -> list[Pause]:
         """Every pause but the operators', for the journal."""
-        return [held.pause for held in self._held.values() if held.stop is not None]
+        return [active.pause for active in self._active.values() if active.stop is not None]
 
     def _drop(self, keys: Iterable[tuple[Scope, str, str]]) -> None:
         for key in keys:
-            del self._held[key]
+            del self._active[key]
             self.changed = True
 
-    def _covering(self, lane: Lane) -> list[_Held]:
-        if not self._held:
+    def _covering(self, lane: Lane) -> list[_Active]:
+        if not self._active:
             return []
-        return [held for held in self._held.values() if _covers(held.pause, lane)]
+        return [active for active in self._active.values() if _covers(active.pause, lane)]
 
 
 def _target(lane: Lane, scope: Scope) -> str:
@@ -300,11 +299,11 @@ def _covers(pause: Pause, lane: Lane) -> bool:
     return pause.scope is Scope.ALL or pause.target == _target(lane, pause.scope)
 
 
-# --- when a record that keeps failing by itself is tried again, and when it is parked at last ---
+# --- when a record that keeps failing by itself is tried again, and when it is parked ---
 #
-# The time does not run in pauses: beside the time since the first failure, the delays that the record's
-# own failures asked for must add up to `give_up_after` as well. That needs no record of past pauses and
-# survives restarts and a jumping clock.
+# The time of pauses does not count: beside the time since the first failure, the delays after the record's own failures
+# must add up to `give_up_after` as well. So past pauses need not be known, and neither a restart nor a jumping clock
+# matters.
 
 #: Seconds for which `on_unknown: wait` asks again for a record that the CRM does not know.
 AWAIT_CREATION_S = 7 * 86_400.0
@@ -320,7 +319,7 @@ class RetryPolicy:
     def failed(
         self, record: PendingRecord, reason: Reason, *, now_us: int, at_least_s: float = 0.0
     ) -> RetryLater | Parked:
-        """The record failed by its own fault: later again, or parked when its time is over."""
+        """The record failed by its own fault: it is tried again later, or parked when its time is over."""
         if self._is_over(record, self.give_up_after_s, now_us):
             hours = self.give_up_after_s / 3600
             message = f"gave up after {record.attempts + 1} attempts in {hours:.4g} h: {reason.message}"
@@ -341,4 +340,4 @@ class RetryPolicy:
         if record.failing_since_us is None:
             return False
         failing_s = (now_us - record.failing_since_us) / MICROSECONDS
-        return failing_s >= longest_s and self.backoff.patience_used_s(record.attempts) >= longest_s
+        return failing_s >= longest_s and self.backoff.longest_total_s(record.attempts) >= longest_s

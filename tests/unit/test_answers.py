@@ -15,11 +15,11 @@ from bridge.crm.complaints import read_complaint
 from bridge.crm.transport import Answer, Input, NoAnswer
 from bridge.delivery.answers import (
     Broken,
+    Criteria,
     Judged,
     Locked,
     Meaning,
     Rejected,
-    Rules,
     Stopped,
     TooLarge,
     doubtful,
@@ -35,13 +35,13 @@ from tests.fakes_delivery import BY_RECORD_ID, CLIENTS, confirmed, inputs, ok, r
 NOW_US = 1_700_000_000_000_000
 
 
-def rules(on_unknown: OnUnknown = "park") -> Rules:
+def criteria(on_unknown: OnUnknown = "park") -> Criteria:
     backoff = Backoff(base_s=2.0, max_s=60.0, chance=random.Random(1))
-    return Rules(lambda _: on_unknown, RetryPolicy(backoff, 86_400.0), NOW_US)
+    return Criteria(lambda _: on_unknown, RetryPolicy(backoff, 86_400.0), NOW_US)
 
 
 def verdict(sent: Sequence[Input], answer: Answer | NoAnswer, on_unknown: OnUnknown = "park") -> Meaning:
-    return judge(sent, answer, rules(on_unknown))
+    return judge(sent, answer, criteria(on_unknown))
 
 
 def judged(sent: Sequence[Input], body: Any, on_unknown: OnUnknown = "park") -> Judged:

@@ -135,7 +135,7 @@ def test_known_failures_do_not_put_off_a_record_that_had_no_part_in_them() -> No
 def test_another_token_is_tried_at_once_and_the_same_is_not() -> None:
     held = pauses()
     stop(held, Stop(Scope.ALL, "unauthorized", "", credential="one"))
-    assert held.waits_for_token()
+    assert held.holds("unauthorized")
     for same in ("one", ""):
         held.token_is(same, now=101.0)
         assert held.gate(A, 101.0) is Gate.CLOSED
@@ -175,7 +175,7 @@ def test_delays_stay_between_base_and_maximum(failures: int, seed: int) -> None:
 @given(failures=st.integers(0, 300))
 def test_patience_used_is_what_the_delays_take_at_most(failures: int) -> None:
     backoff = Backoff(base_s=2.0, max_s=600.0)
-    assert backoff.patience_used_s(failures) == pytest.approx(sum(map(backoff.ceiling_s, range(failures))))
+    assert backoff.longest_total_s(failures) == pytest.approx(sum(map(backoff.ceiling_s, range(failures))))
 
 
 def test_patience_does_not_run_in_pauses() -> None:
