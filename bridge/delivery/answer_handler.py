@@ -1,9 +1,9 @@
-"""Draws the consequences of an answer: outcomes for the journal, pauses, and what becomes of the cases.
+"""What follows from an answer: outcomes for the journal, pauses, and what becomes of the cases.
 
-An answer to a call of a case is for that case to judge; what it then leaves, and what was in a new batch, opens a
-case: a search after a refusal, a retrial after anything else. Two rules are easily got wrong: a 5xx says nothing
-about whose fault it is before another record's call has ended; and nothing that concerns all records of a lane, a
-type or the portal may count against one.
+The answer to a call of a case is judged by that case. The records that it lets go, and those of a new batch, open a
+case: a search after a rejection, a retrial after anything else. Two rules are easily got wrong: a 5xx says nothing
+about whose fault it is before another record's call has ended; and nothing that concerns all records of a lane, an
+object type or the portal may count against one record.
 """
 
 from __future__ import annotations
@@ -55,21 +55,21 @@ class AnswerHandler:
         if decision.retire:
             self._state.retired.retire(work.lane.object_type, decision.retire, at.now)
         hold_s = 0.0 if decision.stop is None else self._stop(work, decision.stop, at)
-        return self._followed(work, decision), hold_s
+        return self._applied(work, decision), hold_s
 
     def vanished(self, work: Work, refs: Sequence[int]) -> Sequence[Outcome]:
-        """These records had nothing to be sent any more when they were taken."""
-        return () if work.case is None else self._followed(work, work.case.vanished(refs))
+        """When they were taken, these records had nothing to be sent any more."""
+        return () if work.case is None else self._applied(work, work.case.vanished(refs))
 
-    def _followed(self, work: Work, decision: Decision) -> Sequence[Outcome]:
-        self._cases.follow(work.case, decision)
-        # An outcome may be about a record that a search held back until now.
+    def _applied(self, work: Work, decision: Decision) -> Sequence[Outcome]:
+        self._cases.apply(work.case, decision)
+        # An outcome may be about a record that a search held until now.
         work.held.update(outcome.record.ref for outcome in decision.outcomes)
         return decision.outcomes
 
     def stumbled(self, work: Work, now: float) -> None:
-        """The outcome of this call could not be written down, and nobody knows for which record: again in halves,
-        later each time, so that it is no loop and holds up nobody else.
+        """The outcome of this call could not be written down, and nobody knows because of which record: it goes again
+        in halves, later each time, so that it does not loop and holds up no other record.
         """
         held = self._cases.holding()
         refs = tuple(ref for ref in work.refs if ref not in held)
@@ -109,7 +109,7 @@ class AnswerHandler:
         if work.probe and state.pauses.stops_lane(lane):
             if is_misaddressed(lane, sent.inputs, complaint) or not is_about_records(sent.inputs, complaint):
                 return Decision(stop=misconfigured(complaint))
-            self._answered(work, accepted=True)  # another trouble, and this record's own: the lane's is over
+            self._answered(work, accepted=True)  # a fault of this record's own: the lane's trouble is over
         decision = work.case.rejected(sent, complaint) if work.case else Decision(free=sent.refs)
         if decision.free:
             search = self._search(lane, decision.free, sent.at.now)
@@ -132,7 +132,7 @@ class AnswerHandler:
         ready_at = sent.at.now + LOCK_S
         decision = work.case.locked(sent, reason, ready_at, own=own) if work.case else Decision(free=sent.refs)
         if not self._retry(work.lane, decision.free, ready_at=ready_at):
-            # More records in trouble than can be told apart: that is the CRM's.
+            # More locked records than can be held: that is the CRM's trouble.
             return replace(decision, stop=Stop(Scope.ALL, OUTAGE, f"{reason.category}: {reason.message}"[:300]))
         return decision
 
@@ -149,7 +149,7 @@ class AnswerHandler:
         return delay_s if stop.reason == "rate_limited" else 0.0
 
     def _answered(self, work: Work, *, accepted: bool) -> None:
-        """A probe got a sound answer: the trouble is over, as far as this answer tells."""
+        """A probe got a sound answer: the trouble is over, as far as this answer says."""
         if work.probe:
             self._state.pauses.answered(work.lane, accepted=accepted)
 
@@ -157,8 +157,8 @@ class AnswerHandler:
 
     def _search(self, lane: Lane, refs: Sequence[int], now: float) -> Search:
         since = self._state.successes.since_now(lane, Scope.LANE)
-        proven, flowing = self._state.is_proven(lane), self._state.flowing(lane, now)
-        return Search(lane, refs, self._state.policy, since, proven=proven, flowing=flowing, ready_at=now)
+        proven, trusted = self._state.is_proven(lane), self._state.trusted_sources(lane, now)
+        return Search(lane, refs, self._state.policy, since, proven=proven, trusted=trusted, ready_at=now)
 
     def _retry(
         self, lane: Lane, refs: tuple[int, ...], *, ready_at: float, scope: Scope = Scope.ALL, failures: int = 1
@@ -172,7 +172,7 @@ class AnswerHandler:
     def _in_halves(
         self, lane: Lane, records: Sequence[PendingRecord], decision: Decision, reason: Reason, ready_at: float
     ) -> Decision:
-        """Those of them that are free. Those beyond what can be held are tried again later."""
+        """Retry the free ones of these records in halves. Those beyond what can be held are tried again later."""
         by_ref = {record.ref: record for record in records if record.ref in decision.free}
         beyond = [half for half in halves(tuple(by_ref)) if not self._retry(lane, half, ready_at=ready_at)]
         later = tuple(self._state.policy.later(by_ref[ref], reason) for half in beyond for ref in half)

@@ -1,8 +1,8 @@
-"""What delivery knows at a time: what is due, what is open, what went wrong, what is stopped; and which call is next.
+"""The state of delivery (what is due, open, gone wrong or paused), and the choice of the next call.
 
-Plain state without threads, journal or network, so that every decision can be stepped in a test. G4 is
-kept here: a record that is in an open call or in a case is held, and what is held is neither asked of the
-journal nor cut into a batch.
+Plain state without threads, journal or network, so that every decision can be stepped in a test. G4 is kept here: a
+record in an open call or in a case is held, and what is held is neither read from the journal as due nor put into a
+batch.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from bridge.delivery.cases import Case, Cases, Group, Step, Successes
 from bridge.delivery.pauses import Gate, Pauses, RetryPolicy
 from bridge.model import Lane, Outcome, PendingRecord, Reason, Refused, Scope, Taken
 
-# --- properties that nobody can write: left out of calls, so that a retired one costs two calls per 10 minutes ---
+# --- retired properties, which nobody can write: one costs two calls per 10 minutes ---
 #
-# When HubSpot refuses a call because a property does not exist or is read-only, every call with that
-# property would be refused. So its values are refused as a group, without being sent, and after a while one
-# call asks again.
+# When HubSpot rejects a call because a property does not exist or is read-only, it would reject every call with that
+# property. So its values are refused without being sent, and after a while one call tries again.
 
-#: Seconds for which a property is left out before one call asks again.
+#: Seconds for which a property is left out before one call tries again.
 RETIRED_S = 600.0
 
-#: Seconds that the asking call has for an answer; meanwhile the property stays left out of others.
-_ASKING_S = 150.0
+#: Seconds that this call has for an answer; meanwhile the property stays left out of others.
+_TRYING_S = 150.0
 
 
 @dataclass(slots=True)
@@ -46,7 +45,7 @@ class Retired:
             self._known[object_type, name] = _Retirement(reason, now + RETIRED_S)
 
     def accepted(self, object_type: str, names: Collection[str]) -> None:
-        """The CRM took a call with these properties."""
+        """The CRM accepted a call with these properties."""
         if self._known:
             for name in names:
                 self._known.pop((object_type, name), None)
@@ -77,24 +76,26 @@ class Retired:
             if known_type != object_type or not any(name in record.values for record in records):
                 continue
             if retirement.until <= now:
-                retirement.until = now + _ASKING_S  # this call asks; others wait for what it learns
+                retirement.until = now + _TRYING_S  # this call tries; others wait for its answer
             else:
                 out[name] = retirement.reason
         return out
 
 
-#: Searches in one lane beyond which no new batch of that lane is begun: its calls are better spent on
-#: finding the culprits than on meeting more of them.
+# --- the state ---
+
+#: Searches in one lane beyond which no new batch of that lane is begun: its calls are better spent on finding the
+#: culprits than on meeting more of them.
 MAX_SEARCHES = 4
 
-#: Seconds for which a record that the CRM took shows that its lane is in order, however many of another partner's
-#: it refuses without a word.
+#: Seconds for which an accepted record shows that its lane is in order, however many of another partner's the CRM
+#: rejects without a reason.
 TRUSTED_S = 600.0
 
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """One call to make: which records of a lane, and of which case, if they are of one."""
+    """One call to make: records of a lane, and their case, if they are of one."""
 
     lane: Lane
     refs: tuple[int, ...]
@@ -128,7 +129,7 @@ class DeliveryState:
     retired: Retired = field(default_factory=Retired)
     open: set[Work] = field(default_factory=set)
     successes: Successes = field(default_factory=Successes)
-    cold: set[Lane] = field(default_factory=set)  # lanes seen that have not proven themselves
+    misconfigured: set[Lane] = field(default_factory=set)  # and not proven since
     last_accepted: dict[Lane, dict[str, float]] = field(
         default_factory=dict
     )  # source → when the CRM last accepted a record of it
@@ -138,15 +139,15 @@ class DeliveryState:
         return set().union(*(work.held for work in self.open))
 
     def held(self) -> set[int]:
-        """Every record that must not enter a new batch."""
+        """Every record that must not be in a new batch."""
         return self.cases.holding() | self.busy()
 
     def is_proven(self, lane: Lane) -> bool:
-        """Whether the CRM has taken a call of this lane since the start, or since it was found
-        misconfigured. Until then the lane makes one call at a time, so that trouble which concerns the
-        whole lane is met once and not by every call in flight.
+        """Whether the CRM has accepted a call of this lane since the start, or since the lane was found misconfigured.
+        Until then the lane makes one call at a time, so that trouble of the whole lane is met once and not by every
+        call in flight.
         """
-        return self.successes.count(lane, Scope.LANE) > 0 and lane not in self.cold
+        return self.successes.count(lane, Scope.LANE) > 0 and lane not in self.misconfigured
 
     def is_free(self, lane: Lane, now: float) -> bool:
         """Whether another call of this lane may begin."""
@@ -160,35 +161,35 @@ class DeliveryState:
         return self.cases.searches(lane) < most and self.is_free(lane, now)
 
     def waiting(self) -> set[Lane]:
-        """The lanes that have anything to be sent now."""
+        """The lanes that have anything to be sent."""
         return {work.lane for work in self.open} | self.cases.lanes() | set(self.buffer.lanes())
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to be sent, and nothing that stops it."""
+        """Whether there is nothing to be sent, and no pause."""
         return self.pauses.none and not self.waiting()
 
     def note_success(self, lane: Lane, sources: Iterable[str], now: float) -> None:
-        """The CRM took a call of this lane, and in it records of these sources."""
+        """The CRM accepted a call of this lane, with records of these sources."""
         self.successes.note(lane)
-        self.cold.discard(lane)
+        self.misconfigured.discard(lane)
         self.last_accepted.setdefault(lane, {}).update(dict.fromkeys(sources, now))
 
     def note_misconfigured(self, lane: Lane) -> None:
-        self.cold.add(lane)
+        self.misconfigured.add(lane)
         self.last_accepted.pop(lane, None)
 
-    def flowing(self, lane: Lane, now: float) -> frozenset[str]:
-        """The sources whose records in this lane the CRM took lately."""
+    def trusted_sources(self, lane: Lane, now: float) -> frozenset[str]:
+        """The sources of which the CRM accepted records in this lane lately."""
         return frozenset(source for source, at in self.last_accepted.get(lane, {}).items() if now - at < TRUSTED_S)
 
     def did_not_fit(self, work: Work, taken: Taken) -> None:
-        """Not all records of this call fitted into it: it goes on without the others."""
+        """Not all records of this call fitted into it: it is made without the others."""
         left = taken.left
         work.refs = tuple(ref for ref in work.refs if ref not in left)
         work.held.difference_update(left)
         if work.case is not None:
-            self.cases.follow(work.case, work.case.did_not_fit(left))
+            self.cases.apply(work.case, work.case.did_not_fit(left))
         served = {source for record in taken.records for source in record.sources}
         self.buffer.did_not_fit(work.lane, left, served=served)
 
@@ -201,7 +202,7 @@ class DeliveryState:
             work.case.open = True
 
     def close(self, work: Work) -> None:
-        """The call is over and settled (or never began): its records are free unless held otherwise."""
+        """The call is over and settled, or was not made: its records are free unless a case holds them."""
         self.open.discard(work)
         if work.probe:
             self.pauses.probe_ended(work.lane)
@@ -209,13 +210,13 @@ class DeliveryState:
             work.case.open = False
 
 
-# --- chooses the next call: a new batch, a case that goes on, or a probe ---
+# --- the next call: a new batch, a case that goes on, or a probe ---
 #
-# New batches and cases take turns, so that neither bad records hold up good ones nor the other way round.
-# While a stop is over but for its probe, one record goes before anything else, since a backlog elsewhere
-# may never end: first one that had no part in the failure, because only that tells whether the CRM is well.
+# New batches and cases take turns, so that neither bad records hold up good ones nor good ones bad ones. When the time
+# of a pause is over, its probe goes before anything else, since a backlog elsewhere may never end. A record that had no
+# part in the failure is the first choice, because only that tells whether the CRM is well.
 
-#: Records that are passed over as probes because they were probes already.
+#: Records that are remembered because they were probes already.
 _MAX_PROBED = 1_000
 
 
@@ -229,17 +230,15 @@ class Chooser:
 
     def next_work(self, *, now: float, now_us: int, draining: bool = False) -> Work | None:
         """The call to make now, noted as open; None when there is none."""
-        work: Work | None = None
-        if self._state.pauses.none:
+        paused = not self._state.pauses.none
+        if not paused:
             self._probed.clear()
-        else:
-            work = next(self._probes(now), None)
-        if work is None and not self._fresh_next:
-            work = self._of_case(now)
-        if work is None:
-            work = self._fresh(now, now_us, draining=draining)
-        if work is None:
-            work = self._of_case(now)
+        work = (
+            (next(self._probes(now), None) if paused else None)
+            or (None if self._fresh_next else self._of_case(now))
+            or self._fresh(now, now_us, draining=draining)
+            or self._of_case(now)
+        )
         if work is not None:
             self._fresh_next = work.probe or work.case is not None
             self._state.begin(work)
@@ -290,7 +289,7 @@ class Chooser:
                 yield Work(case.lane, group.refs, now, probe=True, only=group.only, case=case)
 
     def _cut_probe(self, lane: Lane, now: float, *, anyone: bool) -> list[int]:
-        """A record that has not been a probe yet; in the end (`anyone`) one that has."""
+        """A record that has not been a probe yet; if there is none and `anyone` may be, one that has."""
         if len(self._probed) >= _MAX_PROBED:
             self._probed.clear()
         cases = self._state.cases
@@ -306,8 +305,8 @@ class Chooser:
         if refs:
             self._probed.update(refs)
         elif anyone:
-            self._probed.clear()  # every record that is due was a probe: from the beginning again
-            # Where nothing else is due, those put off are what there is to probe with.
+            self._probed.clear()  # every record that is due was a probe: they start over
+            # Where nothing else is due, a record that was put off has to do.
             for ref in put_off:
                 cases.resume(lane, ref)
         return refs

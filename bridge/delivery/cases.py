@@ -1,11 +1,11 @@
-"""The calls that went wrong and are not done with: what holds their records, and which of them goes next.
+"""The calls that went wrong and are not done with: which records they hold, and which of them goes next.
 
-A case holds records until it is known what is wrong with each of them, and decides what an answer to a call of its
-own means. There are two kinds: a search (`search`) asks which records made the CRM refuse a call; a retrial (below)
-sends records again whose call came to nothing. Here they stand in one list. The kinds take turns, or a stream of
-records that are refused would hold up those of broken calls for ever.
+A case holds records until it is known what is wrong with each of them, and decides what the answers to its calls mean.
+There are two kinds: a search (`search`) finds the records for which the CRM rejected a call; a retrial (below) sends
+records again whose call came to nothing. Both stand in one list and take turns, or a stream of rejected records would
+hold up those of broken calls for ever.
 
-Memory only: after a crash the records simply are due again.
+Cases are in memory only: after a crash the records are due again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bridge.delivery.answers import Judged
 from bridge.delivery.pauses import RetryPolicy, Stop
 from bridge.model import Category, Lane, Outcome, Parked, Reason, RetryLater, Scope
 
-#: Records of retrials that are held in memory; those of calls that fail beyond that just stay due.
+#: Records of retrials that are held in memory; those of further failed calls stay due.
 MAX_HELD = 4_000
 
 #: Records put off that are remembered; forgetting one costs another round of halving.
@@ -57,7 +57,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What was in a call, and when it ended. `partly`: not all of its group's `only` was sent."""
+    """What a call contained, and when it ended. `partly`: not all of its group's `only` was sent."""
 
     inputs: Sequence[Input]
     refs: tuple[int, ...]
@@ -68,8 +68,8 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What follows from an answer. `free`: records of the call that its case holds no more, though nothing was decided
-    about them; `opens`: further cases; `put_off`: the case to take up when its record is due again; `retire`:
+    """What follows from an answer. `free`: records of the call that its case no longer holds although nothing was
+    decided about them; `opens`: further cases; `put_off`: the case to resume when its record is due again; `retire`:
     properties that nobody can write.
     """
 
@@ -106,27 +106,27 @@ class Case(Protocol):
         ...
 
     def next_group(self, *, probe: bool = False) -> Group | None:
-        """What to send next, the same until its answer is told; None when the case is over."""
+        """What to send next, the same until it was answered; None when the case is over."""
         ...
 
     def accepted(self, sent: Sent, judged: Judged) -> Decision:
-        """The CRM took the call, and said so much of its inputs."""
+        """The CRM accepted the call, and judged its inputs so."""
         ...
 
     def rejected(self, sent: Sent, complaint: Complaint) -> Decision:
-        """The CRM refused the call as a whole for what is in it."""
+        """The CRM rejected the call as a whole for what is in it."""
         ...
 
     def too_large(self, sent: Sent) -> Decision:
-        """The call was too large, and of several records."""
+        """The call, of several records, was too large."""
         ...
 
     def locked(self, sent: Sent, reason: Reason, ready_at: float, *, own: bool) -> Decision:
-        """The call met a lock, which is not over before `ready_at`. `own`: see `Locked`."""
+        """The call met a lock, which lasts until `ready_at` at least. `own`: see `Locked`."""
         ...
 
     def broken(self, sent: Sent, stop: Stop, reason: Reason) -> Decision:
-        """The call came to nothing, for which delivery stops if it may be the CRM's trouble."""
+        """The call came to nothing. If that may be the CRM's trouble, delivery is to pause for `stop`."""
         ...
 
     def vanished(self, refs: Collection[int]) -> Decision:
@@ -134,12 +134,12 @@ class Case(Protocol):
         ...
 
     def did_not_fit(self, refs: Collection[int]) -> Decision:
-        """These did not fit into the call: its answer is about the others."""
+        """These did not fit into the call: its answer will be about the others."""
         ...
 
 
 class Successes:
-    """How many calls the CRM took: in all, by object type, and by lane."""
+    """How many calls the CRM accepted: in all, by object type, and by lane."""
 
     def __init__(self) -> None:
         self._counts = Counter[Lane | str]()
@@ -167,11 +167,11 @@ class Since:
 
     @property
     def others_succeeded(self) -> bool:
-        """Whether the CRM has taken a call since."""
+        """Whether the CRM has accepted a call since."""
         return self._successes.count(self.lane, self.scope) > self.counts[self.scope]
 
     def within(self, scope: Scope) -> Since:
-        """The same moment, for a trouble that concerns this much."""
+        """The same moment, for trouble of this scope."""
         return replace(self, scope=scope)
 
     def now(self) -> Since:
@@ -198,7 +198,7 @@ class Cases:
         return sum(case.step is Step.SEARCH and case.lane == lane for case in self._cases)
 
     def next(self, now: float, may_send: Callable[[Lane, Group], bool]) -> tuple[Case, Group] | None:
-        """The case that goes on now, and with what: the kinds in turn, of each the one that has waited longest."""
+        """The case that goes on now, and its group: the kinds take turns, in each the longest waiting goes first."""
         ready = [case for case in self._cases if not case.open and case.ready_at <= now]
         for case in sorted(ready, key=lambda case: (case.step is self._last, case.ready_at)):
             if (group := case.next_group()) is not None and may_send(case.lane, group):
@@ -207,7 +207,7 @@ class Cases:
         return None
 
     def probes(self) -> list[tuple[Case, Group]]:
-        """What may be sent as a probe, however long it is to wait: a retrial's first, which is a single record."""
+        """What may be sent as a probe before its time: retrials first, as theirs is a single record."""
         idle = sorted((case for case in self._cases if not case.open), key=lambda case: case.step is Step.SEARCH)
         return [(case, group) for case in idle if (group := case.next_group(probe=True)) is not None]
 
@@ -219,8 +219,8 @@ class Cases:
         self._cases.append(case)
         return True
 
-    def follow(self, case: Case | None, decision: Decision) -> None:
-        """This was decided about a call of this case, or about one that was of none."""
+    def apply(self, case: Case | None, decision: Decision) -> None:
+        """Take over what was decided about a call of this case, or of none."""
         if case in self._cases and not case.refs:
             self._cases.remove(case)
         for opened in decision.opens:
@@ -253,13 +253,13 @@ class Cases:
         return True
 
 
-# --- records whose call came to nothing although the CRM may be well: sent again by themselves, halved ---
+# --- retrials: records whose call came to nothing although the CRM may be well are sent again by themselves ---
 #
-# A call that ended without a usable answer (5xx, time-out, silence about an input, a lock) tells nothing of its
-# records. They stay out of other calls, so that nothing else pays for them, and are sent again whole; when that fails
-# although other calls succeeded meanwhile, they are halved. A record that fails alone while others succeed is put
-# off: tried again at growing delays, always alone, until it is given up. Without a success of others nothing is
-# concluded: then it is the CRM, and no record's patience is burned.
+# A call that ended without a usable answer (5xx, time-out, silence about an input, a lock) says nothing of its records.
+# They stay out of other calls, so that no other record suffers, and are sent again together. When that fails although
+# other calls succeeded meanwhile, they are halved. A record that fails alone while others succeed is put off: tried
+# again at growing delays, always alone, until it is given up. While no other call succeeds it may be the CRM: nothing
+# is concluded, and nothing counts against a record.
 
 #: Why a record goes again about which the CRM said nothing.
 SILENT = Reason(Category.UNCONFIRMED, "HubSpot took the call and said nothing about this record")
@@ -269,15 +269,15 @@ LOCK_S = 2.0
 
 
 def halves(refs: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The two halves, or the one that there is."""
+    """The two halves, without empty ones."""
     middle = len(refs) // 2
     return [half for half in (refs[:middle], refs[middle:]) if half]
 
 
 @dataclass(slots=True, eq=False)
 class Retrial:
-    """A group of records that goes again. `since`: when it failed last, and whose success counts from then on (of any
-    call, or of its object type's). Not thread-safe.
+    """A group of records that is sent again. `since`: when it failed last, and whose success counts from then on (of
+    any call, or of those of its object type). Not thread-safe.
     """
 
     step: ClassVar = Step.RETRIAL
@@ -290,10 +290,10 @@ class Retrial:
     silences: int = 0  # how often this one record, alone, met silence
     alone: bool = False  # it failed alone before, while others succeeded
     open: bool = False
-    asks_one: bool = False  # several met a lock while nothing else was sent: whether all are locked, a single one tells
+    asks_one: bool = False  # several met a lock while nothing else was sent: a single one tells whether all are locked
 
     def next_group(self, *, probe: bool = False) -> Group | None:
-        """A single record as a probe, which does for all."""
+        """As a probe a single record, which is enough."""
         return Group(self.refs[:1] if probe or self.asks_one else self.refs) if self.refs else None
 
     def vanished(self, refs: Collection[int]) -> Decision:
@@ -316,7 +316,7 @@ class Retrial:
         return self._ended(Parked(judged.silent[0], twice))
 
     def rejected(self, sent: Sent, complaint: Complaint) -> Decision:  # noqa: ARG002 (whatever it says)
-        """Whose fault it is, a search will tell."""
+        """A search will find out whose fault it is."""
         return self._let_go(sent)
 
     def _let_go(self, sent: Sent) -> Decision:
@@ -344,12 +344,12 @@ class Retrial:
             return Decision(stop=stop)
         if self.since.others_succeeded:  # no outage, but something in this group
             return self._halved(sent.at.now + self._delay_s()) if len(self.refs) > 1 else self._blamed(sent, reason)
-        if self.alone:  # as before, and nobody else to ask: no news about the CRM
+        if self.alone:  # it failed as before, and there is no other record to ask: no news about the CRM
             return self._nobody_else(sent, reason)
         return replace(self._postponed(sent.at.now), stop=stop)
 
     def _postponed(self, ready_at: float) -> Decision:
-        """It failed and nobody knows why: the same again later."""
+        """It failed and nobody knows why: the same goes again later."""
         self.failures += 1
         self.ready_at = ready_at
         self.since = self.since.now()
@@ -361,7 +361,7 @@ class Retrial:
         self.refs = (*self.refs[1:], *self.refs[:1])
 
     def _halved(self, ready_at: float) -> Decision:
-        """It failed while others succeed: the culprit is in one of the halves; or it was too large."""
+        """It failed while others succeed, so the culprit is in one of the halves; or it was too large."""
         again = replace(
             self, failures=self.failures + 1, ready_at=ready_at, since=self.since.now(), open=False, asks_one=False
         )
@@ -370,14 +370,14 @@ class Retrial:
         return Decision(opens=opens)
 
     def _blamed(self, sent: Sent, reason: Reason, *, at_least_s: float = 0.0) -> Decision:
-        """It failed alone while others succeed: its own fault."""
+        """It failed alone while others succeed: the fault is its own."""
         record = sent.inputs[0].record
         outcome = self.policy.failed(record, reason, now_us=sent.at.now_us, at_least_s=at_least_s)
         return self._put_off(outcome) if isinstance(outcome, RetryLater) else self._ended(outcome)
 
     def _nobody_else(self, sent: Sent, reason: Reason, *, at_least_s: float = 0.0) -> Decision:
-        """It failed alone while nothing else was sent, which tells nothing: later again, counted against nobody, and
-        shown as retrying.
+        """It failed alone while nothing else was sent, which says nothing: it goes again later and is shown as
+        retrying, but the failure does not count against it.
         """
         delay_s = max(at_least_s, self._delay_s())
         later = RetryLater(sent.inputs[0].record, reason, delay_s, own_failure=False)

@@ -1,21 +1,20 @@
-"""Finds the culprits of a call that the CRM refused as a whole, at the cost of few more calls (G5).
+"""Finds the culprits of a call that the CRM rejected as a whole, at the cost of few more calls (G5).
 
 Invariants: one call at a time; every record is judged by an answer to a call it was in, never by
-elimination; a record is parked or refused for what the CRM said about it alone or by name.
+elimination; a record is parked, or its properties are refused, for what the CRM said about it alone or by name.
 
-The way: what the CRM names (trace id, id, value, property) is looked at first, else the first half. When
-a half is refused, the other one is put aside; when it is taken, the culprit must be in the other. So one
-culprit among 100 costs 1 call a halving, and all that was put aside then goes in a single call. Halves
-keep partners apart, and what was put aside of other partners is looked at next: however many values of
-one are refused without a word, the others' records go within a few calls (G11).
+The records that the CRM names (by trace id, id, value, property) are sent first, else the first half. When a half is
+rejected, the other one is put aside; when it is accepted, the culprit must be in the other. So one culprit among 100
+costs 1 call a halving, and all that was put aside then goes in a single call. Halves keep partners apart, and what was
+put aside of other partners is sent next: however many values of one partner are rejected without a reason, the others'
+records are delivered within a few calls (G11).
 
-Not the records' fault, so that nothing is parked and the lane pauses instead, is a refusal that blames
-the id property; and one that is the same for every call down to three single records and names neither
-inputs nor their values or properties, while nothing else in the lane succeeds. If another partner's records
-were taken lately, it may be the lane or the records: it does not pause, but nothing is judged either until
-a call of it is taken, be it with a part of a record; what is left waits. After four refusals in a row
-single records are probed for, of each partner first, so that a misconfigured lane costs at most eight calls
-and no partner alone can make it look like one.
+Two rejections are no record's fault, so that nothing is parked and the lane pauses instead: one that blames the id
+property; and one that is the same for every call down to three single records and names neither inputs nor their values
+or properties, while nothing else in the lane succeeds. If another partner's records were accepted lately, it may be the
+lane or the records. Then the lane does not pause, and nothing is judged until it accepts a call, if only with a part of
+a record; what is left waits. After four rejections in a row single records are sent, one of each partner first, so that
+a misconfigured lane costs at most eight calls and no partner alone can make a lane look misconfigured.
 """
 
 from __future__ import annotations
@@ -36,18 +35,18 @@ from bridge.model import Delivered, Lane, Outcome, Parked, PendingRecord, Reason
 #: is tried again at growing intervals, so that a hundred culprits never mean a hundred calls at once.
 MAX_CALLS = 60
 
-#: Refusals in a row, with no success, after which single records are probed.
+#: Rejections in a row, with no success, after which single records are sent.
 SUSPICIOUS_AFTER = 4
 
-#: Single records that must be refused alike before the lane is held to be misconfigured, and partners of
-#: whom one must be among them, where there are so many.
+#: Single records that must be rejected alike before the lane counts as misconfigured. They must be of as many partners,
+#: where there are so many.
 SINGLES = 3
 
-#: Calls of a search in which everything is refused alike although another partner's records were taken lately:
-#: to ask for single records, to search a few of those and to halve down to another one.
+#: Calls of a search in which everything is rejected alike although another partner's records were accepted lately:
+#: for single records, for the properties of a few of those, and for halving down to another one.
 MAX_UNDECIDED_CALLS = 20
 
-#: Seconds until what was not judged then is looked at again: some calls in every few minutes, not a storm.
+#: Seconds until the records that were not judged then are tried again: some calls in every few minutes, not a storm.
 UNDECIDED_S = 300.0
 
 #: Records whose properties are searched in one search.
@@ -56,14 +55,14 @@ MAX_PROPERTY_SEARCHES = 3
 #: Properties of a record that may be searched for a culprit: 8 take at most 4 calls.
 MAX_PROPERTIES = 8
 
-#: Calls of a search that may come to nothing before what was in the last one is sent again by itself.
+#: Calls of a search that may come to nothing before the records of the last one become a retrial.
 MAX_BROKEN = 2
 
 _EXHAUSTED = Reason("ISOLATION", "refused in company; its turn to be looked at alone will come")
 
 
 class Search:
-    """The search of one refused call. Not thread-safe."""
+    """The search of one rejected call. Not thread-safe."""
 
     step: ClassVar = Step.SEARCH
 
@@ -75,11 +74,11 @@ class Search:
         since: Since,
         *,
         proven: bool,
-        flowing: Collection[str] = frozenset(),
+        trusted: Collection[str] = frozenset(),
         ready_at: float = 0.0,
     ) -> None:
-        """`since`: when it begins, in its lane. `proven`: the lane has taken records before, so a record refused alone
-        is worth a search. `flowing`: the sources whose records it took lately.
+        """`since`: when it begins, in its lane. `proven`: the lane accepted records before, so a record that is
+        rejected alone is worth a search. `trusted`: the sources of which it accepted records lately.
         """
         self.lane = lane
         self.open = False
@@ -88,23 +87,23 @@ class Search:
         self._policy = policy
         self._since = since
         self._proven = proven
-        self._flowing = frozenset(flowing)
+        self._trusted = frozenset(trusted)
         self._breaks = 0
-        self._testing: list[int] = []  # what `next_group` told to send
+        self._testing: list[int] = []  # what `next_group` said is to be sent
         self._untested = list(untested)
-        self._apart: deque[list[int]] = deque()  # to go before, and not with, anything else
+        self._apart: deque[list[int]] = deque()  # each to be sent before, and not with, anything else
         self._tainted: list[int] = []  # holds at least one culprit, if culprits are single records
         self._by_property: deque[PropertySearch] = deque()
         self._searched = 0  # records, by property
         self._records: dict[int, PendingRecord] = {}
-        self._withheld: list[tuple[Input, Complaint]] = []  # refused alone, not judged before the lane flows
-        self._flows = False
-        self._undecided: Reason | None = None  # of what all are refused for, while it may be the lane's fault or theirs
-        self._refusals = 0
+        self._rejected_alone: list[tuple[Input, Complaint]] = []  # not judged before the lane accepts something
+        self._lane_accepts = False  # since the search began
+        self._undecided: Reason | None = None  # why all are rejected, while it may be the lane's fault or theirs
+        self._rejections = 0
         self._signature: tuple[object, ...] | None = None
-        self._alike = True
+        self._alike = True  # all rejections say the same, and name no record
 
-    def next_group(self, *, probe: bool = False) -> Group | None:  # noqa: ARG002 (what tells most, is to be told anyway)
+    def next_group(self, *, probe: bool = False) -> Group | None:  # noqa: ARG002 (a search goes on with the same group)
         if self._by_property:
             one = self._by_property[0]
             return Group((one.record.ref,), only=one.names)
@@ -116,7 +115,7 @@ class Search:
     def refs(self) -> set[int]:
         refs = {*self._untested, *self._tainted, *(ref for group in self._apart for ref in group)}
         refs.update(one.record.ref for one in self._by_property)
-        refs.update(one.record.ref for one, _ in self._withheld)
+        refs.update(one.record.ref for one, _ in self._rejected_alone)
         return refs
 
     def vanished(self, refs: Collection[int]) -> Decision:
@@ -131,11 +130,11 @@ class Search:
         return Decision()
 
     def accepted(self, sent: Sent, judged: Judged) -> Decision:
-        """What the CRM says about single inputs is not ours to judge."""
+        """What the CRM says about single inputs is judged already."""
         if self._by_property and (sent.partly or not any(isinstance(one, Delivered) for one in judged.outcomes)):
             return self._abandon()
         self.calls += 1
-        self._flows = True
+        self._lane_accepts = True
         if self._by_property:
             self._by_property[0].accepted()
             return self._decided()
@@ -143,16 +142,16 @@ class Search:
         return replace(self._decided(), free=sent.refs)
 
     def rejected_alone(self, refused: Sequence[tuple[Input, Complaint]]) -> Decision:
-        """A call was taken, but for these inputs of it, of which the answer names no property."""
-        self._flows = True
+        """A call was accepted but for these of its inputs, of which the answer names no property."""
+        self._lane_accepts = True
         self._forget([one.record.ref for one, _ in refused])
-        self._withheld.extend(refused)
+        self._rejected_alone.extend(refused)
         return self._decided()
 
     def rejected(self, sent: Sent, complaint: Complaint) -> Decision:
         inputs = sent.inputs
         self.calls += 1
-        self._flows = self._flows or self._since.others_succeeded
+        self._lane_accepts = self._lane_accepts or self._since.others_succeeded
         if is_misaddressed(self.lane, inputs, complaint):
             return self._misconfigured(complaint)
         self._compare(inputs, complaint)
@@ -165,11 +164,11 @@ class Search:
         outcomes = [self._refuse(record, names, complaint) for record, names in _certain(inputs, complaint)]
         if not outcomes and len(inputs) == 1:
             self._forget(sent.refs)
-            self._withheld.append((inputs[0], complaint))
+            self._rejected_alone.append((inputs[0], complaint))
         elif not outcomes:
             self._halve(inputs, complaint)
-        if self._alike and not self._flows and self._have_all_been_heard():
-            if self._flowing <= {source for one, _ in self._withheld for source in one.record.sources}:
+        if self._alike and not self._lane_accepts and self._enough_singles():
+            if self._trusted <= {source for one, _ in self._rejected_alone for source in one.record.sources}:
                 return self._misconfigured(complaint)
             self._undecided = complaint.reason
         names = {name for one in inputs for name in one.record.values}
@@ -179,7 +178,7 @@ class Search:
     def too_large(self, sent: Sent) -> Decision:
         return replace(self.vanished(sent.refs), free=sent.refs)
 
-    def locked(self, sent: Sent, reason: Reason, ready_at: float, *, own: bool) -> Decision:  # noqa: ARG002 (why)
+    def locked(self, sent: Sent, reason: Reason, ready_at: float, *, own: bool) -> Decision:  # noqa: ARG002 (the reason is no record's)
         self.ready_at = ready_at
         return self._broke(sent)
 
@@ -187,7 +186,7 @@ class Search:
         return replace(self._broke(sent), stop=stop)
 
     def _broke(self, sent: Sent) -> Decision:
-        """It goes on after an outage, but not with a group that breaks twice."""
+        """The search goes on after an outage, but not with a group that breaks twice."""
         self._breaks += 1
         if self._breaks < MAX_BROKEN:
             return Decision()
@@ -199,8 +198,8 @@ class Search:
         return Decision(stop=misconfigured(complaint))
 
     def _abandon(self) -> Decision:
-        """The answer to a part of a record's properties told neither that they were taken nor that they were
-        refused, or not all of them were sent: nothing can be concluded, and what is left of them waits.
+        """The answer to a part of a record's properties says neither that they were accepted nor that they were
+        rejected, or not all of them were sent: nothing can be concluded, and the rest of them waits.
         """
         self.calls += 1
         left = self._by_property.popleft().record
@@ -210,7 +209,7 @@ class Search:
 
     def _next_refs(self) -> list[int]:
         if self._probes_singles():
-            return (self._unheard() or self._untested)[-1:]
+            return (self._of_other_partners() or self._untested)[-1:]
         if self._apart:
             return self._apart[0]
         if self._tainted:
@@ -228,28 +227,28 @@ class Search:
         known = self._records.get(ref)
         return known.sources if known is not None else ()
 
-    def _unheard(self) -> list[int]:
-        """The records of partners none of whose records was refused alone."""
-        heard = {one.record.sources for one, _ in self._withheld}
+    def _of_other_partners(self) -> list[int]:
+        """The records of partners of whom none was rejected alone yet."""
+        heard = {one.record.sources for one, _ in self._rejected_alone}
         open_ = [*(ref for group in self._apart for ref in group), *self._untested]
         return [ref for ref in open_ if self._partner(ref) not in heard]
 
     def _probes_singles(self) -> bool:
         return bool(
             self._untested
-            and not self._flows
+            and not self._lane_accepts
             and self._alike
             and self._undecided is None
-            and self._refusals >= SUSPICIOUS_AFTER
-            and not self._have_all_been_heard()
+            and self._rejections >= SUSPICIOUS_AFTER
+            and not self._enough_singles()
         )
 
-    def _have_all_been_heard(self) -> bool:
-        heard = {one.record.sources for one, _ in self._withheld}
-        return len(self._withheld) >= SINGLES and (len(heard) >= SINGLES or not self._unheard())
+    def _enough_singles(self) -> bool:
+        heard = {one.record.sources for one, _ in self._rejected_alone}
+        return len(self._rejected_alone) >= SINGLES and (len(heard) >= SINGLES or not self._of_other_partners())
 
     def _reopen(self, refused: Collection[int]) -> None:
-        """Of what was tainted these were refused: whether the rest is tainted too is open again."""
+        """These were rejected: whether the rest of what was tainted holds a culprit too is open again."""
         rest = [ref for ref in self._tainted if ref not in refused]
         partners = {self._partner(ref) for ref in refused}
         was_halved = 0 < len(rest) < len(self._tainted)
@@ -264,8 +263,7 @@ class Search:
             self._forget([ref for layer in layers for ref in layer])
             self._apart.extend(layers)
             return
-        pointed_at = _pointed_at(inputs, complaint)
-        tainted = pointed_at or [one.record.ref for one in inputs]
+        tainted = _pointed_at(inputs, complaint) or [one.record.ref for one in inputs]
         self._forget(tainted)
         self._tainted = sorted(tainted, key=self._partner)
 
@@ -281,28 +279,28 @@ class Search:
 
     def _decided(self, outcomes: Sequence[Outcome] = (), retire: Mapping[str, Reason] | None = None) -> Decision:
         outcomes = list(outcomes)
-        undecided = self._undecided if self._alike and not self._flows else None
+        undecided = self._undecided if self._alike and not self._lane_accepts else None
         while self._by_property and (found := self._by_property[0].found) is not None:
             self._by_property.popleft()
             outcomes.append(found if undecided is None else _undecided(found.record, undecided))
         if undecided is not None:
-            self._search_withheld()
+            self._search_rejected_alone()
             if self.next_group() is None or self.calls >= MAX_UNDECIDED_CALLS:
                 outcomes.extend(_undecided(record, undecided) for record in self._give_up())
-        elif self._flows or not self._alike or self.next_group() is None:
-            for one, complaint in self._withheld:
+        elif self._lane_accepts or not self._alike or self.next_group() is None:
+            for one, complaint in self._rejected_alone:
                 outcomes.extend(self._judge(one.record, complaint))
-            self._withheld = []
+            self._rejected_alone = []
         if self.calls >= MAX_CALLS:
             outcomes.extend(self._policy.later(record, _EXHAUSTED) for record in self._give_up())
         return Decision(tuple(outcomes), retire=retire or {})
 
-    def _search_withheld(self) -> None:
-        """Ask for parts of a few: if one is taken, the lane is in order."""
-        for one, complaint in list(self._withheld):
+    def _search_rejected_alone(self) -> None:
+        """Send parts of a few records: if one is accepted, the lane is in order."""
+        for one, complaint in list(self._rejected_alone):
             if self._may_search(one.record):
                 self._search_properties(one.record, complaint)
-                self._withheld.remove((one, complaint))
+                self._rejected_alone.remove((one, complaint))
 
     def _may_search(self, record: PendingRecord) -> bool:
         return 2 <= len(record.values) <= MAX_PROPERTIES and self._searched < MAX_PROPERTY_SEARCHES
@@ -312,11 +310,11 @@ class Search:
         self._by_property.append(PropertySearch(record, complaint))
 
     def _judge(self, record: PendingRecord, complaint: Complaint) -> list[Outcome]:
-        """What is to become of a record that was refused alone."""
+        """The outcome of a record that was rejected alone; none yet where its properties are worth a search."""
         names = complaint.properties & record.values.keys()
         if names:
             return [self._refuse(record, names, complaint)]
-        if (self._flows or self._proven) and self._may_search(record):
+        if (self._lane_accepts or self._proven) and self._may_search(record):
             self._search_properties(record, complaint)
             return []
         return [Parked(record, complaint.reason)]
@@ -328,18 +326,18 @@ class Search:
         return Refused(record, {name: complaint.reason_for(name) for name in sorted(names)})
 
     def _give_up(self) -> list[PendingRecord]:
-        """Look at nothing any more; returns the records that were left."""
+        """Search no more; returns the records that are left."""
         left = self.refs
         self._untested, self._tainted, self._testing = [], [], []
         self._apart.clear()
         self._by_property.clear()
-        self._withheld = []
+        self._rejected_alone = []
         return [self._records[ref] for ref in sorted(left) if ref in self._records]
 
     # --- whose fault it is --------------------------------------------------------------------
 
     def _compare(self, inputs: Sequence[Input], complaint: Complaint) -> None:
-        self._refusals += 1
+        self._rejections += 1
         self._signature = self._signature or complaint.signature
         if is_about_records(inputs, complaint):
             self._alike = False
@@ -347,10 +345,9 @@ class Search:
 
 
 class PropertySearch:
-    """The search for the one property of a record that makes the CRM refuse it without saying why.
+    """The search for the one property for which the CRM rejects a record without saying so.
 
-    The properties are halved as records are. If what is left over is refused as well, the record as a whole is the
-    trouble.
+    The properties are halved as records are. If those left over are rejected as well, the record is parked as a whole.
     """
 
     def __init__(self, record: PendingRecord, complaint: Complaint) -> None:
@@ -358,26 +355,28 @@ class PropertySearch:
         self._complaint = complaint
         self._tainted = list(record.values)
         self._untested: list[str] = []
-        self._culprit: str | None = None
         self.found: Refused | Parked | None = None
 
     @property
     def names(self) -> frozenset[str]:
         """The properties to send next."""
-        if self._culprit is None:
-            return frozenset(self._tainted[: len(self._tainted) // 2])
-        return frozenset(self._untested)
+        return frozenset(self._untested if self._is_halved else self._tainted[: len(self._tainted) // 2])
+
+    @property
+    def _is_halved(self) -> bool:
+        """Whether one property is left as the culprit, if the untested ones are accepted."""
+        return len(self._tainted) == 1
 
     def accepted(self) -> None:
-        """The CRM took `names`."""
-        if self._culprit is None:
-            self._tainted = self._tainted[len(self._tainted) // 2 :]
-        else:
+        """The CRM accepted `names`."""
+        if self._is_halved:
             self._untested = []
+        else:
+            self._tainted = self._tainted[len(self._tainted) // 2 :]
         self._conclude()
 
     def rejected(self) -> None:
-        if self._culprit is not None:
+        if self._is_halved:
             self.found = Parked(self.record, self._complaint.reason)
             return
         middle = len(self._tainted) // 2
@@ -386,15 +385,13 @@ class PropertySearch:
         self._conclude()
 
     def _conclude(self) -> None:
-        if self._culprit is None and len(self._tainted) == 1:
-            self._culprit = self._tainted[0]
-        if self._culprit is not None and not self._untested:
-            reason = self._complaint.reason_for(self._culprit)
-            self.found = Refused(self.record, {self._culprit: reason})
+        if self._is_halved and not self._untested:
+            (culprit,) = self._tainted
+            self.found = Refused(self.record, {culprit: self._complaint.reason_for(culprit)})
 
 
 def misconfigured(complaint: Complaint) -> Stop:
-    """The lane's trouble, and no record's."""
+    """The lane is at fault, and no record."""
     reason = complaint.reason
     return Stop(Scope.LANE, MISCONFIGURED, f"{reason.category}: {reason.message}"[:300])
 
@@ -404,8 +401,8 @@ def _undecided(record: PendingRecord, reason: Reason) -> RetryLater:
 
 
 def is_misaddressed(lane: Lane, inputs: Sequence[Input], complaint: Complaint) -> bool:
-    """Whether the CRM blames the property by which this lane addresses its records, and not a value of it
-    that was sent.
+    """Whether the CRM blames the property by which this lane addresses its records, and not a value of it that was
+    sent.
     """
     return complaint.blames_id_property(lane.id_property) and not any(
         lane.id_property in one.record.values for one in inputs
@@ -413,7 +410,7 @@ def is_misaddressed(lane: Lane, inputs: Sequence[Input], complaint: Complaint) -
 
 
 def is_about_records(inputs: Sequence[Input], complaint: Complaint) -> bool:
-    """Whether the complaint names inputs, values or properties of theirs, so that it is no trouble of all."""
+    """Whether the complaint names inputs, or values or properties of theirs: then it is not about the whole lane."""
     sent_ids = {one.record.key.id for one in inputs}
     sent_traces = {one.trace_id for one in inputs}
     names_inputs = complaint.trace_ids & sent_traces or complaint.ids & sent_ids
@@ -422,8 +419,8 @@ def is_about_records(inputs: Sequence[Input], complaint: Complaint) -> bool:
 
 
 def _certain(inputs: Sequence[Input], complaint: Complaint) -> list[tuple[PendingRecord, frozenset[str]]]:
-    """The records of which the complaint leaves no doubt what is wrong: a property that nobody can
-    write, a value that is invalid whoever has it, or the one input that it names.
+    """The records, with their properties, that the complaint leaves no doubt about: a property that nobody can write, a
+    value that is invalid in any record, or the one input that it names.
     """
     definitions = complaint.definitions
     values = {(one.name, one.value) for one in complaint.named if one.code.startswith("INVALID_")}
@@ -445,7 +442,7 @@ def _by_trace(inputs: Sequence[Input], complaint: Complaint) -> list[Input]:
 
 
 def _pointed_at(inputs: Sequence[Input], complaint: Complaint) -> list[int]:
-    """The inputs that the complaint points at, by its best evidence; none if that is all of them."""
+    """The inputs that the complaint names, by its best evidence; none if that is all of them."""
     values, properties = complaint.values, complaint.properties
     folded = {told.casefold() for told in complaint.ids}
     for matching in (
@@ -461,11 +458,11 @@ def _pointed_at(inputs: Sequence[Input], complaint: Complaint) -> list[int]:
 
 
 def _layers(inputs: Sequence[Input], ids: Collection[str]) -> list[list[int]]:
-    """Groups such that no two inputs which are one record to the CRM share one; what is in none of them
-    may stay together.
+    """Groups of which none holds two inputs that are one record to the CRM; the inputs in none of them may stay
+    together.
 
-    An id that is named may have its twin beside it under another spelling, or one that we cannot see. The groups go
-    before what is in none of them: of twins the one that was changed last is left there, the others go in their order.
+    An id that is named may have its twin in the call under another spelling, or one that we cannot see. The groups are
+    sent first: of twins the one that was changed last is in none of them, the others go in their order.
     """
     twins: dict[str, list[int]] = {told.strip().casefold(): [] for told in ids}
     for one in sorted(inputs, key=lambda one: one.record.changed):

@@ -38,7 +38,7 @@ class Searched:
         *,
         proven: bool,
         flows: bool = False,
-        flowing: Collection[str] = (),
+        trusted: Collection[str] = (),
         lane: Lane = CLIENTS,
     ) -> None:
         """`flows`: something else in its lane succeeds after it began."""
@@ -49,7 +49,7 @@ class Searched:
             RetryPolicy(Backoff(base_s=1.0, max_s=60.0), 3_600.0),
             successes.since_now(lane, Scope.LANE),
             proven=proven,
-            flowing=flowing,
+            trusted=trusted,
         )
         if flows:
             successes.note(lane)
@@ -95,12 +95,12 @@ def isolate(
     says: Says = mute,
     proven: bool = True,
     flows: bool = False,
-    flowing: Collection[str] = (),
+    trusted: Collection[str] = (),
     lane: Lane = CLIENTS,
 ) -> Trial:
     """Run a search to its end, as the dispatcher would."""
     trial, left = Trial(), dict(records)
-    search = Searched(records, proven=proven, flows=flows, flowing=flowing, lane=lane)
+    search = Searched(records, proven=proven, flows=flows, trusted=trusted, lane=lane)
     while trial.misconfigured is None and (group := search.next_group()) is not None:
         assert group == search.next_group()
         assert set(group.refs) <= search.holding()
@@ -304,17 +304,17 @@ def test_no_partner_alone_makes_a_lane_look_misconfigured() -> None:
 
 def test_a_lane_that_lately_took_anothers_records_is_not_misconfigured() -> None:
     """All of one partner's are refused alike, and the other one has nothing to be sent."""
-    trial = isolate(of("a", records(20)), lambda _: True, flowing={"b"})
+    trial = isolate(of("a", records(20)), lambda _: True, trusted={"b"})
     assert trial.misconfigured is None
     assert len(trial.outcomes) + len(trial.exhausted) == 20
-    assert isolate(of("a", records(20)), lambda _: True, flowing={"a"}).misconfigured is not None
+    assert isolate(of("a", records(20)), lambda _: True, trusted={"a"}).misconfigured is not None
 
 
 @pytest.mark.parametrize("properties", [1, 8, 20])
 @pytest.mark.parametrize("count", [3, 20, 100])
 def test_nothing_is_judged_while_the_lane_may_be_the_cause(count: int, properties: int) -> None:
     """Another partner's records were taken lately, but since then nothing: all wait, and count no failure."""
-    trial = isolate(of("a", records(count, properties)), lambda _: True, flowing={"b"})
+    trial = isolate(of("a", records(count, properties)), lambda _: True, trusted={"b"})
     assert trial.misconfigured is None
     assert trial.calls <= MAX_UNDECIDED_CALLS
     assert trial.exhausted == []
@@ -326,7 +326,7 @@ def test_nothing_is_judged_while_the_lane_may_be_the_cause(count: int, propertie
 
 def test_a_part_of_a_record_that_is_taken_shows_that_the_others_are_to_blame() -> None:
     """Each has one bad property: three are searched, and the others judged."""
-    trial = isolate(of("a", records(8, 4)), lambda one: "p3" in one.values, flowing={"b"})
+    trial = isolate(of("a", records(8, 4)), lambda one: "p3" in one.values, trusted={"b"})
     verdicts = [outcome for [outcome] in trial.outcomes.values()]
     assert trial.outcomes.keys() == set(range(8))
     assert sum(isinstance(one, Refused) and one.properties.keys() == {"p3"} for one in verdicts) == 3
@@ -336,7 +336,7 @@ def test_a_part_of_a_record_that_is_taken_shows_that_the_others_are_to_blame() -
 def test_a_good_record_among_bad_ones_is_found_and_the_bad_ones_are_judged() -> None:
     """Of one property each, so that none can be taken in part."""
     many = of("a", records(100, 1))
-    trial = isolate(many, lambda one: one.ref % 2 == 1 or one.ref > 90, flowing={"b"})
+    trial = isolate(many, lambda one: one.ref % 2 == 1 or one.ref > 90, trusted={"b"})
     assert trial.taken
     assert any(isinstance(one, Parked) for [one] in trial.outcomes.values())
     assert not any(isinstance(one, RetryLater) for [one] in trial.outcomes.values())
