@@ -52,7 +52,7 @@ from bridge.model import (
     to_us,
 )
 
-# --- the threads that make the calls: few, named, and never in the way of the process's end ---
+# --- the threads that make the calls: few, named, and never a reason for the process to end later ---
 
 #: Seconds that an idle thread waits for work before it looks whether it is to end.
 _WAIT_S = 1.0
@@ -67,9 +67,9 @@ class Pool(Protocol):
 
 
 class CallThreads:
-    """A fixed number of daemon threads: a call that hangs in a name look-up cannot delay the end of the
-    process, and what it took stays due in the journal. A thread that died is replaced, and takes no job with it that it
-    had not begun. For one caller of `submit`.
+    """A fixed number of daemon threads: a call that hangs in a name look-up cannot delay the end of the process, and
+    its records stay due in the journal. A thread that died is replaced; no job is lost that it had not begun. For one
+    caller of `submit`.
     """
 
     def __init__(self, *, count: int) -> None:
@@ -100,7 +100,7 @@ class CallThreads:
             if len(self._threads) < self._count:
                 try:
                     self._threads.append(self._start())
-                except (RuntimeError, MemoryError):  # the system's limit: those that are there do it
+                except (RuntimeError, MemoryError):  # the system's limit: the threads that are there do the work
                     if not self._threads:
                         raise
 
@@ -127,13 +127,13 @@ class CallThreads:
             return None
 
 
-# --- what is told of a call: a row for the journal, a value for the metrics, one line for the log ---
+# --- reports of a call: a row for the journal, a value for the metrics, one line for the log ---
 
 
 def summary_of(
     work: Work, outcomes: Sequence[Outcome], answer: Answer | NoAnswer, meaning: Meaning, *, records: int
 ) -> CallSummary:
-    """What this call came to, in ids and counts."""
+    """The result of a call, in ids and counts."""
     counts = Counter(type(outcome) for outcome in outcomes)
     return CallSummary(
         lane=work.lane,
@@ -152,8 +152,8 @@ def summary_of(
     )
 
 
-def call_of(summary: CallSummary, answer: Answer | NoAnswer, meaning: Meaning, *, began_at_us: int) -> Call:
-    """The row that `trace` and the console show; unlike the log it may quote the CRM."""
+def call_row(summary: CallSummary, answer: Answer | NoAnswer, meaning: Meaning, *, began_at_us: int) -> Call:
+    """The row that `trace` and the console show. Unlike the log it may quote the CRM."""
     word, message = _explained(meaning)
     return Call(
         lane=summary.lane,
@@ -212,23 +212,25 @@ def _explained(meaning: Meaning) -> tuple[str | None, str]:
             return stop.reason, stop.detail
 
 
-def where(error: BaseException) -> str:
-    """An unexpected error for the log: its type and the last places, no message and no variables, which
-    may hold values.
+def located(error: BaseException) -> str:
+    """An unexpected error for the log: its type and the last places; no message and no variables, which may hold
+    values.
     """
     frames = traceback.extract_tb(error.__traceback__)[-3:]
     places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
     return f"{type(error).__name__} at {places}"
 
 
-#: Times that a call whose grant went stale asks to have it renewed before its records go back: some 2 s.
-_REGRANTS = 40
+# --- one call ---
+
+#: Times that a call asks to have a stale grant renewed before its records go back: some 2 s.
+_RENEWALS = 40
 
 #: Seconds between two such tries at least.
 _SHORTEST_WAIT_S = 0.001
 
-#: Seconds after which what was taken goes back unsent, as asking the portal took so long: a doubt is as old as the
-#: taking, and must not end before the call can be applied no more. The next time nothing is asked (`portal_rules`).
+#: Seconds for asking the portal, after which what was taken goes back unsent: a doubt is as old as the taking, and must
+#: not end while the call may still be applied. The next time the portal is not asked (`portal_rules`).
 _LONGEST_PREPARATION_S = 10.0
 
 #: Seconds between two looks whether the service stops while a call waits for a grant.
@@ -256,7 +258,7 @@ class Caller:
     observer: Observer
     on_unknown: Callable[[PendingRecord], OnUnknown]
     may_call: Callable[[], bool]
-    rules: PortalRules | None = None
+    portal_rules: PortalRules | None = None
 
     def make(self, work: Work, grant: Grant) -> None:
         """Make the call and settle it. Raises JournalError; what was not settled stays due."""
@@ -276,7 +278,7 @@ class Caller:
                 self.journal.settle(taken.records, outcomes, call=None, doubtful=False)
             return
         inputs = inputs_of(records)
-        # Not when it was taken: a reading of the portal since may have put it off by a slot of the limit.
+        # Not the time of the taking: a reading of the portal may have used a slot of the limit since.
         sent_at_us = to_us(self.clock.now())
         answer = self._update(work.lane, inputs)
         with self.lock:
@@ -291,13 +293,13 @@ class Caller:
             self.limiter.hold(at.now + hold_s)
         outcomes = [*outcomes, *decided]
         summary = summary_of(work, outcomes, answer, meaning, records=len(records))
-        call = call_of(summary, answer, meaning, began_at_us=sent_at_us)
+        call = call_row(summary, answer, meaning, began_at_us=sent_at_us)
         self.journal.settle(taken.records, outcomes, call=call, doubtful=doubtful(answer))
         log_call(_log, summary)
         self.observer.called(summary)
 
     def _take(self, work: Work, began_at_us: int) -> Taken:
-        """As many of the work's records as fit into one call; from then on it is about these."""
+        """As many of the work's records as fit into one call; from then on the work is about these."""
         max_bytes = self.open_bytes.each
         taken = self.journal.take(work.refs, began_at_us=began_at_us, max_bytes=max_bytes, only=work.only)
         if taken.left:
@@ -306,10 +308,10 @@ class Caller:
         return taken
 
     def _prepare(self, work: Work, taken: Sequence[PendingRecord]) -> tuple[list[PendingRecord], list[Outcome]]:
-        """What of the taken records is to be sent, and what is refused without being sent."""
+        """The taken records with the values that are to be sent, and the outcomes of those that are not."""
         records, ruled_out = list(taken), list[Outcome]()
-        if self.rules is not None:
-            records, ruled_out = self.rules.rule_out(work.lane.object_type, records)
+        if self.portal_rules is not None:
+            records, ruled_out = self.portal_rules.rule_out(work.lane.object_type, records)
         with self.lock:
             now = self.clock.monotonic()
             left, refused = self.state.retired.strip(work.lane.object_type, records, now)
@@ -319,8 +321,8 @@ class Caller:
         return left, [*ruled_out, *refused, *decided]
 
     def _is_paused(self, lane: Lane) -> bool:
-        """Whether a person has paused this lane. Asked after the records were read: nothing that is accepted once the
-        pause was acknowledged is sent. While the journal does not tell, what was taken goes back, so that no doubt is
+        """Whether a person has paused this lane. Asked after the records were read, so that nothing that comes in after
+        the pause was acknowledged is sent. If the journal cannot tell, what was taken goes back, so that no doubt is
         left about a call that was never made.
         """
         try:
@@ -334,7 +336,7 @@ class Caller:
     def _may_send(self, grant: Grant) -> bool:
         """Whether the call may be sent now: a process can freeze between grant and call."""
         pause = threading.Event()
-        for _ in range(_REGRANTS):
+        for _ in range(_RENEWALS):
             now = self.clock.monotonic()
             if not self.may_call():
                 return False
@@ -350,8 +352,8 @@ class Caller:
     def _update(self, lane: Lane, inputs: Sequence[Input]) -> Answer | NoAnswer:
         try:
             return self.crm.update(lane, inputs)
-        except Exception as error:  # noqa: BLE001 (a record that cannot be encoded, say: see below)
-            # It is found like any other record whose calls come to nothing.
-            _log.error("the CRM client failed", error=where(error), records=len(inputs))
+        except Exception as error:  # noqa: BLE001 (see below)
+            # A record that cannot be encoded, say: it is found like any other record whose calls come to nothing.
+            _log.error("the CRM client failed", error=located(error), records=len(inputs))
             self.observer.stumbled(type(error).__name__)
             return NoAnswer("internal", doubtful=True, detail=type(error).__name__)

@@ -1,10 +1,10 @@
 """The dispatcher: takes what is due, calls the CRM, settles what was confirmed. One process at a time.
 
-A loop chooses calls and starts them; a few threads make them. The order of one call is fixed: the limiter
-grants, the records are taken with the values they have now (what arrived while delivery waited is merged
-in), the grant's age is checked, the call is made, its outcomes are settled, and only then are its records
-free for another call (G4). Nothing is lost when any of these steps fails: whatever was not settled is
-still due in the journal, and updates are absolute, so they may be sent again.
+A loop chooses calls and starts them; a few threads make them. The order of one call is fixed: the limiter grants, the
+records are taken with their present values (what arrived while delivery waited is merged in), the grant's age is
+checked, the call is made, its outcomes are settled, and only then are its records free for another call (G4). Nothing
+is lost when one of these steps fails: what was not settled is still due in the journal, and updates are absolute, so
+they may be sent again.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from bridge.crm.hubspot import OpenBytes
 from bridge.delivery.answer_handler import AnswerHandler
 from bridge.delivery.board import Chooser, DeliveryState, Work
 from bridge.delivery.buffer import Buffer
-from bridge.delivery.caller import Caller, CallThreads, Pool, log_pauses, where
+from bridge.delivery.caller import Caller, CallThreads, Pool, located, log_pauses
 from bridge.delivery.cases import Moment
 from bridge.delivery.limiter import SPENT, DailyBudget, Grant, Limiter, day_began_us
 from bridge.delivery.pauses import DAILY_LIMIT, UNAUTHORIZED, Backoff, Pauses, RetryPolicy
 from bridge.delivery.portal_rules import Portal, PortalRules
 from bridge.delivery.ports import CrmClient, DueJournal, Observer, OnUnknown
 from bridge.errors import JournalError
-from bridge.model import Clock, Lane, Pause, PendingRecord, to_us
+from bridge.model import MICROSECONDS, Clock, Lane, Pause, PendingRecord, to_us
 from bridge.settings import Crm as CrmSettings
 from bridge.settings import Retry
 
-# --- notices that the wall clock was set, so that what is dated by it can be dated anew ---
+# --- a wall clock that was set: what is dated by it is dated anew ---
 #
-# Waits are measured on the monotonic clock and need nothing of this. Doubt outlives the process, so it is dated by
-# the wall clock: set forward, a doubtful call would seem to be over while it may still be applied. A clock that is
-# set while the process is down cannot be noticed.
+# Waits are measured on the monotonic clock and need none of this. Doubt outlives the process, so it is dated by the
+# wall clock: set forward, a doubtful call would seem to be over while it may still be applied. A clock that is set
+# while the process is down cannot be noticed.
 
-#: Differences below this are a clock that is corrected little by little: much less than the reserve of a doubt's end.
-TOLERANCE_US = 5 * 1_000_000
+#: Smaller differences are a clock that is corrected little by little. Much less than the reserve of a doubt's end.
+TOLERANCE_US = 5 * MICROSECONDS
 
 
 class ClockWatch:
@@ -51,22 +51,24 @@ class ClockWatch:
         if self._ahead_us is None:
             self.believe(now, now_us)
             return 0
-        by_us = now_us - round(now * 1_000_000) - self._ahead_us
+        by_us = now_us - to_us(now) - self._ahead_us
         return by_us if abs(by_us) >= TOLERANCE_US else 0
 
     def believe(self, now: float, now_us: int) -> None:
         """From here on the clocks are taken to go together."""
-        self._ahead_us = now_us - round(now * 1_000_000)
+        self._ahead_us = now_us - to_us(now)
 
+
+# --- the dispatcher ---
 
 #: Seconds between two looks at what is due, for what other processes took in.
 POLL_S = 0.05
 
-#: The same while full batches wait: whoever arrives then waits for `flush_interval` anyway.
+#: The same while full batches wait: what arrives then waits for `flush_interval` anyway.
 _BACKLOG_POLL_S = 0.1
 
-#: At most so long while nothing is due, retried or paused: for what other processes take in, or people do. What this
-#: process takes in is told at once.
+#: The most while nothing is due, retried or paused: for what other processes take in, or people do. `notify` tells at
+#: once of what this process takes in.
 _IDLE_POLL_S = 0.25
 
 #: Seconds between two looks at least, however often `notify` is called.
@@ -75,7 +77,7 @@ _SHORTEST_POLL_S = 0.01
 #: Seconds between two looks at the operators' pauses and at the token.
 _HOUSEKEEPING_S = 1.0
 
-#: Whom a stop of everything concerns: no lane more than another.
+#: Stands for the lane of a pause of everything, which concerns none more than another.
 _ANY_LANE = Lane("")
 
 _log = structlog.get_logger(__name__)
@@ -83,16 +85,16 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _LoopState:
-    """What the loop and the call threads share, beside the board; guarded by the same lock."""
+    """What the loop and the call threads share beside the state of delivery; guarded by the same lock."""
 
     stopping: bool = False
     draining: bool = False
     drain_until: float = float("inf")
     filled_at: float = float("-inf")
-    kept_house_at: float = float("-inf")
+    housekept_at: float = float("-inf")
     resume_at: float = float("-inf")  # after journal trouble
-    troubles: int = 0
-    hinted: bool = False  # `notify` was called since the last look at what is due
+    journal_failures: int = 0
+    notified: bool = False  # `notify` was called since the last look at what is due
     reported_pauses: frozenset[Pause] = frozenset()
     reported_wait_s: float = 0.0
 
@@ -117,15 +119,19 @@ class Dispatcher:
         portal: Portal | None = None,
         open_bytes: OpenBytes | None = None,
     ) -> None:
-        """`may_call` is asked just before each call is sent: whether this process still is the one that
-        delivers. What the definitions of `portal` rule out is not sent.
+        """`may_call` is asked just before each call is sent: whether this process still is the one that delivers.
+        Values that the definitions of `portal` rule out are not sent.
         """
+
+        def may_send() -> bool:
+            return not self._loop.stopping and may_call()
+
         self._journal = journal
         self._crm = crm
         self._clock = clock
         self._observer = observer
         self._max_in_flight = settings.max_in_flight
-        # What comes meanwhile has waited since its arrival, so that its flush is no later for it.
+        # What comes meanwhile has waited since its arrival, so it is sent no later.
         self._idle_poll_s = max(POLL_S, min(settings.flush_interval_s, _IDLE_POLL_S))
         self._pool = pool if pool is not None else CallThreads(count=settings.max_in_flight)
         rate = settings.rate_limit
@@ -161,14 +167,14 @@ class Dispatcher:
             clock=clock,
             observer=observer,
             on_unknown=on_unknown,
-            may_call=lambda: not self._loop.stopping and may_call(),
-            rules=None
+            may_call=may_send,
+            portal_rules=None
             if portal is None
             else PortalRules(
                 portal=portal,
                 limiter=self.limiter,
                 clock=clock,
-                may_call=lambda: not self._loop.stopping and may_call(),
+                may_call=may_send,
                 note_reading=journal.note_reading,
             ),
         )
@@ -203,13 +209,11 @@ class Dispatcher:
 
     def notify(self) -> None:
         """Something became due in this process."""
-        self._loop.hinted = True
+        self._loop.notified = True
         self._wake.set()
 
     def drain(self, *, timeout_s: float) -> bool:
-        """Flush what is due and fits in the time, then stop; True when nothing was left that may be sent
-        now.
-        """
+        """Send what is due as far as there is time, then stop; True when nothing was left that may be sent now."""
         with self._lock:
             self._loop.draining = True
             self._loop.drain_until = self._clock.monotonic() + timeout_s
@@ -220,7 +224,7 @@ class Dispatcher:
         return done
 
     def stop(self, *, grace_s: float = 1.0) -> None:
-        """Begin no more calls, give open ones the grace, then cut them. Their records stay due."""
+        """Begin no more calls, give open ones the grace, then cut them: their records stay due."""
         with self._lock:
             self._loop.stopping = True
         self._wake.set()
@@ -237,7 +241,7 @@ class Dispatcher:
 
     @property
     def is_running(self) -> bool:
-        """Whether the loop is there; it ends by `stop` only, or with its thread."""
+        """Whether the loop runs; only `stop` ends it, or the death of its thread."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
@@ -248,7 +252,7 @@ class Dispatcher:
 
     @property
     def daily_calls_left(self) -> int | None:
-        """Calls that may still begin today; None without a budget and without HubSpot's word."""
+        """Calls that may still begin today; None without a budget and where HubSpot does not say."""
         with self._lock:
             return self._budget.left(to_us(self._clock.now()))
 
@@ -267,7 +271,7 @@ class Dispatcher:
             except Exception as error:  # noqa: BLE001 (the loop's outermost frame)
                 failures += 1
                 wait_s = self._journal_backoff.delay_s(failures)
-                _log.error("dispatcher stumbled", error=where(error))
+                _log.error("dispatcher stumbled", error=located(error))
                 self._observer.stumbled(type(error).__name__)
             self._wake.wait(wait_s)
             self._wake.clear()
@@ -285,7 +289,7 @@ class Dispatcher:
         if now < self._loop.resume_at:
             return min(self._loop.resume_at - now, POLL_S)
         try:
-            self._keep_house(now)
+            self._housekeep(now)
             while True:
                 wait_s = self._begin_call()
                 if wait_s is not None:
@@ -331,7 +335,7 @@ class Dispatcher:
         return None
 
     def _within_budget(self, at: Moment) -> bool:
-        """Whether the day's budget lets another call begin, or a pause tells what may; begins that pause."""
+        """Whether the day's budget, or a pause for it, lets another call begin; begins that pause when it is spent."""
         pauses = self._state.pauses
         if pauses.holds(DAILY_LIMIT):
             return True
@@ -353,7 +357,7 @@ class Dispatcher:
         with self._lock:
             if now - self._loop.filled_at < self._poll_s(now):
                 return False
-            self._loop.hinted = False
+            self._loop.notified = False
             limit = self._state.buffer.limit
             exclude = self._state.held()
         rows = self._journal.due(limit=limit, exclude=exclude)
@@ -362,12 +366,12 @@ class Dispatcher:
             if not self._state.pauses.none:
                 self._state.pauses.lapse(now, self._state.waiting())
             self._loop.filled_at = now
-            self._loop.troubles = 0
+            self._loop.journal_failures = 0
         return True
 
     def _poll_s(self, now: float) -> float:
         state, loop = self._state, self._loop
-        if state.buffer.short or loop.draining or (loop.hinted and state.buffer.empty):
+        if state.buffer.short or loop.draining or (loop.notified and state.buffer.empty):
             return _SHORTEST_POLL_S
         if state.pauses.stops_all(now):
             return _HOUSEKEEPING_S
@@ -375,22 +379,22 @@ class Dispatcher:
             return self._idle_poll_s
         return _BACKLOG_POLL_S if state.buffer.full else POLL_S
 
-    def _keep_house(self, now: float) -> None:
-        """Now and then: the operators' pauses, and the token; at once: a clock that was set, pauses that changed."""
+    def _housekeep(self, now: float) -> None:
+        """Each second: the operators' pauses, and the token. Each time: a clock that was set, pauses that changed."""
         pauses, loop = self._state.pauses, self._loop
         now_us = to_us(self._clock.now())
         if by_us := self._clock_watch.set_by_us(now, now_us):
-            _log.warning("the clock was set", seconds=round(by_us / 1_000_000))
+            _log.warning("the clock was set", seconds=round(by_us / MICROSECONDS))
             self._journal.clock_was_set(by_us)
             self._clock_watch.believe(now, now_us)
         with self._lock:
-            due = now - loop.kept_house_at >= _HOUSEKEEPING_S
+            due = now - loop.housekept_at >= _HOUSEKEEPING_S
             waits_for_token = due and pauses.holds(UNAUTHORIZED)
         if due:
             stored = self._journal.load_pauses()
             credential = self._crm.credential() if waits_for_token else ""
             with self._lock:
-                loop.kept_house_at = now
+                loop.housekept_at = now
                 pauses.operators(stored)
                 pauses.token_is(credential, now=now)
         with self._lock:
@@ -408,7 +412,7 @@ class Dispatcher:
         except JournalError as error:
             self._journal_failed(error)
         except Exception as error:  # noqa: BLE001 (a thread's outermost frame)
-            _log.error("call stumbled", error=where(error), records=len(work.refs))
+            _log.error("call stumbled", error=located(error), records=len(work.refs))
             self._observer.stumbled(type(error).__name__)
             with self._lock:
                 now = self._clock.monotonic()
@@ -427,7 +431,7 @@ class Dispatcher:
             self._state.close(work)
             self._closed.notify_all()
 
-    # --- the rest -----------------------------------------------------------------------------
+    # --- pauses, trouble, clocks --------------------------------------------------------------
 
     def _save_pauses(self) -> None:
         with self._lock:
@@ -446,8 +450,8 @@ class Dispatcher:
 
     def _journal_failed(self, error: JournalError) -> None:
         with self._lock:
-            self._loop.troubles += 1
-            delay_s = self._journal_backoff.delay_s(self._loop.troubles)
+            self._loop.journal_failures += 1
+            delay_s = self._journal_backoff.delay_s(self._loop.journal_failures)
             self._loop.resume_at = self._clock.monotonic() + delay_s
         _log.error("the journal failed, delivery waits", error=str(error), seconds=round(delay_s, 2))
         self._observer.stumbled(type(error).__name__)

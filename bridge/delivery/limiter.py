@@ -1,11 +1,11 @@
-"""The calls' limits: a rate, and the day's budget.
+"""The limits of calls: a rate, and the day's budget.
 
-Keeps the calls of the deployment within the rate limit, evenly spaced, and uses it fully (G6).
+The calls of the deployment stay within the rate limit, evenly spaced, and use it fully (G6).
 
-Invariant: no rolling window of `per_s` holds more than `calls` starts: the log of starts is asked, and its window is
-one percent longer. Half of that is the age that a grant may reach before its call is sent, half is left for the
+Invariant: no rolling window of `per_s` holds more than `calls` starts. The log of starts ensures that, with a window
+that is one percent longer. Half of that is the age that a grant may reach before its call is sent, half is left for the
 network between us and the CRM. Under a backlog one call starts every `per_s × 1.02 / calls`; after idleness a call
-starts at once. Starts that came late, because a timer or a busy machine was, are caught up within the invariant.
+starts at once. Starts that were late, because of a timer or a busy machine, are caught up within the invariant.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from bridge.model import MICROSECONDS, Scope
 #: Share of the window by which the spacing is wider than the limit asks. Simulated: no 429 at 0.98 use.
 MARGIN = 0.02
 
-#: Share of the window by which late starts may be caught up: timers wake a millisecond late, and at 19 calls a second
-#: that alone would cost 2 % of the limit; a busy machine is late by some hundred. The log of starts bounds the rush.
+#: Share of the window by which late starts may be caught up. Timers wake a millisecond late, which at 19 calls a second
+#: would cost 2 % of the limit; a busy machine is some hundred late. The log of starts keeps the limit all the same.
 SLACK = 0.05
 
 #: Share of the window that a grant stays fresh: a process can freeze between grant and call.
@@ -76,12 +76,12 @@ class Limiter:
             return Grant(now)
 
     def fresh(self, grant: Grant, now: float) -> bool:
-        """Whether the granted call may still be sent now; otherwise have the grant renewed."""
+        """Whether the granted call may still be sent now; if not, the grant is to be renewed."""
         return 0 <= now - grant.at <= self._max_age_s
 
     def renew(self, grant: Grant, now: float) -> Grant | None:
-        """A grant that starts now in place of one that went stale before its call was sent; None when it is too early
-        for that, and the old one stays. So a slow journal or a busy machine costs next to nothing of the limit.
+        """A grant that starts now in place of a stale one, whose call was not sent; None when it is too early, and the
+        old one stays. So a slow journal or a busy machine costs next to nothing of the limit.
         """
         with self._lock:
             self._forget(now)
@@ -99,7 +99,7 @@ class Limiter:
             self._held_until = max(self._held_until, until)
 
     def follow(self, ages: Iterable[float], *, now: float) -> None:
-        """Count in calls that another limiter granted so many seconds ago, and keep the spacing after them."""
+        """Count the calls that another limiter granted so many seconds ago, and keep the spacing after them."""
         with self._lock:
             self._starts = deque(sorted(now - max(0.0, age) for age in ages))
             self._forget(now)
@@ -107,7 +107,7 @@ class Limiter:
                 self._next_at = now + self.interval_s
 
     def not_wanted(self) -> None:
-        """Nothing is ready to be sent any more: the time that passes is no wait for the limit."""
+        """Nothing is ready to be sent any more: from now on nothing waits for the limit."""
         with self._lock:
             self._wanted_since = None
 
@@ -138,16 +138,16 @@ class Limiter:
 
 # --- the day's calls: our own budget (`rate_limit.daily`), and what HubSpot says is left of the portal's quota ---
 #
-# The quota begins anew at midnight of the portal, whose time zone HubSpot does not tell. So our own count
-# runs from midnight to midnight UTC, and `X-HubSpot-RateLimit-Daily-Remaining` bounds it; where the budget
-# is the portal's whole quota (`-Daily` names the same number), the header alone counts. Spent by our own
-# count, delivery waits for midnight UTC without a call. Spent by HubSpot's word, one record asks at growing
-# intervals, so that delivery goes on soon after the portal's midnight wherever that is.
+# The quota begins anew at midnight of the portal, whose time zone HubSpot does not tell. So our own count runs from
+# midnight to midnight UTC, and `X-HubSpot-RateLimit-Daily-Remaining` bounds it; where the budget is the portal's whole
+# quota (`-Daily` names the same number), only the header counts. When our own count is spent, delivery waits for
+# midnight UTC without a call. When HubSpot says that nothing is left, probes at growing intervals find out when it goes
+# on, soon after the portal's midnight.
 
 DAY_US = 86_400 * MICROSECONDS
 
-#: The pause's detail when our own budget is spent. It is never taken up after a restart: the count tells
-#: anew whether it holds, also when the budget was raised meanwhile.
+#: The pause's detail when our own budget is spent. The pause is not restored after a restart: the count says whether it
+#: still holds, also when the budget was raised meanwhile.
 SPENT = "the budget of the day (crm.rate_limit.daily) is spent; it begins anew at midnight UTC"
 
 _QUOTA_SPENT = "HubSpot says that no call is left today; asked again at growing intervals"
@@ -162,12 +162,12 @@ class DailyBudget:
     """Counts calls. Not thread-safe: the dispatcher's lock guards it."""
 
     def __init__(self, daily: int | None) -> None:
-        """`daily` None: only HubSpot's word counts."""
+        """`daily` None: only HubSpot's count matters."""
         self.daily = daily
         self._day_us = 0
         self._used = 0
         self._open = 0  # calls begun and not closed
-        self._told: int | None = None  # what was left by HubSpot's last word
+        self._told: int | None = None  # what HubSpot said last is left
         self._told_daily: int | None = None
 
     def begin(self, used: int, now_us: int) -> None:
@@ -177,14 +177,14 @@ class DailyBudget:
 
     def left(self, now_us: int) -> int | None:
         """Calls that may still begin today; None when nobody says."""
-        self._turn_the_day(now_us)
+        self._begin_another_day(now_us)
         told = None if self._told is None else max(0, self._told - self._open)
         known = [left for left in (self._own(), told) if left is not None]
         return min(known) if known else None
 
     def started(self, now_us: int) -> None:
         """A call begins."""
-        self._turn_the_day(now_us)
+        self._begin_another_day(now_us)
         self._used += 1
         self._open += 1
 
@@ -203,7 +203,7 @@ class DailyBudget:
         if told is not None:
             self._told, self._told_daily = told, _number(headers, "x-hubspot-ratelimit-daily") or self._told_daily
         elif self._told is not None and isinstance(answer, Answer):
-            # Without the header: one less; but a call that went through tells that 0 is an old story.
+            # Without the header: one less. But a call that went through shows that 0 holds no longer.
             self._told = self._told - 1 if self._told > 1 else None
 
     def stop(self, now_us: int) -> Stop | None:
@@ -216,13 +216,13 @@ class DailyBudget:
         return Stop(Scope.ALL, DAILY_LIMIT, SPENT, delay_s=max(wait_s, 1.0), probes=False)
 
     def _own(self) -> int | None:
-        """What is left by our own count; None without a budget, or where HubSpot's word takes its place."""
+        """What is left by our own count; None without a budget, or where HubSpot's count takes its place."""
         if self.daily is None or (self._told is not None and self._told_daily == self.daily):
             return None
         return max(0, self.daily - self._used)
 
-    def _turn_the_day(self, now_us: int) -> None:
-        # Whichever way the clock jumped: a day that is not ours begins with its own count.
+    def _begin_another_day(self, now_us: int) -> None:
+        # Whichever way the clock jumped, another day has a count of its own.
         if day_began_us(now_us) != self._day_us:
             self._day_us = day_began_us(now_us)
             self._used = self._open

@@ -1,17 +1,17 @@
-"""What the portal's own definitions rule out is refused before it is sent (`crm.validate: portal`).
+"""Values that the portal's own definitions rule out are refused before they are sent (`crm.validate: portal`).
 
-Where HubSpot answers 400 without saying which input is bad, each bad value costs a search among a hundred records;
-the definitions tell it beforehand. They must refuse nothing that HubSpot takes: a value is refused only by definitions
-that were read within the last minute, and not twice by the same reading: what comes again was replayed by a person,
-who may have mended the portal. Where HubSpot's rule is not known for certain, HubSpot decides. Without the scope to
-read them, with an empty answer or with none at all, nothing is refused here.
+Where HubSpot answers 400 without saying which input is bad, each bad value costs a search among a hundred records; the
+definitions show it beforehand. They must refuse nothing that HubSpot accepts. So only definitions that were read within
+the last minute refuse a value, and not twice by the same reading: a value that comes again was replayed by a person,
+who may have corrected the portal. Where HubSpot's rule is not certain, HubSpot decides. Without the scope to read the
+definitions, or with an empty answer or none, nothing is refused here.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypeVar
@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 from bridge.crm.properties import ABSENT, Definition, NotTold, fold
 from bridge.delivery.limiter import Limiter
 from bridge.errors import CrmUnreachableError
-from bridge.model import Clock, Outcome, PendingRecord, Reason, Refused, RetryLater, Value, to_us
+from bridge.model import Clock, Outcome, PendingRecord, Reason, Refused, RetryLater, to_us
 
 T = TypeVar("T")
 
@@ -29,27 +29,27 @@ REFRESH_S = 600.0
 CERTAIN_S = 60.0
 #: Seconds between two readings for values that come again; meanwhile these wait.
 AGAIN_S = 2.0
-#: Seconds within which a call begins to ask the portal; what it would ask later, HubSpot decides.
-_PATIENCE_S = 4.0
+#: Seconds within which a call begins to ask the portal; after that HubSpot decides.
+_LONGEST_ASKING_S = 4.0
 _LOOK_S = 0.05
-#: How messages go on that are worded as HubSpot words them.
-_WHENCE = "(by the portal's definition of {}; it was not sent)"
+#: The end of messages that begin with HubSpot's wording.
+_ORIGIN = "(by the portal's definition of {}; it was not sent)"
 #: Characters of a value, and options, that a message names.
 _SHOWN, _OPTIONS = 60, 8
 
-#: A text that may be a number to somebody: digits, and what is written around them.
+#: A text that some reader may take for a number: digits, and what is written around them.
 _MAY_BE_NUMBER = re.compile(r"\W*\d[\deE_\W]*[dDfF]?\W*|\W*(?:nan|inf|infinity)\W*|\s*", re.IGNORECASE)
 
 
 class Portal(Protocol):
-    """Who tells the definitions. Both raise CrmUnreachableError."""
+    """Where definitions come from. Both raise CrmUnreachableError."""
 
     def properties(self, object_type: str) -> Mapping[str, Definition] | NotTold:
-        """All that are listed, by name."""
+        """All listed properties, by name."""
         ...
 
     def property(self, object_type: str, name: str) -> Definition | NotTold:
-        """One by its name, listed or not: HubSpot lists no sensitive ones. `ABSENT`: there is none."""
+        """One property, listed or not: HubSpot does not list sensitive ones. `ABSENT`: there is none."""
         ...
 
 
@@ -67,7 +67,7 @@ class _Known:
 
 
 class PortalRules:
-    """Thread-safe: `_lock` guards the table of object types, a lock of each its reading. A table of definitions is
+    """Thread-safe: `_lock` guards the table of object types; each has a lock for its reading. A table of definitions is
     replaced as a whole, or grows.
     """
 
@@ -93,12 +93,12 @@ class PortalRules:
         self._known: dict[str, _Known] = {}
 
     def rule_out(self, object_type: str, records: Sequence[PendingRecord]) -> tuple[list[PendingRecord], list[Outcome]]:
-        """The records without the values that cannot be taken, which are refused; or which wait, where they were
-        refused by this very reading. May take as long as a call; then nothing is asked for a while.
+        """The records without the values that HubSpot cannot accept, and the outcomes of these: refused, or later again
+        where this very reading refused them already. May take as long as a call; then nothing is asked for a while.
         """
         with self._lock:
             known = self._known.setdefault(object_type, _Known())
-        until = self._clock.monotonic() + _PATIENCE_S
+        until = self._clock.monotonic() + _LONGEST_ASKING_S
         self._read(known, object_type, until, older_than_s=REFRESH_S)
         if not known.definitions or not (wrong := self._wrong(known.definitions, records)):
             return list(records), []
@@ -108,20 +108,20 @@ class PortalRules:
             return list(records), []
         self._ask_for_unlisted(known, object_type, records, until)
         definitions = known.definitions
-        wrong = self._wrong(definitions, [replace(one, values=_of(one, definitions)) for one in records])
+        wrong = self._wrong(definitions, [_restricted(one, definitions.keys()) for one in records])
         outcomes: list[Outcome] = []
         left = []
         for record in records:
-            reasons = wrong.get(record.ref)
-            if reasons is None:
-                left.append(record)
-            elif not known.refused.isdisjoint(_triples(wrong, [record])):
+            reasons = wrong.get(record.ref, {})
+            refused = _triples(wrong, [record])
+            if not known.refused.isdisjoint(refused):
                 reason = next(iter(reasons.values()))
                 outcomes.append(RetryLater(record, reason, AGAIN_S, own_failure=False))
-            else:
-                known.refused |= _triples(wrong, [record])
+                continue
+            if reasons:
+                known.refused |= refused
                 outcomes.append(Refused(record, reasons))
-                left.append(_without(record, reasons))
+            left.append(_restricted(record, record.values.keys() - reasons.keys()) if reasons else record)
         return [record for record in left if record.values], outcomes
 
     def _read(
@@ -135,7 +135,7 @@ class PortalRules:
         again: bool = False,
     ) -> None:
         """Read the definitions if they are older, at most once a minute unless `again`. `wait` for another thread that
-        reads them just now, as is done in any case where nothing is known yet.
+        is reading them; where nothing is known yet, every caller waits.
         """
         if not self._is_due(known, older_than_s, again=again):
             return
@@ -174,14 +174,14 @@ class PortalRules:
                 known.unlisted[name] = self._clock.monotonic() + (CERTAIN_S if told is None else REFRESH_S)
 
     def _asked(self, ask: Callable[[], T], until: float) -> T | None:
-        """What the portal tells, within the rate limit; None where it cannot be asked."""
+        """The portal's answer, within the rate limit; None where it cannot be asked."""
         while True:
             now = self._clock.monotonic()
             if now > until or not self._may_call():
                 return None
             if (grant := self._limiter.acquire(now)) is not None:
                 self._note_reading(to_us(self._clock.now()))
-                # A process can be frozen in between: a grant of long ago is none, nor is that of another term.
+                # A process can freeze in between: neither an old grant counts, nor one of another term.
                 if self._may_call() and self._limiter.fresh(grant, self._clock.monotonic()):
                     break
                 continue
@@ -195,7 +195,7 @@ class PortalRules:
     def _wrong(
         definitions: Mapping[str, Definition | None], records: Sequence[PendingRecord]
     ) -> dict[int, dict[str, Reason]]:
-        """By record the properties that cannot be taken, and why."""
+        """By record, the properties that HubSpot cannot accept, and why."""
         wrong: dict[int, dict[str, Reason]] = {}
         for record in records:
             for name, value in record.values.items():
@@ -207,16 +207,16 @@ class PortalRules:
 def complaint_about(name: str, definition: Definition | None, text: str) -> str | None:
     """Why the portal cannot take this text for this property; None where it may. `definition` None: it has none."""
     if definition is None:
-        return f'Property "{name}" does not exist {_WHENCE.format(name)}'
+        return f'Property "{name}" does not exist {_ORIGIN.format(name)}'
     if not definition.writable:
-        return f'Property "{name}" is read-only {_WHENCE.format(name)}'
+        return f'Property "{name}" is read-only {_ORIGIN.format(name)}'
     if text and definition.type == "number" and not _MAY_BE_NUMBER.fullmatch(text):
-        return f"{_shown(text)} was not a valid number {_WHENCE.format(name)}"
+        return f"{_shown(text)} was not a valid number {_ORIGIN.format(name)}"
     if text and definition.type == "enumeration" and definition.options and not definition.external:
         for option in text.split(";") if definition.multiple else [text]:
             if option and fold(option) not in definition.folded:
                 listed = _listed(definition)
-                return f"{_shown(option)} was not one of the allowed options: [{listed}] {_WHENCE.format(name)}"
+                return f"{_shown(option)} was not one of the allowed options: [{listed}] {_ORIGIN.format(name)}"
     return None
 
 
@@ -237,10 +237,5 @@ def _shown(text: str) -> str:
     return text[:_SHOWN] + ("…" if len(text) > _SHOWN else "")
 
 
-def _of(record: PendingRecord, definitions: Mapping[str, Definition | None]) -> dict[str, Value]:
-    """The values whose property the portal was asked about."""
-    return {name: value for name, value in record.values.items() if name in definitions}
-
-
-def _without(record: PendingRecord, names: Mapping[str, Reason]) -> PendingRecord:
-    return replace(record, values={name: value for name, value in record.values.items() if name not in names})
+def _restricted(record: PendingRecord, names: Collection[str]) -> PendingRecord:
+    return replace(record, values={name: value for name, value in record.values.items() if name in names})

@@ -1,4 +1,4 @@
-"""What delivery asks of others: the journal, the CRM, whoever watches. And the values that pass between."""
+"""What delivery needs of others: the journal, the CRM, and an observer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class DueJournal(Protocol):
     """
 
     def due(self, *, limit: int, exclude: Collection[int]) -> Sequence[Due]:
-        """Due records (due_at ≤ now, not parked): for every (lane, source) its `limit` oldest by due
-        time, leaving out the refs in `exclude`. Cheap (index reads).
+        """Due records (due_at ≤ now, not parked): for every (lane, source) the `limit` oldest by due time, without the
+        refs in `exclude`. Cheap (index reads).
         """
         ...
 
@@ -30,8 +30,8 @@ class DueJournal(Protocol):
         """The records with their pending values, of `only` these properties, marked as being in a call that begins now
         (doubt). A record that has nothing pending is left out (and the journal takes it out of due).
 
-        As many as fit into a body of `max_bytes`, in this order; of the first some values, if it is too large by
-        itself. With `only` there is no cut: of a record that was in a call, a few properties fit into one.
+        As many as fit into a body of `max_bytes`, in this order; of the first only some values, if it is too large by
+        itself. With `only` there is no such limit: some properties of a record that was in a call fit into one.
         """
         ...
 
@@ -43,20 +43,18 @@ class DueJournal(Protocol):
         call: Call | None,
         doubtful: bool,
     ) -> None:
-        """One transaction. Exactly the (record, property, n) in an outcome's `record.values` are
-        settled: these are what was sent, which may be fewer than are pending; a record that still has
-        something pending stays due.
+        """One transaction. Exactly the (record, property, n) in an outcome's `record.values` are settled: these were
+        sent, and may be fewer than are pending. A record that still has something pending stays due.
 
-        A record may be in several outcomes (some properties refused, the others delivered), and an
-        outcome may judge a record of an earlier call whose verdict was held back until now. Records
-        of `taken` that are in no outcome stay due. `call` is None when what was taken was not sent
-        after all. `doubtful`: the call ended without the CRM's answer and may still be applied, so
-        the records of `taken` keep their doubt mark; any other end clears it.
+        A record may be in several outcomes (some properties refused, the others delivered), and an outcome may be about
+        a record of an earlier call that was not judged until now. Records of `taken` that are in no outcome stay due.
+        `call` is None when what was taken was not sent after all. `doubtful`: the call ended without the CRM's answer
+        and may still be applied, so the records of `taken` stay marked as in doubt; any other end clears the mark.
         """
         ...
 
     def save_pauses(self, pauses: Sequence[Pause]) -> None:
-        """Replaces every stored pause except those of reason `operator`, which only people write."""
+        """Replace every stored pause except those of reason `operator`, which only people write."""
         ...
 
     def load_pauses(self) -> Sequence[Pause]:
@@ -64,11 +62,11 @@ class DueJournal(Protocol):
         ...
 
     def clock_was_set(self, by_us: int) -> None:
-        """The wall clock was set by so much: doubts are as old as before."""
+        """The wall clock was set by so much: doubts are to stay as old as before."""
         ...
 
     def note_reading(self, at_us: int) -> None:
-        """The CRM is asked for something now: whoever takes over counts it in."""
+        """The CRM is asked for definitions now, which counts in the rate limit of whoever takes over."""
         ...
 
     def calls_since(self, since_us: int) -> int:
@@ -80,7 +78,7 @@ class CrmClient(Protocol):
     """The CRM. Called from several threads at once."""
 
     def update(self, lane: Lane, inputs: Sequence[Input]) -> Answer | NoAnswer:
-        """One `batch/update` call within the total deadline. Does not raise for what the CRM does."""
+        """One `batch/update` call within the total deadline. Does not raise, whatever the CRM does."""
         ...
 
     def prepare(self) -> None:
@@ -88,17 +86,17 @@ class CrmClient(Protocol):
         ...
 
     def credential(self) -> str:
-        """A fingerprint of the configured token, to notice that it changed ("" when there is none)."""
+        """A fingerprint of the configured token, which shows that it changed ("" when there is none)."""
         ...
 
     def close(self) -> None:
-        """Cut every open call; no call can be made after."""
+        """Cut every open call; later ones end at once."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class CallSummary:
-    """What one call came to, for metrics and the log: ids and counts, never values."""
+    """The result of one call, for metrics and the log: ids and counts, never values."""
 
     lane: Lane
     code: str  # HTTP status, or the kind of `NoAnswer`
@@ -116,7 +114,7 @@ class CallSummary:
 
 
 class Observer(Protocol):
-    """Who watches delivery (metrics). Called from several threads; must neither block nor raise."""
+    """Watches delivery (metrics). Called from several threads; must neither block nor raise."""
 
     def called(self, call: CallSummary) -> None:
         """A call ended and was settled."""
