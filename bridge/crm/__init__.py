@@ -1,1 +1,1 @@
-"""HubSpot: the client, its tokens, what its messages say, and what the portal tells of its properties."""
+"""HubSpot: the client, its tokens, what its messages say, and the portal's properties."""

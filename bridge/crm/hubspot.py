@@ -66,8 +66,8 @@ class OpenBytes:
 
     @contextmanager
     def place(self, *, wanted: Callable[[], bool]) -> Iterator[Callable[[int], None] | None]:
-        """Room for one call, as soon as there is some; its size is to be told once it is known. None: it is not
-        `wanted` any more.
+        """Room for one call, as soon as there is some. Yields what is to be told the size once it is known; None when
+        the call is not `wanted` any more.
         """
         if not self._enter(wanted):
             yield None

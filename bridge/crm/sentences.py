@@ -139,7 +139,7 @@ def is_duplicates(message: str) -> bool:
 
 
 def limit(message: str) -> str:
-    """The limit that it tells of, as `policyName` would in capitals; else nothing."""
+    """The name of the limit that was reached, which `policyName` writes in capitals; else nothing."""
     return _told(LIMITS, "limit", message) or ""
 
 

@@ -105,7 +105,7 @@ TRANSIENT_CATEGORIES = frozenset(
     }
 )  # fmt: skip
 
-#: Those of a lock, as 423 tells of one for a whole call.
+#: Those of a lock, as a 423 is for a whole call.
 _LOCKED_CATEGORIES = frozenset({"LOCKED", "OBJECT_LOCKED"})
 
 #: Values of a batch answer's `status` beside COMPLETE; HubSpot's documentation also spells the last one with two L.
@@ -267,7 +267,7 @@ def _is_transient(complaint: Complaint) -> bool:
 
 
 def _all_transient(complaints: Sequence[Complaint]) -> Locked | Broken:
-    """Every input of a call has an error that may pass, which is no record's fault: a 423 or a 503 in other words."""
+    """Every input of a call has an error that may pass. Nobody can say whose fault that is, as with a 423 or a 503."""
     reason = complaints[0].reason
     if all(complaint.category in _LOCKED_CATEGORIES for complaint in complaints):
         return Locked(reason)
@@ -416,7 +416,7 @@ def _rate_limited(answer: Answer, now_us: int, detail: str) -> Stop:
 
 
 def _window_s(answer: Answer) -> float:
-    """The rolling window as the CRM tells it, else HubSpot's 10 s."""
+    """The rolling window that the CRM names, else HubSpot's 10 s."""
     told = answer.headers.get("x-hubspot-ratelimit-interval-milliseconds", "")
     return min(max(int(told) / 1000, 1.0), 60.0) if _is_number(told) and len(told) < 10 else 10.0
 

@@ -11,7 +11,7 @@ elsewhere in the meantime is not there any more.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -29,7 +29,7 @@ class _LaneDue:
     sources does not always serve the same ones.
     """
 
-    sources: dict[str, deque[Due]] = field(default_factory=dict)
+    sources: defaultdict[str, deque[Due]] = field(default_factory=lambda: defaultdict(deque))
     waiting_since: float = 0.0
     turn: float = 0.0
     served: dict[str, int] = field(default_factory=dict)
@@ -75,19 +75,14 @@ class Buffer:
 
     def fill(self, rows: Iterable[Due], *, limit: int, now: float) -> None:
         """Replace everything by what is due now; `limit` is the one that the rows were asked with."""
-        old = self._lanes
         lanes: dict[Lane, _LaneDue] = {}
         for row in rows:
             due = lanes.get(row.lane)
             if due is None:
-                was = old.get(row.lane)
-                due = lanes[row.lane] = self._renewed(was, now)
-            queue = due.sources.get(row.source)
-            if queue is None:
-                due.sources[row.source] = queue = deque()
-            queue.append(row)
+                due = lanes[row.lane] = self._renewed(self._lanes.get(row.lane), now)
+            due.sources[row.source].append(row)
         # A lane that has nothing due now keeps its turn; or it would jump the queue with every single record.
-        for lane, due in old.items():
+        for lane, due in self._lanes.items():
             if lane not in lanes and due.turn > self._turn:
                 lanes[lane] = _LaneDue(turn=due.turn, served=due.served)
         self._lanes = lanes

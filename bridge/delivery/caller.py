@@ -200,7 +200,7 @@ def log_pauses(log: FilteringBoundLogger, *, before: Collection[Pause], now: Col
 
 
 def _explained(meaning: Meaning) -> tuple[str | None, str]:
-    """A bounded word for what went wrong with the call as a whole, and the CRM's message."""
+    """What went wrong with the call as a whole: a word of bounded vocabulary, and the CRM's message."""
     match meaning:
         case Judged():
             return None, ""

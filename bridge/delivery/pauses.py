@@ -180,16 +180,12 @@ class Pauses:
         """A call that was open when another one came to nothing has ended well: a probe would find out the same.
         Believed once in `base_s`, so that a CRM that half fails gets some rest.
         """
-        if self.none or now - self._disproved_at < self._backoff.base_s:
+        outage = self._active.get(key := (Scope.ALL, "", OUTAGE))
+        if outage is None or now - self._disproved_at < self._backoff.base_s:
             return
-        over = [
-            key
-            for key, active in self._active.items()
-            if key == (Scope.ALL, "", OUTAGE) and active.failures == 1 and active.since < now and not active.probing
-        ]
-        if over:
+        if outage.failures == 1 and outage.since < now and not outage.probing:
             self._disproved_at = now
-            self._drop(over)
+            self._drop([key])
 
     def stops_all(self, now: float) -> bool:
         """Whether nothing at all may start now."""

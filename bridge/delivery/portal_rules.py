@@ -60,8 +60,8 @@ class _Known:
     definitions: dict[str, Definition | None] = field(default_factory=dict)
     read_at: float = float("-inf")
     try_from: float = float("-inf")
-    failed_until: float = float("-inf")  # the portal did not tell: nothing is asked before
-    unlisted: dict[str, float] = field(default_factory=dict)  # which it did not tell: by name, until when
+    failed_until: float = float("-inf")  # the portal did not answer: nothing is asked before
+    unlisted: dict[str, float] = field(default_factory=dict)  # names without an answer, and until when
     refused: set[tuple[int, str, int]] = field(default_factory=set)  # by this reading: record, property, value's hash
     reading: threading.Lock = field(default_factory=threading.Lock)
 
@@ -81,7 +81,7 @@ class PortalRules:
         note_reading: Callable[[int], None] = lambda _: None,
     ) -> None:
         """`may_call` is asked just before each reading: whether this process still is the one that delivers.
-        `note_reading` is told when: it may raise JournalError.
+        `note_reading` is called with its time, and may raise JournalError.
         """
         self._portal = portal
         self._may_call = may_call

@@ -26,7 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from bridge.delivery.dispatcher import Dispatcher
 from bridge.delivery.limiter import Limiter
 from bridge.delivery.pauses import Backoff
-from bridge.delivery.ports import OnUnknown, CallSummary
+from bridge.delivery.ports import CallSummary, OnUnknown
 from bridge.journal.event_log import EventFilter
 from bridge.journal.retry_log import Difference, Filter, KeptEvent, Remapped
 from bridge.journal.steering import Known
