@@ -1,4 +1,4 @@
-"""How many examples a law is tried with: few by day, several times as many in the stage of `.ci/run` for laws alone."""
+"""How many examples a law is tried with: few by day, several times as many beside the heavy tests of `.ci/run`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 #: `.ci/run` sets it.
 TIMES = int(os.environ.get("EXAMPLES_TIMES", "1"))
 #: Where a law says nothing else: enough for a fault in the common case of each of its branches. Rarer ones are found
-#: by the many parametrized laws beside it, and in that stage.
+#: by the many parametrized laws beside it, and there.
 BY_DAY = 25
 
 

@@ -178,6 +178,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.mark.heavy
+@pytest.mark.alone
 @pytest.mark.parametrize("connections", [16, 32])
 @pytest.mark.parametrize("worst", WORST)
 def test_the_worst_bodies_that_are_taken_starve_nobody(service: Running, worst: str, connections: int) -> None:
@@ -193,6 +194,7 @@ def test_the_worst_bodies_that_are_taken_starve_nobody(service: Running, worst: 
 
 
 @pytest.mark.heavy
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "source, payload, connections",
     [

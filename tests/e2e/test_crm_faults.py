@@ -270,7 +270,6 @@ def test_f17_5xx_burst(bridge: Bridge, kind: str) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.waiting
 def test_f17_outage_of_a_minute_with_traffic(tmp_path: Path) -> None:
     """Nothing is lost, parked or sent in a storm."""
     for bridge in made(tmp_path):

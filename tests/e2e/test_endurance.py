@@ -19,7 +19,7 @@ from bridge.sandbox import Crm, SandboxServer
 from tests import builders, large_journal
 from tests.running import Running, eventually, running
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.alone]
 
 
 def event(name: str, record: str) -> dict[str, Any]:

@@ -154,6 +154,7 @@ class Flood:
 
 
 @pytest.mark.heavy
+@pytest.mark.alone
 @pytest.mark.parametrize("workers", [1, 2])
 def test_f46_three_times_the_load_is_shed_and_soon_forgotten(tmp_path: Path, workers: int) -> None:
     """600 senders of 100 events each, some three times what is written in the time that a request waits for its turn:

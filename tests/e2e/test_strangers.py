@@ -111,6 +111,7 @@ def test_f58_two_ports_full_of_strangers_still_take_webhooks_and_probes(cramped:
 
 
 @pytest.mark.heavy
+@pytest.mark.alone
 def test_f58_partners_that_are_idle_or_fetch_no_answer_make_room_too(cramped: Running) -> None:
     """A valid request on each of many connections that are kept; and answers, many on each, that nobody reads."""
     with contextlib.ExitStack() as stack:
@@ -147,6 +148,7 @@ def test_f58_whoever_has_to_give_way_is_told_to_come_back_and_let_go_at_once(cra
 
 
 @pytest.mark.heavy
+@pytest.mark.alone
 def test_f58_a_stop_among_strangers_is_clean_and_in_time(tmp_path: Path) -> None:
     """What was taken by then is there afterwards."""
     crm = Crm()
@@ -166,6 +168,7 @@ def test_f58_a_stop_among_strangers_is_clean_and_in_time(tmp_path: Path) -> None
 
 
 @pytest.mark.heavy
+@pytest.mark.alone
 def test_f58_a_large_genuine_body_passes_beside_large_ones_that_never_end(tmp_path: Path) -> None:
     """At ordinary speed, while strangers hold as much as they may, and come back."""
     with SandboxServer(Crm()) as sandbox, running(tmp_path, sandbox.url) as service:
@@ -193,6 +196,7 @@ JOIN = """\
 
 
 @pytest.mark.heavy
+@pytest.mark.alone
 def test_the_admin_port_answers_while_a_mapping_holds_the_loop(tmp_path: Path) -> None:
     """Probes and metrics, each within a second: they are accepted by another thread's loop."""
     numbers = [{"id": f"{number:08}"} for number in range(5_000)]
@@ -212,6 +216,7 @@ def test_the_admin_port_answers_while_a_mapping_holds_the_loop(tmp_path: Path) -
 
 
 @pytest.mark.heavy
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "beginning, number, bytes_per_s",
     [(ONE_BYTE, 2_200, 50_000), (HEAD, 2_200, 50_000), (LARGE, 75, 10 << 20)],

@@ -252,6 +252,7 @@ def throttled(service: Running, *, share: float, period_s: float = 0.1) -> Itera
 
 
 @pytest.mark.heavy
+@pytest.mark.alone
 def test_f49_a_tenth_of_a_core_is_enough_for_probes(tmp_path: Path) -> None:
     """Kubernetes waits a second for a probe; webhooks are taken and delivered, slowly."""
     crm = Crm(open_properties=False)

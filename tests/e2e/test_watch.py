@@ -99,7 +99,7 @@ def watching(folder: Path, crm: SandboxServer, *, workers: int = 1, reload: str 
             service.kill_all()
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=[pytest.mark.heavy, pytest.mark.waiting])])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.heavy)])
 def test_a_changed_mount_is_taken_over_and_no_request_is_refused(
     tmp_path: Path, crm: SandboxServer, workers: int
 ) -> None:
@@ -152,7 +152,6 @@ def test_one_with_problems_is_refused_and_the_mended_one_is_taken_over(tmp_path:
 
 
 @pytest.mark.heavy
-@pytest.mark.waiting
 def test_a_secret_that_arrives_later_than_the_configuration_is_awaited(tmp_path: Path, crm: SandboxServer) -> None:
     with watching(tmp_path, crm) as service:
         service.change(ACME + SECOND.replace("acme.secret", "second.secret"))
@@ -166,7 +165,6 @@ def test_a_secret_that_arrives_later_than_the_configuration_is_awaited(tmp_path:
 
 
 @pytest.mark.heavy
-@pytest.mark.waiting
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_death_of_the_worker_that_watches_misses_no_change(
     tmp_path: Path, crm: SandboxServer, workers: int
@@ -188,7 +186,6 @@ def test_the_death_of_the_worker_that_watches_misses_no_change(
 
 
 @pytest.mark.heavy
-@pytest.mark.waiting
 def test_every_worker_that_is_born_looks_once(tmp_path: Path, crm: SandboxServer) -> None:
     """Also one that does not watch: the signal may have come before it could hear of it."""
     with watching(tmp_path, crm, workers=2) as service:
@@ -204,7 +201,6 @@ def test_every_worker_that_is_born_looks_once(tmp_path: Path, crm: SandboxServer
 
 
 @pytest.mark.heavy
-@pytest.mark.waiting
 def test_nothing_is_watched_unless_it_is_asked_for(tmp_path: Path, crm: SandboxServer) -> None:
     with watching(tmp_path, crm, reload="") as service:
         service.change(ACME + SECOND)

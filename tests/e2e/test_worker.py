@@ -284,6 +284,7 @@ def test_f04_what_a_killed_worker_leaves_of_a_large_request_is_merged_by_others(
 
 
 @pytest.mark.heavy
+@pytest.mark.alone
 def test_more_connections_than_there_is_room_for_take_the_place_of_those_that_wait(tmp_path: Path) -> None:
     """1,100 clients that begin a request and stop: who sends a whole one is answered at once."""
     service = Running(tmp_path, f"http://127.0.0.1:{free_port()}")

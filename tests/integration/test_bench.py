@@ -28,7 +28,8 @@ from tests.running import SECRET
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.mark.heavy  # it loads the machine to measure it
+@pytest.mark.heavy
+@pytest.mark.alone
 def test_rows_of_processes_and_of_this_process_run_by_one_command(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     done = subprocess.run(

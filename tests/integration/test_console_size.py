@@ -23,7 +23,7 @@ PAGE_S = 0.3
 #: Seconds that intake may wait for a step of an act.
 STEP_S = 0.1
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")

@@ -135,7 +135,6 @@ def test_a_complete_refusal_leaves_no_doubt(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.waiting
 def test_a_call_applied_late_leaves_no_older_value_behind_in_real_time(tmp_path: Path) -> None:
     """A real service, two real minutes."""
     crm = Crm(open_properties=False)
