@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.charts import Json, objects
+from tests.chart.rendering import Json, objects
 from tests.containers import PAUSE, Engine, output
 
 CRM = "http://127.0.0.1:9100"

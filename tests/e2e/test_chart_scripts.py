@@ -11,8 +11,8 @@ import pytest
 import requests
 
 from bridge.sandbox import Crm, SandboxServer
-from tests.charts import ACME as SIGNED
-from tests.charts import CHART, Json, objects, values_of
+from tests.chart.rendering import ACME as SIGNED
+from tests.chart.rendering import CHART, Json, objects, values_of
 from tests.running import Running, running
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from tests.charts import SECRETS, Json
+from tests.chart.rendering import SECRETS, Json
+from tests.chart.test_kubernetes import FIRST, inside, merged, named
 from tests.containers import MARKS, Engine
 from tests.pods import CRM, Pod, playing
-from tests.unit.test_readme_kubernetes import FIRST, inside, merged, named
 
 pytestmark = MARKS
 

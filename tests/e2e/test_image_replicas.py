@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.charts import Json
+from tests.chart.rendering import Json
+from tests.chart.test_kubernetes import POSTGRESQL, inside, merged, named
 from tests.containers import MARKS, Engine
 from tests.e2e.test_image_in_pod import VALUES, company_names, key, post
 from tests.pods import Pod, playing
 from tests.postgres import PASSWORD, ROLE, serving
-from tests.unit.test_readme_kubernetes import POSTGRESQL, inside, merged, named
 
 pytestmark = MARKS
 

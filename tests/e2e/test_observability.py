@@ -17,7 +17,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from bridge.sandbox import Crm, SandboxServer
-from tests.charts import CHART
+from tests.chart.rendering import CHART
 from tests.running import ACME, SECRET, Running, eventually, running
 from tests.unit.test_alerts import rules
 from tests.unit.test_readme import exposed, log_fields

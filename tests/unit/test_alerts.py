@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.charts import objects
+from tests.chart.rendering import objects
 
 PROMTOOL = shutil.which("promtool") or ""
 MINUTES = 240

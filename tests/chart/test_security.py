@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.charts import Json, containers, features, objects, pod_specs, values_of
+from tests.chart.rendering import Json, containers, features, objects, pod_specs, values_of
 
 kubernetes_validate = pytest.importorskip(
     "kubernetes_validate", reason="manifests are validated by kubernetes-validate, which is not installed"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.charts import SECRETS, Json, objects, pod_specs, read_yaml, texts, values_of
+from tests.chart.rendering import SECRETS, Json, objects, pod_specs, read_yaml, texts, values_of
 
 DATABASE: Json = {"journal": {"type": "postgresql"}}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from tests.chart.rendering import objects, read_yaml
 from tests.chart_readme import CHART, README, current, rows
-from tests.charts import objects, read_yaml
 
 
 def test_the_chart_readme_is_current() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import promql_parser
 import pytest
 
-from tests.charts import ACME, CHART, Json, helm_python, objects, pod_specs, read_yaml, texts, values_of
+from tests.chart.rendering import ACME, CHART, Json, helm_python, objects, pod_specs, read_yaml, texts, values_of
 from tests.unit.test_readme import exposed
 
 SOURCES: Json = {"config": {"sources": {"acme": ACME}}}

@@ -9,7 +9,7 @@ from typing import Any
 import promql_parser
 import pytest
 
-from tests.charts import CHART
+from tests.chart.rendering import CHART
 
 BOARD: dict[str, Any] = json.loads((CHART / "files" / "dashboard.json").read_text(encoding="utf-8"))
 PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]

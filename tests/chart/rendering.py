@@ -16,7 +16,7 @@ helm_python = pytest.importorskip(
     "helm_python", reason="the chart is rendered by helm-python-sdk, which is not installed"
 )
 
-CHART = Path(__file__).parents[1] / "helm" / "partner-bridge"
+CHART = Path(__file__).parents[2] / "helm" / "partner-bridge"
 SECRETS = "/run/secrets/partner-bridge"
 
 Json = dict[str, Any]

@@ -13,7 +13,7 @@ import pytest
 from bridge import __version__
 from bridge.config import load_settings
 from bridge.config.editor_schema import build_schema
-from tests.charts import CHART, SECRETS, Json, features, helm_python, objects, read_yaml, texts, values_of
+from tests.chart.rendering import CHART, SECRETS, Json, features, helm_python, objects, read_yaml, texts, values_of
 
 kubernetes_validate = pytest.importorskip(
     "kubernetes_validate", reason="manifests are validated by kubernetes-validate, which is not installed"

@@ -14,7 +14,7 @@ import pytest
 
 from bridge.cli import COMMANDS, partner_bridge
 from bridge.config import load_settings
-from tests.charts import SECRETS, Json, objects, read_yaml
+from tests.chart.rendering import SECRETS, Json, objects, read_yaml
 from tests.unit.test_readme import README, exposed
 
 SECTION = README.partition("## On Kubernetes\n")[2].partition("\n## ")[0]
