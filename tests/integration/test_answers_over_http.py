@@ -1,5 +1,8 @@
 """What each answer of HubSpot's leads to: real client, dispatcher and journal against the sandbox over HTTP.
 
+The table of `tests/answers.py` says what each answer means; here it is read over HTTP, and what a meaning leads to has
+its tests: one a meaning, not one a status.
+
 Every row of the table in the README's failure chapter has its tests here: what becomes of the records, in which
 state they end and with whose words, how many calls that costs, and that everything else goes on meanwhile.
 """
@@ -7,18 +10,21 @@ state they end and with whose words, how many calls that costs, and that everyth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from email.utils import formatdate
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
+from bridge.crm.hubspot import HubSpot
 from bridge.model import Lane, Pause
 from bridge.sandbox import Crm, Fault, Input, Response, SandboxServer
 from bridge.sandbox.records import Call
 from bridge.settings import Retry
+from tests.answers import ROWS, Row
 from tests.builders import LANE
 from tests.rig import Rig, rigged, says
 
@@ -74,6 +80,26 @@ def once(answer: Response) -> Callable[[Call], Response | None]:
 def result(one: Input, **more: Any) -> dict[str, Any]:
     """What HubSpot says of an input that it took, with only its required field that tells anything."""
     return {"id": "9" + one.id.lstrip("c"), **more}
+
+
+# --- every answer, as the client reads it -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wired() -> Iterator[tuple[Crm, HubSpot]]:
+    crm = Crm()
+    with SandboxServer(crm) as server:
+        client = HubSpot(base_url=server.url, api_path="/crm/v3/objects", token=lambda: "token", timeout_s=30)
+        yield crm, client
+        client.close()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_an_answer_means_over_http_what_its_row_says(wired: tuple[Crm, HubSpot], row: Row) -> None:
+    crm, client = wired
+    content = row.body.encode() if isinstance(row.body, str) else orjson.dumps(row.body)
+    crm.on_call = lambda call: Response(row.status, content, row.headers)
+    row.check(client.update(row.inputs[0].record.key.lane, row.inputs))
 
 
 # --- 2xx: per input, by evidence ------------------------------------------------------------------
@@ -146,68 +172,6 @@ def test_one_entry_of_errors_covers_several_ids(tmp_path: Path) -> None:
         assert [call.status for call in rig.calls()] == [207]
 
 
-NOT_FOUND = "Could not get some PARTNER_CLIENT objects, they may be deleted or not exist. Check that ids are valid."
-
-
-def with_ids(refused: Sequence[Input]) -> list[dict[str, Any]]:
-    return [{"category": "OBJECT_NOT_FOUND", "message": NOT_FOUND, "context": {"ids": [one.id for one in refused]}}]
-
-
-def with_traces(refused: Sequence[Input]) -> list[dict[str, Any]]:
-    context = {"objectWriteTraceId": [",".join(one.trace_id for one in refused)]}
-    return [{"category": "OBJECT_NOT_FOUND", "message": NOT_FOUND, "context": context}]
-
-
-def with_sub_category(kind: Any) -> Callable[[Sequence[Input]], list[dict[str, Any]]]:
-    return lambda refused: [
-        {"subCategory": kind, "links": None, "errors": None, "id": None, **entry} for entry in with_ids(refused)
-    ]
-
-
-def in_single_entries(refused: Sequence[Input]) -> list[dict[str, Any]]:
-    return [entry for one in refused for entry in with_traces([one])]
-
-
-@pytest.mark.parametrize(
-    "told, confirmed_by",
-    [
-        (with_ids, "trace id"),
-        (with_ids, "nothing"),
-        (with_traces, "id property"),
-        (in_single_entries, "nothing"),
-        (with_sub_category("crm.NOT_FOUND"), "trace id"),
-        (with_sub_category({"name": "crm.NOT_FOUND"}), "id property"),
-        (with_sub_category(None), "nothing"),
-    ],
-    ids=["ids", "ids, nothing", "joined traces", "one by one", "sub-category text", "sub-category object", "nulls"],
-)
-def test_a_207_is_read_however_little_it_says(
-    tmp_path: Path, told: Callable[[Sequence[Input]], list[dict[str, Any]]], confirmed_by: str
-) -> None:
-    """Neither `status` nor `numErrors` nor times; results name their input in one of three ways, or in none."""
-
-    def answer(call: Call) -> Response:
-        refused = [one for one in call.inputs if one.id in {"c2", "c4"}]
-        results = []
-        for one in reversed([one for one in call.inputs if one not in refused]):
-            if confirmed_by == "trace id":
-                results.append(result(one, objectWriteTraceId=one.trace_id))
-            elif confirmed_by == "id property":
-                results.append(result(one, properties={"acme_client_id": one.id.upper()}))
-            else:
-                results.append(result(one))
-        return says(207, {"results": results, "errors": told(refused)})
-
-    with rigged(tmp_path) as rig:
-        rig.crm.on_call = answer
-        rig.ask_all(ids(6))
-        rig.until(rig.idle)
-        assert rig.parked().keys() == {"c2", "c4"}
-        assert {entry.message for entry in rig.parked().values()} == {NOT_FOUND}
-        assert rig.settled("delivered") == 4
-        assert len(rig.calls()) == 1
-
-
 @pytest.mark.parametrize("naming", ["both", "message", "context"])
 def test_a_refused_value_waits_alone_with_hubspots_message(tmp_path: Path, naming: Any) -> None:
     """The record's good properties and all other records are delivered, in one call more."""
@@ -239,9 +203,9 @@ def test_a_refusal_of_an_input_that_names_no_property_is_narrowed_to_the_propert
         assert len(rig.calls()) <= 6
 
 
-@pytest.mark.parametrize("category", ["CONFLICT", "MERGED_OBJECT", "SOMETHING_NEW"])
-def test_another_error_about_one_input_parks_it(tmp_path: Path, category: str) -> None:
+def test_another_error_about_one_input_parks_it(tmp_path: Path) -> None:
     with rigged(tmp_path) as rig:
+        category = "SOMETHING_NEW"
         message = "the value is taken by 171591000198"
 
         def answer(call: Call) -> Response:
@@ -259,14 +223,13 @@ def test_another_error_about_one_input_parks_it(tmp_path: Path, category: str) -
         assert rig.settled("delivered") == 3
 
 
-@pytest.mark.parametrize("category", ["RATE_LIMITS", "INTERNAL_ERROR", "LOCKED", None])
-def test_a_passing_error_about_one_input_is_retried(tmp_path: Path, category: str | None) -> None:
+def test_a_passing_error_about_one_input_is_retried(tmp_path: Path) -> None:
     def answer(call: Call) -> Response | None:
         if len(call.inputs) < 4:
             return None
         context = {"objectWriteTraceId": [one.trace_id for one in call.inputs if one.id == "c1"]}
         results = [result(one, objectWriteTraceId=one.trace_id) for one in call.inputs if one.id != "c1"]
-        entry = {"message": "try again", "context": context, **({"category": category} if category else {})}
+        entry = {"message": "try again", "context": context}
         return says(207, {"results": results, "errors": [entry]})
 
     with rigged(tmp_path) as rig:
@@ -278,13 +241,12 @@ def test_a_passing_error_about_one_input_is_retried(tmp_path: Path, category: st
         assert [len(call.inputs) for call in rig.calls()] == [4, 1]
 
 
-@pytest.mark.parametrize("kind", ["pending", "processing", "canceled"])
 @pytest.mark.parametrize("apply", [True, False])
-def test_of_an_unfinished_call_only_what_results_confirm_counts(tmp_path: Path, kind: str, apply: bool) -> None:
+def test_of_an_unfinished_call_only_what_results_confirm_counts(tmp_path: Path, apply: bool) -> None:
     """The rest is due again after 2 s, whether it was written or not."""
     with rigged(tmp_path) as rig:
         rig.crm.behaviour.echo_trace_ids = True
-        rig.crm.faults.next(Fault(kind, count=3, apply=apply))
+        rig.crm.faults.next(Fault("pending", count=3, apply=apply))
         rig.ask_all(ids(10))
         rig.until(lambda: rig.settled("delivered") == 3)
         assert len(rig.calls()) == 1
@@ -298,7 +260,7 @@ def test_of_an_unfinished_call_only_what_results_confirm_counts(tmp_path: Path, 
         assert sorted(len(call.inputs) for call in rig.calls()) == [1, 7, 10]
 
 
-@pytest.mark.parametrize("kind", ["empty", "pending", "blank", "garbage", "html", "truncated"])
+@pytest.mark.parametrize("kind", ["pending", "html", "truncated"])
 def test_an_answer_that_confirms_nothing_is_an_outage(tmp_path: Path, kind: str) -> None:
     """Nothing is parked; the records are sent again when a probe succeeds."""
     with rigged(tmp_path) as rig:
@@ -310,14 +272,7 @@ def test_an_answer_that_confirms_nothing_is_an_outage(tmp_path: Path, kind: str)
         everything_arrives(rig, ids(10))
 
 
-def test_a_body_of_one_mebibyte_of_nested_lists_is_an_outage(tmp_path: Path) -> None:
-    with rigged(tmp_path) as rig:
-        rig.crm.on_call = once(Response(200, b"[" * 2**20))
-        rig.ask_all(ids(10))
-        everything_arrives(rig, ids(10))
-
-
-@pytest.mark.parametrize("kind", ["garbage", "html", "blank", "500", "reset", "truncated"])
+@pytest.mark.parametrize("kind", ["html", "500", "reset", "truncated"])
 def test_a_record_that_alone_provokes_nonsense_is_parked_in_the_end(tmp_path: Path, kind: str) -> None:
     """While others succeed, and at the cost of a bounded number of calls."""
     with rigged(tmp_path, retry=IMPATIENT) as rig:
@@ -655,14 +610,11 @@ def test_a_refused_token_pauses_everything_until_another_is_there(tmp_path: Path
         everything_arrives(rig, ids(30))
 
 
-@pytest.mark.parametrize(
-    "kind, reason", [("403", "forbidden"), ("404", "misconfigured"), ("redirect", "misconfigured")]
-)
-def test_a_missing_scope_or_path_pauses_that_object_type_only(tmp_path: Path, kind: str, reason: str) -> None:
+def test_a_missing_scope_pauses_that_object_type_only(tmp_path: Path) -> None:
     with rigged(tmp_path) as rig:
-        rig.crm.on_call = lambda call: Fault(kind) if call.object_type == "partner_services" else None
+        rig.crm.on_call = lambda call: Fault("403") if call.object_type == "partner_services" else None
         rig.ask_all([str(number) for number in range(1, 31)], lane=SERVICES)
-        found = pause(rig, reason)
+        found = pause(rig, "forbidden")
         assert (found.scope.value, found.target) == ("object_type", "partner_services")
         rig.ask_all(ids(30))
         rig.until(lambda: delivered(rig, *ids(30)))
@@ -686,11 +638,10 @@ def test_a_redirect_is_never_followed(tmp_path: Path) -> None:
         assert elsewhere.ledger.calls() == []
 
 
-@pytest.mark.parametrize("status", [408, 409, 423, 425])
-def test_a_lock_delays_its_own_records_two_seconds_and_nobody_else(tmp_path: Path, status: int) -> None:
+def test_a_lock_delays_its_own_records_two_seconds_and_nobody_else(tmp_path: Path) -> None:
     with rigged(tmp_path) as rig:
         warm(rig)
-        rig.crm.on_call = once(says(status, {"status": "error", "message": "locked", "category": "LOCKED"}))
+        rig.crm.on_call = once(says(423, {"status": "error", "message": "locked", "category": "LOCKED"}))
         rig.ask_all(ids(10))
         rig.until(lambda: len(rig.calls()) == 2)
         rig.crm.on_call = None
@@ -701,7 +652,7 @@ def test_a_lock_delays_its_own_records_two_seconds_and_nobody_else(tmp_path: Pat
         assert rig.pauses() == []
         rig.clock.shift(2.0)
         everything_arrives(rig, ids(10))
-        assert [call.status for call in rig.calls() if "c0" in {one.id for one in call.inputs}] == [status, 200]
+        assert [call.status for call in rig.calls() if "c0" in {one.id for one in call.inputs}] == [423, 200]
 
 
 def test_a_record_that_meets_lock_after_lock_is_asked_for_every_two_seconds_at_most(tmp_path: Path) -> None:
@@ -723,11 +674,10 @@ def test_a_record_that_meets_lock_after_lock_is_asked_for_every_two_seconds_at_m
         assert len(began) == 4
 
 
-@pytest.mark.parametrize("status", [413, 414])
-def test_a_call_that_is_too_large_is_halved_and_a_single_record_parked(tmp_path: Path, status: int) -> None:
+def test_a_call_that_is_too_large_is_halved_and_a_single_record_parked(tmp_path: Path) -> None:
     def answer(call: Call) -> Response | None:
         size = sum(len(value) for one in call.inputs for value in one.properties.values())
-        return says(status, "Request Entity Too Large") if size > 5_000 else None
+        return says(413, "Request Entity Too Large") if size > 5_000 else None
 
     with rigged(tmp_path) as rig:
         rig.crm.on_call = answer
@@ -736,33 +686,24 @@ def test_a_call_that_is_too_large_is_halved_and_a_single_record_parked(tmp_path:
         rig.until(rig.idle)
         assert delivered(rig, *ids(30))
         [entry] = rig.entries().values()
-        assert (entry.record, entry.state, entry.category) == ("huge", "parked", f"HTTP_{status}")
+        assert (entry.record, entry.state, entry.category) == ("huge", "parked", "HTTP_413")
         assert "Request Entity Too Large" in entry.message
         assert len(rig.calls()) <= 15
-
-
-DAY_S = 86_400
 
 
 @pytest.mark.parametrize(
     "told, body, seconds",
     [
         ("7", "TEN_SECONDLY_ROLLING", 7.0),
-        ("0.5", "TEN_SECONDLY_ROLLING", 0.5),
         ("date", "TEN_SECONDLY_ROLLING", 30.0),
-        (str(365 * DAY_S), "TEN_SECONDLY_ROLLING", 3600.0),
-        ("-5", "TEN_SECONDLY_ROLLING", 10.0),
-        ("soon", "TEN_SECONDLY_ROLLING", 10.0),
-        (None, "TEN_SECONDLY_ROLLING", 10.0),
         (None, "SECONDLY", 1.0),
         (None, "text", 10.0),
-        ("3", "text", 3.0),
     ],
 )
 def test_a_429_pauses_everything_for_as_long_as_it_says(
     tmp_path: Path, told: str | None, body: str, seconds: float
 ) -> None:
-    """With a number, a date, an absurdity, or nothing; then everything is sent, and no call was wasted."""
+    """With a number, a date or nothing; then everything is sent, and no call was wasted."""
     with rigged(tmp_path) as rig:
         warm(rig)
         header = formatdate(math.ceil(rig.clock.now()) + 30, usegmt=True) if told == "date" else told
@@ -799,11 +740,11 @@ def test_a_spent_daily_quota_is_probed_at_growing_intervals(tmp_path: Path) -> N
         everything_arrives(rig, ids(5))
 
 
-@pytest.mark.parametrize("told, seconds", [("2", 2.0), (str(20 * 3600), 20 * 3600.0), (str(26 * 3600), 24 * 3600.0)])
-def test_a_migrating_account_is_left_alone_for_as_long_as_it_says(tmp_path: Path, told: str, seconds: float) -> None:
+def test_a_migrating_account_is_left_alone_for_as_long_as_it_says(tmp_path: Path) -> None:
+    seconds = 20 * 3600.0
     with rigged(tmp_path) as rig:
         warm(rig)
-        rig.crm.faults.next(Fault("477", retry_after=told))
+        rig.crm.faults.next(Fault("477", retry_after=str(20 * 3600)))
         rig.ask_all(ids(5))
         found = pause(rig, "migrating")
         assert found.scope.value == "all"
@@ -816,7 +757,7 @@ def test_a_migrating_account_is_left_alone_for_as_long_as_it_says(tmp_path: Path
 @pytest.mark.parametrize(
     "fault",
     [
-        *(Fault(kind) for kind in ("500", "502", "502-html", "503", "504", "521", "524", "reset", "answer-lost")),
+        *(Fault(kind) for kind in ("502-html", "503", "reset", "answer-lost")),
         Fault("timeout", hold_s=30),
         Fault("drip", pace_s=0.2),
         Fault("truncated"),
