@@ -75,11 +75,6 @@ class Touchy(Schema):
 """
 
 
-def heavy(*values: Any) -> Any:
-    """A variant that only the long runs play: `test_answers_over_http` plays it each time, without a process."""
-    return pytest.param(*values, marks=pytest.mark.heavy)
-
-
 @dataclass
 class Bridge:
     """The service, the sandbox behind it and the proxy between them."""
@@ -225,19 +220,16 @@ def test_f15_429_with_retry_after_in_every_form(bridge: Bridge) -> None:
         assert bridge.calls() - calls == 2
 
 
-@pytest.mark.parametrize(
-    "told, longest", [(str(365 * 86_400), 3600), heavy("-7", 10), heavy(None, 10), heavy("soon", 10)]
-)
-def test_f15_429_with_an_absurd_or_missing_retry_after(tmp_path: Path, told: str | None, longest: int) -> None:
-    """A year is cut to an hour; what is negative, missing or unreadable means the window of 10 s."""
+def test_f15_429_with_an_absurd_retry_after(tmp_path: Path) -> None:
+    """A year is cut to an hour; the table of answers has the other absurdities."""
     for bridge in made(tmp_path):
-        bridge.crm.faults.next(Fault("429", retry_after=told))
+        bridge.crm.faults.next(Fault("429", retry_after=str(365 * 86_400)))
         bridge.post("f15", name="a")
         assert eventually(lambda: len(bridge.pauses()) == 1)  # noqa: B023 (run at once)
         [pause] = bridge.service.status()["pauses"]
         assert pause["reason"] == "rate_limited"
         lasts_s = seconds(pause["until"]) - seconds(pause["since"])
-        assert longest - 0.1 <= lasts_s <= longest + 0.1
+        assert 3600 - 0.1 <= lasts_s <= 3600 + 0.1
         bridge.post("service", service="7", name="b")
         time.sleep(0.3)
         assert bridge.calls() == 1
@@ -249,9 +241,7 @@ def seconds(iso: str) -> float:
     return datetime.fromisoformat(iso).timestamp()
 
 
-@pytest.mark.parametrize(
-    "kind", [heavy("500"), heavy("502"), "502-html", "503", heavy("504"), heavy("521"), heavy("524")]
-)
+@pytest.mark.parametrize("kind", ["502-html", "503"])
 def test_f17_5xx_burst(bridge: Bridge, kind: str) -> None:
     """It pauses with backoff and probes with one record; alive and ready all the time; then all catches up in order."""
     bridge.crm.faults.always(kind)
@@ -351,7 +341,7 @@ def memory_mb(service: Running) -> int:
 # --- answers ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["html", heavy("garbage"), heavy("blank"), heavy("empty"), "truncated"])
+@pytest.mark.parametrize("kind", ["html", "truncated"])
 def test_f20_200_with_nonsense(bridge: Bridge, kind: str) -> None:
     """An outage of unknown outcome: nothing is taken for delivered, nothing parked, everything sent again."""
     bridge.crm.faults.always(Fault(kind, apply=False))
@@ -384,12 +374,11 @@ def test_f20_a_record_that_alone_provokes_nonsense_stops_nobody(tmp_path: Path) 
         bridge.assert_sound()
 
 
-@pytest.mark.parametrize("kind", ["pending", heavy("processing"), heavy("canceled")])
-def test_f21_200_whose_status_is_not_complete(bridge: Bridge, kind: str) -> None:
+def test_f21_200_whose_status_is_not_complete(bridge: Bridge) -> None:
     """What it does not confirm is not counted as done, and sent again until it is."""
-    prefix = f"f21-{kind}-"
+    prefix = "f21-"
     bridge.crm.behaviour.echo_trace_ids = True
-    bridge.crm.faults.next(Fault(kind, count=2))
+    bridge.crm.faults.next(Fault("pending", count=2))
     before = bridge.settled("delivered")
     bridge.post_all(ids(6, prefix))
     assert eventually(lambda: bridge.settled("delivered") == before + 2)
@@ -472,11 +461,10 @@ def test_f26_403_for_one_object_type(bridge: Bridge) -> None:
     assert bridge.crm.state()["partner_services"] == {"77": {"company_name": "later"}}
 
 
-@pytest.mark.parametrize("kind", [heavy("409"), "423"])
-def test_f27_lock_conflict(bridge: Bridge, kind: str) -> None:
+def test_f27_lock_conflict(bridge: Bridge) -> None:
     """The records of that call wait two seconds, the others do not."""
-    prefix = f"f27-{kind}-"
-    bridge.crm.faults.next(kind)
+    prefix = "f27-423-"
+    bridge.crm.faults.next("423")
     bridge.post_all(ids(10, prefix))
     assert eventually(lambda: bridge.calls() == 1)
     bridge.post(f"{prefix}other", name="x")
@@ -616,7 +604,7 @@ class Certificates:
         return context
 
 
-@pytest.mark.parametrize("wrong", ["wrong", "expired", heavy("unknown authority")])
+@pytest.mark.parametrize("wrong", ["wrong", "expired", "unknown authority"])
 def test_f29_tls_that_is_not_in_order_is_never_put_up_with(tmp_path: Path, wrong: str) -> None:
     """The token is not sent, delivery pauses and says why; when it is in order, everything arrives."""
     certificates = Certificates.make(tmp_path)
