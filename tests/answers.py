@@ -134,6 +134,11 @@ RESULTS = [
         *(200, says({"id": "2", "properties": {"acme_client_id": "1"}}), "delivered silent silent"),
         inputs=sent(1, 2, 3),
     ),
+    Row(
+        "the same without the property",
+        *(200, says(by(1), {"id": "2"}), "delivered silent silent"),
+        inputs=sent(1, 2, 3),
+    ),
     Row("as many results as inputs, without a name", 200, says({"id": "8"}, {"id": "9"}), "delivered delivered"),
     Row(
         "as many results left as inputs",  # records were merged: HubSpot answers under other ids

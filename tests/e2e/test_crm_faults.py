@@ -1,6 +1,7 @@
 """What a CRM and the network to it can do wrong, one row of the fault list at a time, with a real service.
 
-The service calls the sandbox through a proxy that misbehaves on demand. F16 and F25 are in `test_access`.
+The service calls the sandbox through a proxy that misbehaves on demand. F16 and F25 are in `test_access`;
+F20 to F23, F26 and F27, which answers decide, in `tests/integration/test_answers_over_http.py`.
 """
 
 from __future__ import annotations
@@ -220,27 +221,6 @@ def test_f15_429_with_retry_after_in_every_form(bridge: Bridge) -> None:
         assert bridge.calls() - calls == 2
 
 
-def test_f15_429_with_an_absurd_retry_after(tmp_path: Path) -> None:
-    """A year is cut to an hour; the table of answers has the other absurdities."""
-    for bridge in made(tmp_path):
-        bridge.crm.faults.next(Fault("429", retry_after=str(365 * 86_400)))
-        bridge.post("f15", name="a")
-        assert eventually(lambda: len(bridge.pauses()) == 1)  # noqa: B023 (run at once)
-        [pause] = bridge.service.status()["pauses"]
-        assert pause["reason"] == "rate_limited"
-        lasts_s = seconds(pause["until"]) - seconds(pause["since"])
-        assert 3600 - 0.1 <= lasts_s <= 3600 + 0.1
-        bridge.post("service", service="7", name="b")
-        time.sleep(0.3)
-        assert bridge.calls() == 1
-
-
-def seconds(iso: str) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(iso).timestamp()
-
-
 @pytest.mark.parametrize("kind", ["502-html", "503"])
 def test_f17_5xx_burst(bridge: Bridge, kind: str) -> None:
     """It pauses with backoff and probes with one record; alive and ready all the time; then all catches up in order."""
@@ -341,18 +321,6 @@ def memory_mb(service: Running) -> int:
 # --- answers ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["html", "truncated"])
-def test_f20_200_with_nonsense(bridge: Bridge, kind: str) -> None:
-    """An outage of unknown outcome: nothing is taken for delivered, nothing parked, everything sent again."""
-    bridge.crm.faults.always(Fault(kind, apply=False))
-    prefix = f"f20-{kind}-"
-    bridge.post_all(ids(20, prefix))
-    assert eventually(lambda: bridge.pauses() == [("outage", "all", "")])
-    assert bridge.held() == {}
-    bridge.crm.faults.clear()
-    bridge.assert_flows(*ids(20, prefix))
-
-
 def test_f20_a_record_that_alone_provokes_nonsense_stops_nobody(tmp_path: Path) -> None:
     """It shows as retrying, is tried alone at growing intervals, and nobody else pays for it; a person discards it."""
     for bridge in made(tmp_path):
@@ -372,50 +340,6 @@ def test_f20_a_record_that_alone_provokes_nonsense_stops_nobody(tmp_path: Path) 
         assert eventually(lambda: bridge.pauses() == [])  # noqa: B023
         assert len([c for c in bridge.crm.ledger.calls("update") if c.fault == "html"]) <= 20
         bridge.assert_sound()
-
-
-def test_f21_200_whose_status_is_not_complete(bridge: Bridge) -> None:
-    """What it does not confirm is not counted as done, and sent again until it is."""
-    prefix = "f21-"
-    bridge.crm.behaviour.echo_trace_ids = True
-    bridge.crm.faults.next(Fault("pending", count=2))
-    before = bridge.settled("delivered")
-    bridge.post_all(ids(6, prefix))
-    assert eventually(lambda: bridge.settled("delivered") == before + 2)
-    assert len(bridge.held()) == 2
-    bridge.assert_flows(*ids(6, prefix))
-    assert bridge.calls() == 2
-
-
-def test_f22_207_with_results_and_errors_is_matched_by_id(bridge: Bridge) -> None:
-    """`results` come in any order; only what failed waits, with HubSpot's words."""
-    bridge.post_all([*ids(20, "f22-"), "unknown-f22"], tier="gold")
-    bridge.post("f22-bad", name="kept", tier="platinum")
-    assert eventually(lambda: bridge.service.idle() and len(bridge.entries()) == 2)
-    assert bridge.has(*ids(20, "f22-"))
-    assert bridge.held()["f22-bad"] == {"company_name": "kept"}
-    assert bridge.entries()["unknown-f22"].category == "OBJECT_NOT_FOUND"
-    assert "platinum was not one of the allowed options" in bridge.entries()["f22-bad"].message
-    bridge.assert_sound()
-
-
-def test_f23_400_because_of_one_input_in_a_hundred(bridge: Bridge) -> None:
-    """It is found within 15 calls; 99 are applied and one waits, be it named or not."""
-    bridge.crm.behaviour.multi_status = False
-    for naming in ("both", "none"):
-        bridge.crm.behaviour.naming = naming
-        calls, prefix = bridge.calls(), f"f23-{naming}-"
-        events = [{"id": f"{prefix}{at}", "client": f"{prefix}{at}", "at": 1, "tier": "gold"} for at in range(100)]
-        events[61]["tier"] = "platinum"
-        assert bridge.service.post(events).json()["accepted"] == 100
-        assert eventually(lambda: bridge.service.idle() and f"{prefix}61" in bridge.entries())  # noqa: B023
-        good = set(ids(100, prefix)) - {f"{prefix}61"}
-        assert all(bridge.held()[record] == {"tier": "gold"} for record in good)
-        assert bridge.entries()[f"{prefix}61"].category == "VALIDATION_ERROR"
-        assert bridge.calls() - calls <= 15
-    bridge.crm.behaviour.naming = "both"
-    assert len(bridge.entries()) == 2
-    bridge.assert_sound()
 
 
 def test_f24_unknown_archived_and_merged_records(bridge: Bridge) -> None:
@@ -446,48 +370,6 @@ def test_f24_unknown_archived_and_merged_records(bridge: Bridge) -> None:
     assert bridge.held()["unknown-f24"] == {"company_name": "name of unknown-f24", "notes": "came later"}
     assert bridge.held()["f24-archived"] == {"company_name": "restored"}
     assert bridge.calls() <= 25
-
-
-def test_f26_403_for_one_object_type(bridge: Bridge) -> None:
-    """That type pauses as forbidden and nothing of it is parked; the other flows; it resumes by itself."""
-    bridge.crm.access.forbid("partner_services")
-    bridge.post("-", service="77", name="later")
-    assert eventually(lambda: bridge.pauses() == [("forbidden", "object_type", "partner_services")])
-    bridge.post_all(ids(20, "f26-"))
-    assert eventually(lambda: bridge.has(*ids(20, "f26-")))
-    assert bridge.service.entries() == []
-    bridge.crm.access.allow("partner_services")
-    bridge.assert_flows(*ids(20, "f26-"))
-    assert bridge.crm.state()["partner_services"] == {"77": {"company_name": "later"}}
-
-
-def test_f27_lock_conflict(bridge: Bridge) -> None:
-    """The records of that call wait two seconds, the others do not."""
-    prefix = "f27-423-"
-    bridge.crm.faults.next("423")
-    bridge.post_all(ids(10, prefix))
-    assert eventually(lambda: bridge.calls() == 1)
-    bridge.post(f"{prefix}other", name="x")
-    bridge.assert_flows(f"{prefix}other", *ids(10, prefix))
-    calls = bridge.crm.ledger.calls("update")
-    first, again = (call for call in calls if f"{prefix}0" in {one.id for one in call.inputs})
-    assert again.started - first.started >= 2
-    assert any(call.started < again.started for call in calls if f"{prefix}other" in {one.id for one in call.inputs})
-
-
-def test_f27_413_and_414_split_the_batch(bridge: Bridge) -> None:
-    for kind in (413, 414):
-        prefix = f"f27-{kind}-"
-
-        def answer(call: Any) -> Any:
-            from bridge.sandbox import Response
-
-            return Response(kind, b"too large") if len(call.inputs) > 4 else None  # noqa: B023 (run at once)
-
-        bridge.crm.on_call = answer
-        bridge.post_all(ids(16, prefix))
-        bridge.assert_flows(*ids(16, prefix))
-    assert bridge.calls() <= 2 * 7
 
 
 def test_f28_one_record_twice_in_a_batch_window(bridge: Bridge) -> None:

@@ -108,7 +108,7 @@ def test_an_answer_means_over_http_what_its_row_says(wired: tuple[Crm, HubSpot],
 @pytest.mark.parametrize("lane", [LANE, BY_RECORD_ID], ids=["by id property", "by record id"])
 @pytest.mark.parametrize("echo_trace_ids", [True, False])
 @pytest.mark.parametrize("echo_id_property", [True, False])
-def test_results_in_any_order_confirm_every_record(
+def test_f22_results_in_any_order_confirm_every_record(
     tmp_path: Path, lane: Lane, echo_trace_ids: bool, echo_id_property: bool
 ) -> None:
     with rigged(tmp_path) as rig:
@@ -160,6 +160,7 @@ def test_an_input_left_out_of_the_answer_is_not_delivered(
 
 
 def test_one_entry_of_errors_covers_several_ids(tmp_path: Path) -> None:
+    """F22."""
     with rigged(tmp_path) as rig:
         unknown = ["unknown-1", "unknown-2", "unknown-3"]
         rig.ask_all([*ids(5), *unknown, *ids(5, "d")])
@@ -174,7 +175,7 @@ def test_one_entry_of_errors_covers_several_ids(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("naming", ["both", "message", "context"])
 def test_a_refused_value_waits_alone_with_hubspots_message(tmp_path: Path, naming: Any) -> None:
-    """The record's good properties and all other records are delivered, in one call more."""
+    """F22: The record's good properties and all other records are delivered, in one call more."""
     with rigged(tmp_path) as rig:
         rig.crm.behaviour.naming = naming
         rig.ask_all({record: {"company_name": record, "tier": "gold"} for record in ids(50)})
@@ -242,8 +243,8 @@ def test_a_passing_error_about_one_input_is_retried(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("apply", [True, False])
-def test_of_an_unfinished_call_only_what_results_confirm_counts(tmp_path: Path, apply: bool) -> None:
-    """The rest is due again after 2 s, whether it was written or not."""
+def test_f21_of_an_unfinished_call_only_what_results_confirm_counts(tmp_path: Path, apply: bool) -> None:
+    """F21: The rest is due again after 2 s, whether it was written or not."""
     with rigged(tmp_path) as rig:
         rig.crm.behaviour.echo_trace_ids = True
         rig.crm.faults.next(Fault("pending", count=3, apply=apply))
@@ -261,8 +262,8 @@ def test_of_an_unfinished_call_only_what_results_confirm_counts(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("kind", ["pending", "html", "truncated"])
-def test_an_answer_that_confirms_nothing_is_an_outage(tmp_path: Path, kind: str) -> None:
-    """Nothing is parked; the records are sent again when a probe succeeds."""
+def test_f20_an_answer_that_confirms_nothing_is_an_outage(tmp_path: Path, kind: str) -> None:
+    """F20: Nothing is parked; the records are sent again when a probe succeeds."""
     with rigged(tmp_path) as rig:
         rig.crm.faults.always(Fault(kind, count=0, apply=kind == "truncated"))
         rig.ask_all(ids(10))
@@ -392,10 +393,10 @@ def test_a_newer_confirmed_value_closes_what_was_refused(tmp_path: Path) -> None
     "naming, proven",
     [("both", True), ("both", False), ("message", True), ("context", True), ("none", True), ("none", False)],
 )
-def test_culprits_of_a_refused_call_cost_only_themselves(
+def test_f23_culprits_of_a_refused_call_cost_only_themselves(
     tmp_path: Path, naming: Any, culprits: int, bound: int, proven: bool
 ) -> None:
-    """HubSpot names properties and values, or nothing, but no input; the good ones go in the same flush."""
+    """F23: HubSpot names properties and values, or nothing, but no input; the good ones go in the same flush."""
     with rigged(tmp_path) as rig:
         rig.crm.behaviour.multi_status = False
         rig.crm.behaviour.naming = naming
@@ -610,7 +611,8 @@ def test_a_refused_token_pauses_everything_until_another_is_there(tmp_path: Path
         everything_arrives(rig, ids(30))
 
 
-def test_a_missing_scope_pauses_that_object_type_only(tmp_path: Path) -> None:
+def test_f26_a_missing_scope_pauses_that_object_type_only(tmp_path: Path) -> None:
+    """F26."""
     with rigged(tmp_path) as rig:
         rig.crm.on_call = lambda call: Fault("403") if call.object_type == "partner_services" else None
         rig.ask_all([str(number) for number in range(1, 31)], lane=SERVICES)
@@ -638,7 +640,8 @@ def test_a_redirect_is_never_followed(tmp_path: Path) -> None:
         assert elsewhere.ledger.calls() == []
 
 
-def test_a_lock_delays_its_own_records_two_seconds_and_nobody_else(tmp_path: Path) -> None:
+def test_f27_a_lock_delays_its_own_records_two_seconds_and_nobody_else(tmp_path: Path) -> None:
+    """F27."""
     with rigged(tmp_path) as rig:
         warm(rig)
         rig.crm.on_call = once(says(423, {"status": "error", "message": "locked", "category": "LOCKED"}))
@@ -674,7 +677,9 @@ def test_a_record_that_meets_lock_after_lock_is_asked_for_every_two_seconds_at_m
         assert len(began) == 4
 
 
-def test_a_call_that_is_too_large_is_halved_and_a_single_record_parked(tmp_path: Path) -> None:
+def test_f27_a_call_that_is_too_large_is_halved_and_a_single_record_parked(tmp_path: Path) -> None:
+    """F27."""
+
     def answer(call: Call) -> Response | None:
         size = sum(len(value) for one in call.inputs for value in one.properties.values())
         return says(413, "Request Entity Too Large") if size > 5_000 else None
