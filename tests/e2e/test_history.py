@@ -32,7 +32,7 @@ def run(folder: Path, *, workers: int, seed: int, kills: int) -> tuple[History, 
     return history, crm, service
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.heavy), 2])
 def test_f01_f02_f03_f04_kill_9_of_any_part_breaks_no_promise(tmp_path: Path, workers: int) -> None:
     history, crm, service = run(tmp_path, workers=workers, seed=SEED + workers, kills=4)
 

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import requests
 
-from bridge.config.loading import EVERY_S
 from bridge.sandbox import Crm, SandboxServer
 from tests.e2e.test_reload import event, metric
 from tests.running import ACME, SECRET, Running, eventually
+from tests.watchful import LOOKS_EVERY_S
 
 SECOND = ACME.replace("acme:", "second:")
 RELOADED = "the configuration was reloaded"
 REFUSED = "the configuration was not reloaded"
 NOTICED = "the configuration has changed"
 #: until the next look, and the reload, on a machine that is busy
-SOON_S = EVERY_S + 20
+SOON_S = LOOKS_EVERY_S + 20
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ class Mounted(Running):
     def is_quiet(self) -> bool:
         """Whether the next look finds nothing new."""
         before = self.said(NOTICED)
-        time.sleep(EVERY_S + 2)
+        time.sleep(LOOKS_EVERY_S + 2)
         return self.said(NOTICED) == before
 
     def answers(self, source: str) -> set[int]:
@@ -88,7 +88,7 @@ class Mounted(Running):
 
 @contextmanager
 def watching(folder: Path, crm: SandboxServer, *, workers: int = 1, reload: str = "watch") -> Iterator[Mounted]:
-    service = Mounted(folder, crm.url, workers=workers, environ={"BRIDGE_RELOAD": reload})
+    service = Mounted(folder, crm.url, workers=workers, module="tests.watchful", environ={"BRIDGE_RELOAD": reload})
     service.start()
     try:
         yield service

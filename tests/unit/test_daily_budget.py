@@ -155,7 +155,7 @@ class House:
 def test_delivery_stops_exactly_at_the_budget_and_goes_on_at_midnight() -> None:
     house = House(3)
     house.put(*range(50))
-    house.run(43_200 - 10, step_s=5.0)
+    house.run(43_200 - 10, step_s=10.0)
     assert house.crm.sizes == [10, 10, 10]
     assert house.dispatcher.daily_calls_left == 0
     assert house.reasons == ["daily_limit"]
@@ -189,7 +189,7 @@ def test_the_portals_own_midnight_ends_a_pause_that_hubspot_ordered() -> None:
     """F16: growing intervals, so that few calls are spent and delivery goes on soon after."""
     house = House(None, lambda _, __: Answer(429, {"policyName": "DAILY"}))
     house.put(*range(50))
-    house.run(6 * 3_600, step_s=1.0)
+    house.run(6 * 3_600, step_s=10.0)
     assert house.reasons == ["daily_limit"]
     assert house.dispatcher.daily_calls_left == 0
     assert 6 * 6 <= len(house.crm.calls) <= 200  # at most every 10 minutes
