@@ -112,9 +112,9 @@ def test_f42_a_gzip_bomb_is_cut_at_the_limit_with_flat_memory() -> None:
 
 def test_f42_thousands_of_members_take_no_time() -> None:
     """A megabyte of empty ones is read in one pass, not one for each."""
-    began = time.thread_time()
+    began = time.process_time()
     assert inflate(gzip.compress(b"") * 50_000, LIMIT) == b""
-    assert time.thread_time() - began < 1.0
+    assert time.process_time() - began < 1.0
 
 
 @pytest.mark.parametrize("size", [0, 1, 999, 1000])

@@ -91,9 +91,9 @@ def test_f41_the_refusal_says_where(body: bytes, place: str) -> None:
 def test_f41_a_long_key_above_many_texts_takes_no_time() -> None:
     """The way to a value is put together only where there is something to tell."""
     body = b'{"%s": ["\\ud83d\\ude00"%s]}' % (b"k" * 500_000, b",1" * 200_000)
-    began = time.monotonic()
+    began = time.process_time()
     assert len(parse_json(body)["k" * 500_000]) == 200_001
-    assert time.monotonic() - began < 1.0
+    assert time.process_time() - began < 1.0
 
 
 @pytest.mark.parametrize(
