@@ -31,6 +31,7 @@ COMMANDS = {
     "journal": "bridge.cli.journaling:journal",
     "migrate": "bridge.cli.journaling:migrate",
     "schema": "bridge.cli.configuration:schema",
+    "explain": "bridge.cli.configuration:explain",
     "sandbox": "bridge.cli.serving:sandbox",
 }
 

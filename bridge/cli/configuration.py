@@ -1,4 +1,4 @@
-"""`partner-bridge check`, `schema` and `init`: the configuration before anything runs."""
+"""`partner-bridge check`, `schema`, `explain` and `init`: the configuration before anything runs."""
 
 from __future__ import annotations
 
@@ -84,6 +84,25 @@ def schema() -> None:
     from bridge.config import json_schema
 
     click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+@click.command()
+@unused_config_option
+@click.argument("key", required=False)
+def explain(key: str | None) -> None:
+    """Tell of a KEY of bridge.yaml, `*` for a name or an item (sources.*.record); without KEY, of all."""
+    from bridge.config.explaining import all_keys, explained
+
+    known, depth = all_keys(), 0
+    if key is not None:
+        found = explained(key)
+        click.echo(f"{found}\n{found.about}")
+        for what, text in found.facts():
+            click.echo(f"  {what:8} {text}")
+        depth = len(found.path)
+        known = [each for each in known if each.path[:depth] == found.path and each is not found]
+    for each in (each for each in known if len(each.path) > depth):
+        click.echo(f"{'  ' * (len(each.path) - depth) + each.name:30} {each.about}")
 
 
 @click.command()

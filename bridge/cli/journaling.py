@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bridge.cli.common import config_option, load_for_journal, print_json, print_table, progress_bar, say, typed
-from bridge.config.service_schemas import journal_url_fault
+from bridge.config.scalars import journal_url_fault
 from bridge.errors import BridgeError, JournalDamagedError
 from bridge.showing import iso
 

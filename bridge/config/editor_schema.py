@@ -6,20 +6,15 @@ references, short forms, defaults that stand in `bridge.settings`) is added fiel
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 from typing import Any
 
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 from apispec.ext.marshmallow.openapi import OpenAPIConverter
-from marshmallow import ValidationError
 
 from bridge.config import scalars
-from bridge.config.blocks import Block, Entries, OneOrMore
-from bridge.config.mapping_schemas import Shorthand
-from bridge.config.service_schemas import Credential
-from bridge.config.source_schemas import FileSchema, Patterns, Template
+from bridge.config.blocks import NO_DEFAULT, Entries, OneOrMore, Shorthand
+from bridge.config.source_schemas import FileSchema, Patterns
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 DEFINITIONS = "#/$defs/"
@@ -75,7 +70,7 @@ SHAPES: dict[type, dict[str, Any]] = {
     },
     scalars.Url: {"type": "string", "pattern": "^https?://"},
     scalars.Zone: {"type": "string", "examples": ["Europe/Madrid"]},
-    Template: {"type": "string", "pattern": r"\{body\}", "examples": ["{timestamp}.{body}"]},
+    scalars.Template: {"type": "string", "pattern": r"\{body\}", "examples": ["{timestamp}.{body}"]},
 }  # fmt: skip
 
 
@@ -102,8 +97,7 @@ class _Converter(OpenAPIConverter):
 
     def schema2jsonschema(self, schema: Any) -> dict[str, Any]:
         result: dict[str, Any] = super().schema2jsonschema(schema)  # type: ignore[no-untyped-call]  # apispec has no types here
-        made = schema if isinstance(schema, type) else type(schema)
-        result["description"] = inspect.cleandoc(made.__doc__ or "")
+        result["description"] = schema.about()
         result["additionalProperties"] = False
         return result
 
@@ -125,22 +119,13 @@ def _name(schema: Any) -> str:
 
 def _defaults(_converter: Any, field: Any, **_: Any) -> dict[str, Any]:
     """A key's default is the default of the settings it becomes."""
-    block = field.parent
-    made = (block.makes, *block.more_defaults) if isinstance(block, Block) else ()
-    for known in (known for cls in made if dataclasses.is_dataclass(cls) for known in dataclasses.fields(cls)):
-        default = known.default
-        if known.name == field.name and default not in {dataclasses.MISSING, None, "", ()}:
-            try:
-                field._validate(default)  # noqa: SLF001 (as apispec reads its fields)
-            except ValidationError:
-                return {}  # the key is true or left out
-            return {"default": field._serialize(default, None, None)}  # noqa: SLF001
-    return {}
+    default = field.metadata.get("usual")
+    return {} if default in NO_DEFAULT else {"default": field._serialize(default, None, None)}  # noqa: SLF001 (as apispec reads its fields)
 
 
 def _shapes(_converter: Any, field: Any, ret: dict[str, Any]) -> dict[str, Any]:
     """Our fields' own forms; every scalar may be a reference instead."""
-    if isinstance(field, Credential):
+    if isinstance(field, scalars.Credential):
         ret.pop("type", None)
         return {"$ref": f"{DEFINITIONS}Reference"}
     if isinstance(field, Shorthand):

@@ -17,8 +17,7 @@ from marshmallow import ValidationError
 
 from bridge.config.advice import advice
 from bridge.config.blocks import flatten
-from bridge.config.scalars import Surroundings, kind, parse_address, surroundings
-from bridge.config.service_schemas import journal_url_fault
+from bridge.config.scalars import Surroundings, journal_url_fault, kind, parse_address, surroundings
 from bridge.config.source_schemas import SOURCE_NAME, SOURCE_RULE, FileSchema, SourceSchema
 from bridge.config.yaml_file import Document, Keys, Place, read_yaml
 from bridge.errors import ConfigError, MappingError, Problem
@@ -105,17 +104,14 @@ def _join(document: Document, sources: Sources, path: Path) -> list[Problem]:
 
 # --- one source from the file: all that is wrong with it, also what only its expressions show ---
 
-#: a source that signs the URL is asked for `server.public_url` elsewhere, once for all sources
-STAND_IN_URL = "https://public-url.invalid"
-
 
 def load_source(
     document: Document, name: str, raw: Mapping[str, Any], around: Surroundings, schemas: Schemas
 ) -> tuple[Source | None, list[Problem]]:
     """One source and its problems, those of its expressions too.
 
-    What is wrong by itself is left out and the rest loaded once more, so that a missing secret does
-    not hide an expression that does not parse. `schemas` imports its own, for all sources of the file.
+    What is sound of a faulty one is compiled all the same, so that a missing secret does not hide an expression
+    that does not parse. `schemas` imports its own, for all sources of the file.
     """
     keys: Keys = ("sources", name)
     folder = Path(document.place(keys).file).parent
@@ -123,21 +119,23 @@ def load_source(
     around = dataclasses.replace(around, folder=folder, body=body)
     problems: list[Problem] = []
     faulty: set[Keys] = set()
+    token = surroundings.set(around)
     try:
-        source = _load_source(name, raw, around)
+        source = SourceSchema().load(raw)
     except ValidationError as error:
         complaints = list(flatten(error.messages))
         problems = [document.problem((*keys, *inner), message) for inner, message in complaints]
         faulty = {document.known((*keys, *inner))[2:] for inner, _ in complaints} - {()}
-        try:
-            source = _load_source(name, _sound_part(raw, faulty), dataclasses.replace(around, lenient=True))
-        except ValidationError:
-            return None, problems
-        source = _renumbered(source, raw, faulty)
+        source = error.valid_data
+    finally:
+        surroundings.reset(token)
+    if not isinstance(source, Source):
+        return None, problems
+    source = dataclasses.replace(source, name=name)
     if any(block.schema for block in source.mappings):
         _let_import_from(folder)
     known_faulty = bool(problems)
-    for inner, message in mapping_faults(source, schemas):
+    for inner, message in mapping_faults(source, around.public_url, schemas):
         place = document.known((*keys, *inner))[2:]
         if not known_faulty or (place and not any(_related(place, other) for other in faulty)):
             problems.append(document.problem((*keys, *place), message))
@@ -150,39 +148,10 @@ def _let_import_from(folder: Path) -> None:
         sys.path.append(place)
 
 
-def _sound_part(raw: Mapping[str, Any], faulty: set[Keys]) -> dict[str, Any]:
-    """What can be built of a source, with stand-ins for what it must have."""
-    sound = _without({key: raw[key] for key in raw if key != "examples"}, (), faulty)
-    stand_ins: dict[str, Any] = {"verify": {"scheme": "none"}}
-    if "mappings" not in sound:
-        stand_ins["record"] = {"id": "@"}
-    return {**stand_ins, **sound}
-
-
-def _renumbered(source: Source, raw: Mapping[str, Any], faulty: set[Keys]) -> Source:
-    """The source with the places that its mappings have in the file."""
-    if not isinstance(raw.get("mappings"), list) or ("mappings",) in faulty:
-        return source
-    kept = [index for index in range(len(raw["mappings"])) if ("mappings", index) not in faulty]
-    blocks = zip(source.mappings, kept, strict=True)
-    return dataclasses.replace(
-        source, mappings=tuple(dataclasses.replace(block, path=("mappings", index)) for block, index in blocks)
-    )
-
-
-def _load_source(name: str, raw: Mapping[str, Any], around: Surroundings) -> Source:
-    token = surroundings.set(around)
-    try:
-        source: Source = SourceSchema().load(raw)
-    finally:
-        surroundings.reset(token)
-    return dataclasses.replace(source, name=name)
-
-
-def mapping_faults(source: Source, schemas: Schemas) -> Iterator[tuple[Keys, str]]:
+def mapping_faults(source: Source, public_url: str | None, schemas: Schemas) -> Iterator[tuple[Keys, str]]:
     """What the intake room finds wrong with a source's expressions and types."""
     try:
-        compile_source(source, STAND_IN_URL, schemas)
+        compile_source(source, public_url, schemas)
     except ExceptionGroup as group:
         ours, others = group.split(MappingError)
         if others is not None:
@@ -204,19 +173,6 @@ def _related(one: Keys, other: Keys) -> bool:
     return one[:length] == other[:length]
 
 
-def _without(value: Any, keys: Keys, faulty: set[Keys]) -> Any:
-    """A copy of `value` that lacks what stands at `faulty`."""
-    if isinstance(value, Mapping):
-        return {
-            key: _without(inner, (*keys, key), faulty) for key, inner in value.items() if (*keys, key) not in faulty
-        }
-    if isinstance(value, list):
-        return [
-            _without(inner, (*keys, index), faulty) for index, inner in enumerate(value) if (*keys, index) not in faulty
-        ]
-    return value
-
-
 # --- runs every `examples:` entry of a sound configuration through the intake room ---
 
 
@@ -232,7 +188,7 @@ def try_examples(settings: Settings, document: Document) -> Tried:
     schemas = Schemas()
     tried = Tried([], [])
     for name, source in settings.sources.items():
-        compiled = compile_source(source, settings.server.public_url or STAND_IN_URL, schemas)
+        compiled = compile_source(source, settings.server.public_url, schemas)
         for index, example in enumerate(source.examples):
             place = ("sources", name, "examples", index)
             tried.problems.extend(document.problem(place, told) for told in run_example(compiled, example))
@@ -241,9 +197,6 @@ def try_examples(settings: Settings, document: Document) -> Tried:
 
 
 Made = TypeVar("Made")
-
-#: schemes that sign the URL under which the partner knows the service
-URL_SCHEMES = frozenset({"hubspot-v3", "hubspot-v2"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,8 +268,9 @@ def _examine(path: Path, document: Document, around: Surroundings, findings: Fin
     gathered, problems = gather(document, written, "sources" in document.data, findings.patterns, path.parent)
     findings.problems += problems
     document.data["sources"] = gathered
+    if isinstance(asked := data.get("server"), Mapping) and "public_url" in asked:
+        around = dataclasses.replace(around, public_url=str(asked["public_url"]))
     sources = _sources(document, gathered, around, findings)
-    findings.problems += _url_faults(document, data, sources)
     findings.problems += _match_faults(document, sources)
     crm, retry = _made(top.get("crm"), Crm), _made(top.get("retry"), Retry)
     journal, server = _made(top.get("journal"), Journal), _made(top.get("server"), Server)
@@ -328,7 +282,7 @@ def _examine(path: Path, document: Document, around: Surroundings, findings: Fin
 
 
 def _made(value: object, cls: type[Made]) -> Made:
-    """What a block became; the defaults stand in for one that is faulty."""
+    """What a block became; the defaults stand in for one of which nothing could be made."""
     return value if isinstance(value, cls) else cls()
 
 
@@ -348,19 +302,6 @@ def _sources(document: Document, gathered: Sources, around: Surroundings, findin
             if source is not None:
                 built[name] = source
     return built
-
-
-def _url_faults(document: Document, data: Mapping[str, Any], sources: Mapping[str, Source]) -> Iterator[Problem]:
-    server = data.get("server")
-    if isinstance(server, Mapping) and "public_url" in server:
-        return
-    for name, source in sources.items():
-        hmac = source.verify.hmac
-        if source.verify.scheme in URL_SCHEMES or (hmac is not None and "{url}" in hmac.signed):
-            yield document.problem(
-                ("sources", name, "verify", "scheme"),
-                f"{source.verify.scheme} signs the URL; write `public_url: https://…` under `server`",
-            )
 
 
 def _match_faults(document: Document, sources: Mapping[str, Source]) -> Iterator[Problem]:

@@ -6,17 +6,20 @@ import difflib
 import math
 import re
 import zoneinfo
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from marshmallow import ValidationError, fields
+from marshmallow import ValidationError, fields, validate
 
 from bridge.config.yaml_file import WrittenFloat, WrittenInt, plain_value
+from bridge.intake.schemes import PARTS
+from bridge.settings import Form, Secret
 
 # --- what loading one part of the file may look at besides the file: variables, folder, purpose ---
 
@@ -25,15 +28,15 @@ from bridge.config.yaml_file import WrittenFloat, WrittenInt, plain_value
 class Surroundings:
     """`folder` is where relative files of the part being loaded are looked for.
 
-    `sandbox`: the CRM's token is not needed. `lenient`: only what prevents building is an error,
-    because the rest has been reported. `body`: how the source being loaded reads bodies.
+    `sandbox`: the CRM's token is not needed. `body`: how the source being loaded reads bodies.
+    `public_url`: as it is written, sound or not.
     """
 
     environ: Mapping[str, str]
     folder: Path
     sandbox: bool = False
-    lenient: bool = False
     body: str = "json"
+    public_url: str | None = None
 
 
 surroundings: ContextVar[Surroundings] = ContextVar("surroundings")
@@ -390,3 +393,138 @@ class ExistingFile(Text):
         if not path.is_file():
             raise ValidationError(f"there is no file {path}")
         return path
+
+
+class UrlPath(Text):
+    """A path below the CRM's base URL."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
+        text = super()._deserialize(value)
+        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", text, re.ASCII):
+            raise ValidationError("must be a path such as /crm/v3/objects")
+        return text.rstrip("/")
+
+
+#: Host, several of them, or none for a socket that the query names; and the database.
+POSTGRESQL = re.compile(r"postgresql://(?:[^@/]*@)?(?P<hosts>[^/?#]*)/[^?#]+")
+
+
+class JournalUrl(Text):
+    """sqlite:///PATH or postgresql://HOST/DATABASE."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
+        text = super()._deserialize(value)
+        if (fault := journal_url_fault(text)) is not None:
+            raise ValidationError(fault)
+        return text
+
+
+def journal_url_fault(text: str) -> str | None:
+    """What is wrong with a journal's URL, without showing it: it may hold a password."""
+    how = "write sqlite:///journal.db, sqlite:////absolute/path.db or postgresql://user@host/database"
+    if text.startswith("sqlite:///"):
+        path = text.removeprefix("sqlite:///")
+        if path in {"", ":memory:"} or path.startswith("file:"):
+            return f"a journal in memory would lose what was accepted: {how}"
+        return "names a directory, not a file" if path.endswith("/") else None
+    if not text.startswith("postgresql://"):
+        return f"is not a journal's URL: {how}"
+    found = POSTGRESQL.match(text)
+    try:
+        # libpq tries several hosts in turn, which is how a primary is found again after a failover.
+        sound = found is not None and all(urlsplit(f"//{host}").port != 0 for host in found["hosts"].split(","))
+    except ValueError:
+        sound = False
+    return None if sound else f"names no database, or its host is unfit: {how}"
+
+
+class HeaderName(Text):
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
+        text = super()._deserialize(value)
+        if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", text, re.ASCII):
+            raise ValidationError(f"{text!r} is not a header's name")
+        return text
+
+
+class Template(Text):
+    """What is signed, such as {timestamp}.{body}."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
+        text = super()._deserialize(value)
+        unknown = [part for part in re.findall(r"\{([^{}]*)\}", text) if part not in PARTS]
+        if unknown or re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", text)):
+            raise ValidationError(f"knows {', '.join('{' + part + '}' for part in PARTS)} and plain text, nothing else")
+        if "{body}" not in text:
+            raise ValidationError("must contain {body}, or anybody could change it")
+        return text
+
+
+#: what may stand between a number's thousands; a blank stands for every kind of space
+MARKS = (".", ",", " ", "'", "\u2019", "_")
+
+
+class Mark(Affix):
+    """What stands between a number's thousands."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
+        text = super()._deserialize(value, *args, **kwargs)
+        if text not in MARKS:
+            raise ValidationError(f"{text!r} is none of the marks {', '.join(map(repr, MARKS))}")
+        return text
+
+
+PROPERTY_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,99}", re.ASCII)
+PROPERTY_RULE = "is not a HubSpot property's name: lower-case letters, digits and underscores"
+
+
+class Patterned(Text):
+    """Text of a pattern; `rule` says what it is not."""
+
+    def __init__(self, pattern: str, rule: str, **kwargs: Any) -> None:
+        super().__init__(validate=validate.Regexp(pattern + r"\Z", error=rule), **kwargs)
+
+
+# --- secrets ---
+
+
+class Credential(Worded):
+    """`{env: NAME}` or `{file: PATH}`; what it holds is looked at by the block it stands in."""
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Secret:
+        if not is_reference(value):
+            held = "has no place in this file" if isinstance(value, str) else f"cannot be {kind(value)}"
+            raise ValidationError(f"a secret {held}: write {{env: NAME}} or {{file: PATH}}")
+        assert isinstance(value, Mapping)  # noqa: S101 (a reference is one)
+        env, file = reference(value)
+        default = value.get("default")
+        if default is not None and not isinstance(default, str):
+            raise ValidationError(f"`default` must be text, not {kind(default)}")
+        return Secret(env=env, file=file, default=default, environ=surroundings.get().environ)
+
+
+#: What reads a key of each form.
+FORMS: Mapping[Form, Callable[..., Scalar]] = {
+    "class": partial(
+        Patterned,
+        r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*",
+        "must be module.path:ClassName of a marshmallow Schema",
+    ),
+    "constant": Constant,
+    "expression": Expression,
+    "factor": Factor,
+    "header": HeaderName,
+    "journal": JournalUrl,
+    "mark": Mark,
+    "object type": partial(
+        Patterned,
+        r"[A-Za-z0-9][A-Za-z0-9_-]*",
+        "is not an object type such as partner_clients, contacts or 2-12345",
+    ),
+    "path": UrlPath,
+    "property": partial(Patterned, PROPERTY_NAME.pattern, PROPERTY_RULE),
+    "signed": Template,
+    "size": Size,
+    "url": Url,
+    "verbatim": Affix,
+    "zone": Zone,
+}

@@ -7,63 +7,40 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 from urllib.parse import urlencode
 
 from marshmallow import ValidationError, validate
 
-from bridge.config.blocks import Block, Complaints, Entries, Free, Items, Nested, OneOrMore
-from bridge.config.mapping_schemas import (
+from bridge.config.blocks import (
+    Block,
+    Complaints,
+    Entries,
+    Free,
+    Items,
+    Nested,
+    OneOrMore,
+    Reader,
+    Shorthand,
+    about,
+    schema_of,
+)
+from bridge.config.mapping_schemas import MappingSchema, MeaningSchema
+from bridge.config.scalars import (
+    FORMS,
     PROPERTY_NAME,
     PROPERTY_RULE,
-    Formats,
-    MappingSchema,
-    MeaningSchema,
-    Shorthand,
-    property_name,
-)
-from bridge.config.scalars import (
-    Affix,
     Choice,
     Constant,
-    Duration,
-    Expression,
     Flag,
-    Size,
+    HeaderName,
     Text,
-    Whole,
-    Zone,
     kind,
     reason,
     surroundings,
 )
-from bridge.config.service_schemas import (
-    Credential,
-    CrmSchema,
-    JournalSchema,
-    RetrySchema,
-    ServerSchema,
-    about,
-    between,
-    faults,
-    rule_for,
-    text_fault,
-)
-from bridge.http.limits import MAX_REQUESTS
-from bridge.intake.schemes import PARTS
-from bridge.settings import (
-    Challenge,
-    Example,
-    Hmac,
-    MappingBlock,
-    OccurredAt,
-    Reply,
-    RequestLimit,
-    Scheme,
-    Settings,
-    Source,
-    Verify,
-)
+from bridge.config.service_schemas import faults, rule_for, text_fault
+from bridge.settings import Example, Hmac, MappingBlock, OccurredAt, Settings, Source, Verify
 from bridge.tryout.payloads import SavedRequest, read_saved
 
 # --- `verify:` of a source: the scheme, its secrets, and the keys of schemes hmac and bearer ---
@@ -82,19 +59,11 @@ ONLY_FOR = {
 AUTHORIZATION = "authorization"
 
 
-class HeaderName(Text):
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
-        text = super()._deserialize(value)
-        if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", text, re.ASCII):
-            raise ValidationError(f"{text!r} is not a header's name")
-        return text
-
-
 class TimestampSchema(Block):
     """Where the sender's clock stands."""
 
     makes = dict
-    header = HeaderName(required=True, metadata=about("The header that holds the time of signing."))
+    header = HeaderName(required=True, metadata=about("The header that holds the time of signing.", "X-Acme-Timestamp"))
     unit = Choice("s", "ms", "iso", metadata=about("Seconds, milliseconds or ISO 8601."))
 
 
@@ -102,44 +71,22 @@ class IdSchema(Block):
     """Where the delivery's id stands."""
 
     makes = dict
-    header = HeaderName(required=True, metadata=about("The header that holds the delivery's id."))
-
-
-class Template(Text):
-    """What is signed, such as {timestamp}.{body}."""
-
-    def _deserialize(self, value: Any, *_: Any, **__: Any) -> str:
-        text = super()._deserialize(value)
-        unknown = [part for part in re.findall(r"\{([^{}]*)\}", text) if part not in PARTS]
-        if unknown or re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", text)):
-            raise ValidationError(f"knows {', '.join('{' + part + '}' for part in PARTS)} and plain text, nothing else")
-        if "{body}" not in text:
-            raise ValidationError("must contain {body}, or anybody could change it")
-        return text
+    header = HeaderName(required=True, metadata=about("The header that holds the delivery's id.", "X-Acme-Delivery"))
 
 
 class VerifySchema(Block):
-    """How it is known that a request comes from the partner."""
-
     makes = Verify
-    more_defaults = (Hmac,)
+    takes_keys_of = (Hmac,)
     aliases: ClassVar[Mapping[str, str]] = {
         "secret": "secrets",
         "type": "scheme",
         "token": "secrets",
         "tokens": "secrets",
     }
-    scheme = Choice(*get_args(Scheme), required=True, metadata=about("The partner's way of signing."))
-    secrets = Items(Credential(), metadata=about("Any of them may match, so that a rotation loses nothing."))
-    tolerance_s = Duration(data_key="tolerance", metadata=about("How far the sender's clock may be off, both ways."))
-    header = HeaderName(metadata=about("The header of the signature or token."))
-    prefix = Affix(metadata=about("What stands before the signature or token."))
-    algorithm = Choice("sha1", "sha256", "sha384", "sha512", metadata=about("The hash of scheme hmac."))
-    encoding = Choice("hex", "base64", metadata=about("How the signature is written."))
-    key = Choice("raw", "base64", "hex", metadata=about("How the secret is written."))
-    signed = Template(metadata=about("What is signed, such as {timestamp}.{body}."))
-    timestamp = Nested(TimestampSchema, metadata=about("The header with the time of signing."))
-    id = Nested(IdSchema, metadata=about("The header with the delivery's id."))
+    timestamp = Nested(
+        TimestampSchema, metadata=about("The header with the time of signing.", "{header: X-Acme-Timestamp, unit: ms}")
+    )
+    id = Nested(IdSchema, metadata=about("The header with the delivery's id.", "{header: X-Acme-Delivery}"))
 
     def relations(self, data: Mapping[str, Any], given: Mapping[str, Any]) -> Complaints:
         scheme = data.get("scheme")
@@ -204,15 +151,15 @@ class ExpectedSchema(Block):
     """One update that must come out."""
 
     makes = dict
-    id = Constant(required=True, metadata=about("The record's id."))
-    id_property = property_name(metadata=about("The property that holds the id."))
-    object_type = Text(metadata=about("The object type."))
+    id = Constant(required=True, metadata=about("The record's id.", "C-1042"))
+    id_property = FORMS["property"](metadata=about("The property that holds the id.", "acme_client_id"))
+    object_type = Text(metadata=about("The object type.", "contacts"))
     properties = Entries(
         Constant(),
         pattern=PROPERTY_NAME,
         rule=PROPERTY_RULE,
         required=True,
-        metadata=about("The properties, as HubSpot stores them."),
+        metadata=about("The properties, as HubSpot stores them.", "{company_name: Acme}"),
     )
 
 
@@ -226,12 +173,25 @@ class ExampleSchema(Block):
         "error": "invalid",
         "errors": "invalid",
     }
-    payload = Free(metadata=about("The body; text stands for itself, anything else is sent as JSON."))
-    file = Text(metadata=about("In place of `payload`: a file with the body, or one saved by `listen --save`."))
-    headers = Entries(Constant(), metadata=about("Request headers that the mapping looks at."))
-    expect = Items(Nested(ExpectedSchema), metadata=about("The updates that must come out."))
+    payload = Free(
+        metadata=about("The body; text stands for itself, anything else is sent as JSON.", "{id: C-1042, name: Acme}")
+    )
+    file = Text(
+        metadata=about(
+            "In place of `payload`: a file with the body, or one saved by `listen --save`.", "samples/created.json"
+        )
+    )
+    headers = Entries(
+        Constant(), metadata=about("Request headers that the mapping looks at.", "{X-Acme-Topic: client.updated}")
+    )
+    expect = Items(
+        Nested(ExpectedSchema),
+        metadata=about("The updates that must come out.", "[{id: C-1042, properties: {company_name: Acme}}]"),
+    )
     ignored = Flag(validate=validate.Equal(True, error="is true or left out"), metadata=about("`when` must not match."))
-    invalid = Entries(Constant(), metadata=about("Properties that must be found invalid, and why."))
+    invalid = Entries(
+        Constant(), metadata=about("Properties that must be found invalid, and why.", "{tier: is missing}")
+    )
 
     def relations(self, data: Mapping[str, Any], given: Mapping[str, Any]) -> Complaints:
         del data
@@ -293,47 +253,11 @@ SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
 SOURCE_RULE = "is not a source's name: lower-case letters, digits, `-` and `_`, at most 64"
 
 
-class ReplySchema(Block):
-    """How accepted webhooks are answered."""
-
-    makes = Reply
-    status = Whole(validate=between(200, 299), metadata=about("The status of the answer."))
-    body = Choice("counts", "none", metadata=about("What the answer says."))
-
-
-class RequestLimitSchema(Block):
-    """How many requests this source may send."""
-
-    makes = RequestLimit
-    requests = Whole(required=True, validate=between(1, MAX_REQUESTS), metadata=about("Requests in every `per`."))
-    per_s = Duration(data_key="per", required=True, metadata=about("The window's length."))
-
-
-class ChallengeSchema(Block):
-    """How the sender's handshake is answered."""
-
-    makes = Challenge
-    reply = Expression(required=True, metadata=about("JMESPath to the answer, such as _query.challenge."))
-    method = Choice("GET", "POST", metadata=about("The handshake's method."))
-    when = Expression(metadata=about("JMESPath; which requests are handshakes."))
-    as_ = Choice("text", "json", data_key="as", metadata=about("The answer's form."))
-    signed = Flag(metadata=about("Whether a handshake must be signed."))
-
-
-class OccurredAtSchema(Block):
-    """Where an event's time is, and how it is written."""
-
-    makes = OccurredAt
-    source = Expression(data_key="from", required=True, metadata=about("JMESPath to the time."))
-    format = Formats(metadata=about("How it is written, as for a property of type datetime."))
-    timezone = Zone(metadata=about("The zone of times that name none."))
-
-
 class SourceSchema(MeaningSchema):
-    """A partner system: POST /webhooks/NAME."""
-
     makes = Source
-    more_defaults = (MappingBlock,)
+    leaves_out = ()
+    stand_ins: ClassVar[Mapping[str, Any]] = {**MeaningSchema.stand_ins, "verify": Verify("none")}
+    reads: ClassVar[Mapping[str, Reader]] = {"occurred_at": functools.partial(Shorthand, schema_of(OccurredAt), "from")}
     aliases: ClassVar[Mapping[str, str]] = {
         **MeaningSchema.aliases,
         "secrets": "verify",
@@ -341,25 +265,6 @@ class SourceSchema(MeaningSchema):
         "filter": "when",
         "id": "event_id",
     }
-    verify = Nested(
-        VerifySchema, required=True, metadata=about("How it is known that a request comes from the partner.")
-    )
-    events = Expression(metadata=about("JMESPath to one event or a list of events."))
-    when = Expression(metadata=about("JMESPath; events for which it does not hold are ignored."))
-    event_id = Expression(metadata=about("JMESPath to the event's id; a second delivery changes nothing."))
-    occurred_at = Shorthand(
-        OccurredAtSchema,
-        "from",
-        metadata=about("JMESPath to the event's time; an older event never overwrites a newer value."),
-    )
-    timezone = Zone(metadata=about("The zone of dates and times that name none."))
-    body = Choice("json", "ndjson", "form", metadata=about("The form of the request's body."))
-    payload_field = Text(metadata=about("With `body: form`: the field that holds JSON."))
-    max_body = Size(metadata=about("The largest body, in place of server.max_body."))
-    limit = Nested(RequestLimitSchema, metadata=about("More than this is answered 429."))
-    challenge = Nested(ChallengeSchema, metadata=about("How the sender's handshake is answered."))
-    expect_every_s = Duration(data_key="expect_every", metadata=about("No event for longer makes the source silent."))
-    reply = Nested(ReplySchema, metadata=about("How accepted webhooks are answered."))
     mappings = Items(
         Nested(MappingSchema),
         validate=validate.Length(min=1, error="must name at least one"),
@@ -401,6 +306,7 @@ class FileSchema(Block):
     """Partner Bridge: partner webhooks in, HubSpot batch updates out."""
 
     makes = Settings
+    may_lack = ("crm",)
     aliases: ClassVar[Mapping[str, str]] = {
         "hubspot": "crm",
         "source": "sources",
@@ -408,11 +314,7 @@ class FileSchema(Block):
         "webhooks": "sources",
         "retries": "retry",
     }
-    crm = Nested(CrmSchema, metadata=about("The CRM and how it is called."))
-    journal = Nested(JournalSchema, metadata=about("Where accepted events are kept."))
-    retry = Nested(RetrySchema, metadata=about("How long to wait after failures."))
-    server = Nested(ServerSchema, metadata=about("Where and how the service listens."))
-    include = Patterns(metadata=about("Files with more sources, relative to this one."))
+    include = Patterns(metadata=about("Files with more sources, relative to this one.", "sources/*.yaml"))
     sources = Entries(
         Nested(SourceSchema),
         pattern=SOURCE_NAME,

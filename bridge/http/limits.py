@@ -39,9 +39,6 @@ def _memory(file: Path | None, size: int) -> mmap.mmap:
 #
 # The window is a ring of the times of the last `requests` requests: one may come once the oldest of them is `per` ago.
 
-#: The most requests of a limit: their times take 8 MB.
-MAX_REQUESTS = 1_000_000
-
 _COUNT = struct.Struct("=Q")
 _TIME = struct.Struct("=d")
 

@@ -127,7 +127,10 @@ def verify_problems(verify: Verify, public_url: str | None = None) -> list[Mappi
     layouts = layouts_of(verify)
     if not layouts:
         return [*found, MappingError((*path, "scheme"), f"{verify.scheme} needs its options")]
-    for option, text in _misfits(layouts[0], public_url):
+    if "{url}" in layouts[0].signed and not public_url:
+        needs = f"{verify.scheme} signs the URL; write `public_url: https://…` under `server`"
+        found.append(MappingError((*path, "scheme"), needs))
+    for option, text in _misfits(layouts[0]):
         found.append(MappingError((*path, option if verify.scheme == "hmac" else "scheme"), text))
     for position, secret in enumerate(verify.secrets):
         try:
@@ -140,7 +143,7 @@ def verify_problems(verify: Verify, public_url: str | None = None) -> list[Mappi
     return found
 
 
-def _misfits(layout: Hmac, public_url: str | None) -> Iterator[tuple[str, str]]:
+def _misfits(layout: Hmac) -> Iterator[tuple[str, str]]:
     if layout.algorithm not in _ALGORITHMS:
         yield "algorithm", f"{layout.algorithm!r} is none of {', '.join(_ALGORITHMS)}"
     fields = set(_FIELD.findall(layout.signed))
@@ -152,8 +155,6 @@ def _misfits(layout: Hmac, public_url: str | None) -> Iterator[tuple[str, str]]:
         yield "timestamp", "is signed, so its header must be named"
     if "id" in fields and layout.id_header is None:
         yield "id", "is signed, so its header must be named"
-    if "url" in fields and not public_url:
-        yield "signed", "the URL is signed, so server.public_url must say what partners call"
 
 
 def octets(text: str) -> bytes:

@@ -203,7 +203,7 @@ def test_every_key_of_a_source_is_read(tmp_path: Path) -> None:
     assert source.challenge == Challenge("_query.challenge", "POST", "_query.mode", "json", signed=True)
     assert (source.expect_every_s, source.reply) == (86_400.0, Reply(200, "none"))
     (block,) = source.mappings
-    assert block.record == Record("client.id", "", "wait")
+    assert block.record == Record("client.id", on_unknown="wait")
     assert (block.object_type, block.on_invalid, block.unchanged) == ("2-123", "reject", "skip")
     assert block.pairs == Pairs(
         "fields",
@@ -332,7 +332,7 @@ def test_top_level_x_keys_hold_anchors(tmp_path: Path) -> None:
 
     (block,) = load_settings(write(tmp_path, text), environ=ENVIRON).sources["acme"].mappings
 
-    assert block.record == Record("data.id", "acme_client_id", "wait")
+    assert block.record == Record("data.id", "acme_client_id", on_unknown="wait")
 
 
 def test_included_files_add_sources(tmp_path: Path) -> None:

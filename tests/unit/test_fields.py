@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 from hypothesis import given
@@ -295,7 +295,9 @@ def test_numbers_are_read_in_the_marks_that_they_are_written_in(
         ("", ",", "."),
     ],
 )
-def test_a_number_whose_marks_stand_where_none_can_stand_is_none(value: str, decimal: str, thousands: str) -> None:
+def test_a_number_whose_marks_stand_where_none_can_stand_is_none(
+    value: str, decimal: Literal[".", ","], thousands: str
+) -> None:
     """It may be written otherwise than the file says: a value a thousand times too large would be worse."""
     field = build_field(Property("a", type="number", decimal=decimal, thousands=thousands), None, ("p",))
     with pytest.raises(ValidationError, match="not a number"):

@@ -639,7 +639,7 @@ def test_everything_wrong_with_a_source_is_found_at_once() -> None:
         timezone="Mars",
         challenge=Challenge("(", when="nosuch(a)"),
     )
-    broken = replace(broken, verify=Verify("hmac", (), hmac=Hmac("X", algorithm="md5")))
+    broken = replace(broken, verify=Verify("hmac", (), hmac=Hmac("X", algorithm="md5")))  # type: ignore[arg-type]  # on purpose
     with pytest.raises(ExceptionGroup) as caught:
         compile_source(broken)
     assert {error.path for error in caught.value.exceptions if isinstance(error, MappingError)} == {

@@ -260,9 +260,9 @@ def test_none_lets_everybody_in() -> None:
 
 def test_everything_wrong_with_a_scheme_is_found_at_once() -> None:
     """With its path, before the first request."""
-    wrong = Hmac(header="X", algorithm="md5", signed="{id}{timestamp}{url}{secret}")
+    wrong = Hmac(header="X", algorithm="md5", signed="{id}{timestamp}{url}{secret}")  # type: ignore[arg-type]  # on purpose
     found = {error.path for error in verify_problems(Verify("hmac", (), hmac=wrong))}
-    assert found == {("verify", key) for key in ("secrets", "algorithm", "signed", "timestamp", "id")}
+    assert found == {("verify", key) for key in ("secrets", "scheme", "algorithm", "signed", "timestamp", "id")}
     assert [e.path for e in verify_problems(standard("not base64!"))] == [("verify", "secrets", 0)]
     assert [e.path for e in verify_problems(Verify("hubspot-v2", (secret("k"),)))] == [("verify", "scheme")]
     assert not verify_problems(standard())
