@@ -162,11 +162,16 @@ class Event:
     @property
     def intake(self) -> Intake:
         """What this event counts as when the journal has not seen it before."""
-        if any(update.properties for update in self.updates):
-            return Intake.ACCEPTED
-        if self.unmappable is not None or any(update.invalid for update in self.updates):
-            return Intake.PARKED
-        return Intake.ACCEPTED if self.updates else Intake.IGNORED
+        return intake_of(self.updates, self.unmappable)
+
+
+def intake_of(updates: Sequence[PropertyUpdate], unmappable: str | None) -> Intake:
+    """What an event counts as that asks for this; see `Event`."""
+    if any(update.properties for update in updates):
+        return Intake.ACCEPTED
+    if unmappable is not None or any(update.invalid for update in updates):
+        return Intake.PARKED
+    return Intake.ACCEPTED if updates else Intake.IGNORED
 
 
 def same_content(one: str, other: str) -> bool:

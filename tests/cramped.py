@@ -7,7 +7,7 @@ from bridge.journal import appending
 
 FILES = 64
 
-appending.LEFT_AFTER_US = 3_000_000
+appending.ABANDONED_AFTER_US = 3_000_000
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))

@@ -24,15 +24,15 @@ from requests.adapters import BaseAdapter
 
 from bridge.cli.common import Command, Moment, config_option, load_for_journal, source_names
 from bridge.errors import BridgeError
+from bridge.journal.control import ValueFilter
 from bridge.journal.event_log import EventFilter
 from bridge.journal.retry_log import Filter
-from bridge.journal.steering import Known
 from bridge.operations.queries import DIFFERENCES, MOST_ROWS, Query, as_query
 
 if TYPE_CHECKING:
     from flask import Flask
 
-    from bridge.journal.amending import Remap
+    from bridge.journal.event_log import Remap
     from bridge.journal.store import Journal
     from bridge.settings import Settings
 
@@ -286,7 +286,7 @@ class AdminClient:
             progress(done["entries"])
         return dict(total)
 
-    def _portions(self, path: str, chosen: Filter | EventFilter | Known, **options: Any) -> Iterator[Document]:
+    def _portions(self, path: str, chosen: Filter | EventFilter | ValueFilter, **options: Any) -> Iterator[Document]:
         """The answers to an act that is done in portions."""
         bound: dict[str, Any] = {}  # what comes meanwhile is not meant, in no portion
         for part in _by_ids(chosen, BODY_ROOM):
@@ -339,7 +339,7 @@ class AdminClient:
 
     # --- steering ---
 
-    def resync(self, chosen: Known, *, dry_run: bool, progress: Progress = lambda _done: None) -> Document:
+    def resync(self, chosen: ValueFilter, *, dry_run: bool, progress: Progress = lambda _done: None) -> Document:
         """Send known values once more; a dry run counts them."""
         total: Counter[str] = Counter()
         for done in self._portions("/api/resync", chosen, all=True, dry_run=dry_run, seconds=PORTION_S):

@@ -23,8 +23,8 @@ from bridge.cli.common import (
     say,
 )
 from bridge.errors import BridgeError
+from bridge.journal.control import ValueFilter
 from bridge.journal.event_log import EventFilter
-from bridge.journal.steering import Known
 from bridge.operations.queries import DIFFERENCES, EventsQuery, ResyncQuery
 from bridge.showing import advised, iso
 
@@ -280,9 +280,9 @@ def _plain(value: Any) -> str:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "json_", is_flag=True, help="What was done, as an object.")
 @admin_options
-def resync(chosen: Known, target: Target, all_: bool, yes: bool, json_: bool) -> int:
+def resync(chosen: ValueFilter, target: Target, all_: bool, yes: bool, json_: bool) -> int:
     """Send the values that the journal knows once more, e.g. after someone overwrote them in the CRM."""
-    if chosen == Known() and not all_:
+    if chosen == ValueFilter() and not all_:
         raise click.UsageError("say which values: --source, --object-type, --record, or --all")
     with connect(target) as admin:
         known = admin.resync(chosen, dry_run=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,8 +18,7 @@ from bridge.errors import BridgeError, JournalDamagedError
 from bridge.showing import iso
 
 if TYPE_CHECKING:
-    from bridge.journal.backup import Information, Progress
-    from bridge.journal.postgresql.versions import PostgresInformation
+    from bridge.journal.backup import Progress
     from bridge.settings import Journal
 
 
@@ -50,12 +49,12 @@ def info(config: Path, json_: bool) -> int:
     found = _information(settings.url)
     document = {
         name.removesuffix("_us") + "_at" if name.endswith("_us") else name: str(value) if name == "path" else value
-        for name, value in asdict(found).items()
+        for name, value in found.items()
     }
     document |= {
-        "oldest_event_at": iso(found.oldest_event_us),
-        "newest_event_at": iso(found.newest_event_us),
-        "oldest_pending_at": iso(found.oldest_pending_us),
+        "oldest_event_at": iso(found["oldest_event_us"]),
+        "newest_event_at": iso(found["newest_event_us"]),
+        "oldest_pending_at": iso(found["oldest_pending_us"]),
         "retention_s": settings.retention_s,
         "remember_s": settings.remember_s,
         "max_pending": settings.max_pending,
@@ -69,7 +68,7 @@ def info(config: Path, json_: bool) -> int:
     return 0
 
 
-def _information(url: str) -> Information | PostgresInformation:
+def _information(url: str) -> dict[str, Any]:
     from bridge.journal.database import on_postgresql
 
     if on_postgresql(url):

@@ -15,10 +15,10 @@ from dataclasses import replace
 from bridge.crm.complaints import Complaint
 from bridge.crm.transport import Input
 from bridge.delivery.answers import Again, Broken, Judged, Locked, Meaning, Rejected, Stopped, TooLarge
-from bridge.delivery.board import DeliveryState, Work
 from bridge.delivery.cases import LOCK_S, MAX_HELD, SILENT, Decision, Moment, Retrial, Sent, halves
 from bridge.delivery.pauses import OUTAGE, Stop
 from bridge.delivery.search import Search, is_about_records, is_misaddressed, misconfigured
+from bridge.delivery.state import DeliveryState, Work
 from bridge.model import Category, Delivered, Lane, Outcome, Parked, PendingRecord, Reason, Scope
 
 

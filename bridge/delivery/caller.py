@@ -29,12 +29,12 @@ from bridge.delivery.answers import (
     doubtful,
     judge,
 )
-from bridge.delivery.board import DeliveryState, Work
 from bridge.delivery.cases import Moment
 from bridge.delivery.limiter import DailyBudget, Grant, Limiter
 from bridge.delivery.pauses import DAILY_LIMIT
 from bridge.delivery.portal_rules import PortalRules
 from bridge.delivery.ports import CallSummary, CrmClient, DueJournal, Observer, OnUnknown
+from bridge.delivery.state import DeliveryState, Work
 from bridge.errors import JournalError
 from bridge.model import (
     Call,

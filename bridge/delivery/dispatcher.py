@@ -17,7 +17,6 @@ import structlog
 
 from bridge.crm.hubspot import OpenBytes
 from bridge.delivery.answer_handler import AnswerHandler
-from bridge.delivery.board import Chooser, DeliveryState, Work
 from bridge.delivery.buffer import Buffer
 from bridge.delivery.caller import Caller, CallThreads, Pool, located, log_pauses
 from bridge.delivery.cases import Moment
@@ -25,6 +24,7 @@ from bridge.delivery.limiter import SPENT, DailyBudget, Grant, Limiter, day_bega
 from bridge.delivery.pauses import DAILY_LIMIT, UNAUTHORIZED, Backoff, Pauses, RetryPolicy
 from bridge.delivery.portal_rules import Portal, PortalRules
 from bridge.delivery.ports import CrmClient, DueJournal, Observer, OnUnknown
+from bridge.delivery.state import Chooser, DeliveryState, Work
 from bridge.errors import JournalError
 from bridge.model import MICROSECONDS, Clock, Lane, Pause, PendingRecord, to_us
 from bridge.settings import Crm as CrmSettings

@@ -14,8 +14,8 @@ import orjson
 from sqlalchemy.engine import Connection
 
 from bridge.errors import JournalError
-from bridge.journal.database import fetch, is_postgresql, run, select
-from bridge.journal.merging import Ask, Merged, merge
+from bridge.journal.database import ADDRESSED, addresses, fetch, is_postgresql, run, select
+from bridge.journal.merging import Merged, Update, merge
 from bridge.model import (
     CONFLICT_DIGITS,
     FUTURE_TOLERANCE_US,
@@ -49,11 +49,11 @@ SLICE_BYTES = 2 << 20
 #: Events, and bytes of them, that one transaction keeps for later: what costs no more than to merge a slice.
 PIECE_EVENTS, PIECE_BYTES = 4 * SLICE_EVENTS, 2 * SLICE_BYTES
 #: What is left of a request is merged by others after this long: by then nobody is at it any more.
-LEFT_AFTER_US = 30 * 1_000_000
+ABANDONED_AFTER_US = 30 * 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class Staged:
     """What is kept of one request."""
 
     id: int  # of its first piece
@@ -88,12 +88,12 @@ def slices(
 
 
 def stage(
-    connection: Connection, events: Sequence[Event], *, now_us: int, after: Left | None = None, whole: bool = True
-) -> Left:
+    connection: Connection, events: Sequence[Event], *, now_us: int, after: Staged | None = None, whole: bool = True
+) -> Staged:
     """Keep these events until they are merged, dated as of their arrival: the next piece of a request, with which it is
     `whole` or not. Raises JournalError when what came before was dropped.
     """
-    before = after or Left(0, ())
+    before = after or Staged(0, ())
     newest = _newest_known(connection, events, now_us)
     for record in {update.record for event in events for update in event.updates} & before.newest.keys():
         newest[record] = max(before.newest[record], newest.get(record, 0))
@@ -115,7 +115,7 @@ def stage(
             raise JournalError("it took too long to write the request")
         if whole:
             run(connection, "UPDATE staged SET incomplete = NULL WHERE id = :id", id=id_)
-    return Left(int(id_), [*before.events, *events], {**before.newest, **newest}, roots)
+    return Staged(int(id_), [*before.events, *events], {**before.newest, **newest}, roots)
 
 
 def _newest_known(connection: Connection, events: Sequence[Event], now_us: int) -> dict[RecordKey, int]:
@@ -127,12 +127,11 @@ def _newest_known(connection: Connection, events: Sequence[Event], now_us: int) 
         connection,
         "object_type, id_property, record, newest_us",
         # Not joined: without statistics PostgreSQL would look through the whole lane for each record.
-        """SELECT r.object_type, r.id_property, r.record,
+        f"""SELECT r.object_type, r.id_property, r.record,
                   (SELECT o.newest_us FROM records o
                     WHERE o.lane = l.id AND o.record = r.record AND o.newest_us <= :believed) AS newest_us
-             FROM {rows:object_type text, id_property text, record text} r
-             JOIN lanes l ON l.object_type = r.object_type AND l.id_property = r.id_property""",
-        rows=sorted((key.lane.object_type, key.lane.id_property, key.id) for key in keys),
+             FROM {ADDRESSED}""",
+        rows=addresses(keys),
         believed=now_us + FUTURE_TOLERANCE_US,
     )
     return {RecordKey(Lane(type_, by), record): newest_us or 0 for type_, by, record, newest_us in rows}
@@ -151,7 +150,7 @@ def unstage(connection: Connection, ids: Iterable[int]) -> None:
     )
 
 
-def oldest_left(connection: Connection, *, now_us: int) -> Left | None:
+def oldest_staged(connection: Connection, *, now_us: int) -> Staged | None:
     """The oldest request that nobody is at any more, without its events if it is not whole; None when there is none."""
     found = fetch(
         connection,
@@ -161,20 +160,20 @@ def oldest_left(connection: Connection, *, now_us: int) -> Left | None:
             WHERE (received_us < :before OR received_us > :after)
               AND (request IS NULL OR NOT EXISTS (SELECT 1 FROM staged f WHERE f.id = s.request))
             ORDER BY id LIMIT 1""",
-        before=now_us - LEFT_AFTER_US,
-        after=now_us + LEFT_AFTER_US,
+        before=now_us - ABANDONED_AFTER_US,
+        after=now_us + ABANDONED_AFTER_US,
     )
     if not found:
         return None
     [(id_, incomplete)] = found
     if incomplete:
-        return Left(id_, (), incomplete=True)
+        return Staged(id_, (), incomplete=True)
     roots: list[str] = []
     events: list[Event] = []
     kept = "SELECT received_us, events FROM staged WHERE id = :id OR request = :id ORDER BY id"
     for received_us, text in fetch(connection, kept, id=id_):
         events += arrived(decode(text, roots), received_us=received_us)[0]
-    return Left(id_, events)
+    return Staged(id_, events)
 
 
 def drop_incomplete(connection: Connection, id_: int) -> None:
@@ -255,7 +254,7 @@ class Appended:
 
     receipts: list[Receipt]
     merged: Merged = field(default_factory=Merged)
-    staged: list[Left] = field(default_factory=list)  # what was kept for later, in order
+    staged: list[Staged] = field(default_factory=list)  # what was kept for later, in order
 
 
 def append(connection: Connection, events: Sequence[Event], *, now_us: int) -> Appended:
@@ -284,8 +283,8 @@ def append(connection: Connection, events: Sequence[Event], *, now_us: int) -> A
         if not waiting:
             break
     receipts.update((at, Receipt(events[at].id, Intake.DUPLICATE, conflict=True)) for at in waiting)
-    asks = [
-        Ask(
+    updates = [
+        Update(
             event=numbers[at],
             source=event.source,
             record=update.record,
@@ -297,7 +296,7 @@ def append(connection: Connection, events: Sequence[Event], *, now_us: int) -> A
         for at, event in sorted(taken.items())
         for update in event.updates
     ]
-    return Appended([receipts[at] for at in range(len(events))], merge(connection, asks, now_us=now_us))
+    return Appended([receipts[at] for at in range(len(events))], merge(connection, updates, now_us=now_us))
 
 
 def _log(

@@ -1,6 +1,5 @@
-"""What people do with the file: look at it, copy it, put a copy in its place.
-
-Backup while serving, and restore: whole copies of the journal, checked before anyone relies on them.
+"""What people do with the file: look at it, copy it while it is served, put a copy in its place. Copies are whole, and
+checked before anyone relies on them.
 
 A backup reads one snapshot to its end: writers go on, only the write-ahead log cannot be emptied meanwhile. What is
 restored starts paused, because it knows nothing of what was delivered since.
@@ -15,92 +14,57 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
 from bridge.errors import JournalDamagedError, JournalDiskError, JournalError, JournalUnavailableError
-from bridge.journal import steering, versions
-from bridge.journal.schema import HEAD, KNOWN
+from bridge.journal import control, versions
+from bridge.journal.schema import FIGURES, HEAD, KNOWN
 from bridge.journal.sqlite import trouble
-from bridge.journal.sqlite.files import Mark, TransactionLock, check_folder, sqlite_path
+from bridge.journal.sqlite.files import (
+    INDEX,
+    LOCK,
+    LOG,
+    Mark,
+    TransactionLock,
+    beside,
+    check_folder,
+    log_size,
+    sqlite_path,
+)
 from bridge.journal.sqlite.trouble import translated
 from bridge.model import Clock, to_us
 from bridge.showing import iso
 
-# --- what `journal info` tells of a journal: a look at its file, beside whoever uses it ---
 
-
-@dataclass(frozen=True, slots=True)
-class Information:
-    """A journal in figures; sizes in bytes, times in microseconds since the epoch.
-
-    `serving`, `delivering` are the processes that hold the locks; None when none does, 0 where it cannot be named.
+def information(url: str) -> dict[str, Any]:
+    """What `journal info` tells: sizes in bytes, times in microseconds since the epoch. `serving` and `delivering` are
+    the processes that hold the locks; None when none does, 0 where it cannot be named. Raises JournalError.
     """
-
-    path: Path
-    version: str | None
-    size: int
-    log_size: int  # of the write-ahead log
-    page_size: int
-    pages: int
-    free_pages: int
-    events: int
-    records: int
-    values: int
-    pending: int  # records with something to deliver that are not parked
-    parked: int  # records
-    refused: int  # values
-    unmapped: int  # events that could not be mapped
-    calls: int
-    oldest_event_us: int | None
-    newest_event_us: int | None
-    oldest_pending_us: int | None
-    serving: int | None
-    delivering: int | None
-
-
-def information(url: str) -> Information:
-    """Look at the journal. Raises JournalError."""
     path = sqlite_path(url)
     versions.check(url)
-    log = path.with_name(path.name + "-wal")
     with trouble.reading(path) as connection:
 
-        def one(sql: str) -> int:
-            return int(connection.execute(sql).fetchone()[0])
+        def one(sql: str) -> Any:
+            return connection.execute(sql).fetchone()[0]
 
-        oldest_us, newest_us = connection.execute("SELECT min(received_us), max(received_us) FROM events").fetchone()
-        pending, oldest_pending_us = connection.execute(
-            "SELECT count(DISTINCT record), min(since_us) FROM due WHERE due_us IS NOT NULL"
-        ).fetchone()
-        return Information(
-            path=path,
-            version=trouble.version_of(path, connection),
-            size=path.stat().st_size,
-            log_size=log.stat().st_size if log.exists() else 0,
-            page_size=one("PRAGMA page_size"),
-            pages=one("PRAGMA page_count"),
-            free_pages=one("PRAGMA freelist_count"),
-            events=one("SELECT count(*) FROM events"),
-            records=one("SELECT count(*) FROM records"),
-            values=one("SELECT count(*) FROM desired"),
-            pending=pending,
-            parked=one("SELECT count(*) FROM records WHERE parked_us IS NOT NULL"),
-            refused=one("SELECT count(*) FROM desired WHERE state = 2"),
-            unmapped=one("SELECT count(*) FROM events WHERE waits = 1"),
-            calls=one("SELECT count(*) FROM calls"),
-            oldest_event_us=oldest_us,
-            newest_event_us=newest_us,
-            oldest_pending_us=oldest_pending_us,
-            serving=versions.ServiceLock(url).holder(),
-            delivering=versions.DispatchLock(url).holder(),
-        )
+        return {
+            "path": path,
+            "version": trouble.version_of(path, connection),
+            "size": path.stat().st_size,
+            "log_size": log_size(path),
+            "page_size": one("PRAGMA page_size"),
+            "pages": one("PRAGMA page_count"),
+            "free_pages": one("PRAGMA freelist_count"),
+            **{name: one(sql) for name, sql in FIGURES.items()},
+            "serving": versions.ServiceLock(url).holder(),
+            "delivering": versions.DispatchLock(url).holder(),
+        }
 
 
 #: Pages copied between two looks at the progress: 4 MiB.
 STEP_PAGES = 1_024
-#: What SQLite keeps beside a file.
-LOG, INDEX = "-wal", "-shm"
 
 #: Told the pages that are left, and all of them.
 Progress = Callable[[int, int], None]
@@ -226,7 +190,7 @@ def _part(target: Path) -> Iterator[Path]:
     finally:
         for suffix in ("", LOG, INDEX, "-journal"):
             with suppress(OSError):
-                part.with_name(part.name + suffix).unlink()
+                beside(part, suffix).unlink()
 
 
 def _copy(path: Path, part: Path, progress: Progress) -> None:
@@ -257,7 +221,7 @@ def _refuse_unfit(source: Path) -> None:
 def _pause(part: Path, reason: str, clock: Clock) -> None:
     engine = sa.create_engine(f"sqlite:///{part}", poolclass=sa.NullPool)
     with translated(part), engine.begin() as connection:
-        steering.pause(connection, None, reason, now_us=to_us(clock.now()))
+        control.pause(connection, None, reason, now_us=to_us(clock.now()))
 
 
 def _swap(path: Path, part: Path, clock: Clock) -> Path | None:
@@ -265,33 +229,29 @@ def _swap(path: Path, part: Path, clock: Clock) -> Path | None:
 
     The mark tells a start that was killed in between not to take half of it for a journal.
     """
-    lock = TransactionLock(path.with_name(path.name + ".lock"))
+    lock = TransactionLock(beside(path, LOCK))
     set_aside = None
     try:
         with lock.held():
             lock.mark = Mark.RESTORING
-            if path.exists() or _beside(path, LOG).exists():
+            if path.exists() or beside(path, LOG).exists():
                 moment = (iso(to_us(clock.now())) or "")[:19].replace("-", "").replace(":", "")
                 set_aside = _free_name(path.with_name(f"{path.name}.before-restore-{moment}Z"))
                 for suffix in ("", LOG):
                     with suppress(FileNotFoundError):
-                        _beside(path, suffix).rename(_beside(set_aside, suffix))
-            _beside(path, INDEX).unlink(missing_ok=True)
+                        beside(path, suffix).rename(beside(set_aside, suffix))
+            beside(path, INDEX).unlink(missing_ok=True)
             part.rename(path)
             _sync(path.parent)
-            lock.mark = Mark.KEPT
+            lock.mark = Mark.IN_USE
     finally:
         lock.close()
     return set_aside
 
 
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
-
-
 def _free_name(wanted: Path) -> Path:
     found, number = wanted, 1
-    while found.exists() or _beside(found, LOG).exists():
+    while found.exists() or beside(found, LOG).exists():
         number += 1
         found = wanted.with_name(f"{wanted.name}-{number}")
     return found

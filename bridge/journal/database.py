@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, Protocol, TypeVar, cast
@@ -23,6 +23,7 @@ import orjson
 from sqlalchemy.engine import Connection
 
 from bridge.errors import JournalTermError
+from bridge.journal.schema import FORGETTABLE
 from bridge.model import RecordKey
 
 T = TypeVar("T")
@@ -94,6 +95,12 @@ class Database(ABC):
 def on_postgresql(url: str) -> bool:
     """Whether this `journal.url` means PostgreSQL."""
     return url.startswith("postgresql:")
+
+
+def portions(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """These, so many at a time."""
+    for at in range(0, len(items), size):
+        yield items[at : at + size]
 
 
 # --- statements ---------------------------------------------------------------------------------
@@ -199,11 +206,23 @@ def select(connection: Connection, columns: str, sql: str, **parameters: Any) ->
     return rows
 
 
-def one(connection: Connection, sql: str, **parameters: Any) -> Mapping[str, Any] | None:
-    """The first row as a mapping, or None."""
-    text = render(sql, connection.dialect.name)
-    row = connection.exec_driver_sql(text, _bound(parameters)).mappings().first()
-    return dict(row) if row is not None else None
+# --- the table `meta`: values by name; they may be secrets, and are never shown ---
+
+
+def load_meta(connection: Connection, name: str) -> str | None:
+    """What is kept under this name; None when there is nothing."""
+    rows = fetch(connection, "SELECT value FROM meta WHERE name = :name", name=name)
+    return str(rows[0][0]) if rows else None
+
+
+def save_meta(connection: Connection, name: str, value: str) -> None:
+    """Keep this under the name, in place of what is there."""
+    run(
+        connection,
+        "INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        name=name,
+        value=value,
+    )
 
 
 # --- who waits for whom, where several processes write at once: on PostgreSQL. SQLite has one writer at a time ---
@@ -238,7 +257,7 @@ def select_locked(
     """These columns of the records and, in the end, this `size`, which is told as of before the wait. They are locked
     until the transaction ends; waits for whoever has them.
     """
-    found = f"SELECT {columns}, ({size}) AS size FROM records WHERE id {{any_id}}"
+    found = f"SELECT {columns}, ({size}) AS size FROM records r WHERE id {{any_id}}"
     if is_postgresql(connection):
         found += ' ORDER BY lane, record COLLATE "C" FOR UPDATE'
     return select(connection, f"{columns}, size", found, ids=list(refs), **parameters)
@@ -250,17 +269,25 @@ def take_turns(connection: Connection) -> None:
         fetch(connection, "SELECT count(*) FROM (SELECT pg_advisory_xact_lock(:key)) AS locked", key=TURNS)
 
 
+#: `addresses` as `r`, each with its lane `l`.
+ADDRESSED = """{rows:object_type text, id_property text, record text} r
+                 JOIN lanes l ON l.object_type = r.object_type AND l.id_property = r.id_property"""
+
+
+def addresses(keys: Iterable[RecordKey]) -> list[tuple[str, str, str]]:
+    """The rows of `ADDRESSED`."""
+    return sorted((key.lane.object_type, key.lane.id_property, key.id) for key in keys)
+
+
 def lock_addresses(connection: Connection, keys: Collection[RecordKey]) -> None:
     """Lock those of these records that are there."""
     if keys and is_postgresql(connection):
         fetch(
             connection,
-            """SELECT count(*) FROM (
-                 SELECT 1 FROM {rows:object_type text, id_property text, record text} r
-                   JOIN lanes l ON l.object_type = r.object_type AND l.id_property = r.id_property
-                   JOIN records o ON o.lane = l.id AND o.record = r.record
+            f"""SELECT count(*) FROM (
+                 SELECT 1 FROM {ADDRESSED} JOIN records o ON o.lane = l.id AND o.record = r.record
                   ORDER BY o.lane, o.record COLLATE "C" FOR UPDATE OF o) AS locked""",
-            rows=[(key.lane.object_type, key.lane.id_property, key.id) for key in keys],
+            rows=addresses(keys),
         )
 
 
@@ -280,11 +307,10 @@ def lock_outdated(connection: Connection, refs: Collection[int], *, before_us: i
     if refs and is_postgresql(connection):
         fetch(
             connection,
-            """SELECT count(*) FROM (
-                 SELECT 1 FROM records r WHERE r.id IN (SELECT id FROM {ids})
+            f"""SELECT count(*) FROM (
+                 SELECT 1 FROM records r WHERE r.id IN (SELECT id FROM {{ids}})
                     AND (r.newest_us < :before OR EXISTS (
-                      SELECT 1 FROM desired d
-                       WHERE d.record = r.id AND d.state IN (1, 3, 4) AND d.settled_us < :before))
+                      SELECT 1 FROM desired d WHERE d.record = r.id AND {FORGETTABLE}))
                   ORDER BY r.lane, r.record COLLATE "C" FOR UPDATE OF r) AS locked""",
             ids=list(refs),
             before=before_us,

@@ -22,8 +22,8 @@ from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch, lock_records, run, select, select_locked
 from bridge.journal.due import DOUBT_US, forget_failures, reconcile
-from bridge.journal.merging import lanes_noted
-from bridge.journal.schema import State
+from bridge.journal.merging import stored_lanes
+from bridge.journal.schema import UNDONE, State
 from bridge.model import (
     Call,
     Delivered,
@@ -42,7 +42,7 @@ from bridge.model import (
 
 
 @dataclass(slots=True)
-class Settled:
+class Settlement:
     """What one settle or a discard did, in values and records, for metrics: `delays` are (source, seconds)."""
 
     delivered: int = 0
@@ -121,13 +121,12 @@ def take(
     return Taken(taken, {ref: sizes[ref] for ref in sizes.keys() - fitting}, size)
 
 
-#: Of `desired d`, what is to be sent to its record: what waits, and what a doubtful call may have undone.
-_TO_SEND = """(d.state = 0 OR (d.state = 1 AND d.revision > records.doubt_n
-                   AND (records.doubt_us <= :doubt_over OR records.doubt_us > :began)))"""
+#: Of `desired d`, what is to be sent to its record `r`: what waits, and what a doubtful call may have undone.
+_TO_SEND = f"(d.state = 0 OR ({UNDONE} AND (r.doubt_us <= :doubt_over OR r.doubt_us > :began)))"
 #: Bytes of it in a call's body: values and names with quotes, colon and comma. What is to be escaped in JSON counts as
 #: it is: to look for it, all would have to be read that does not fit.
 _BYTES = "{octets:d.value} + length(d.property) + 6"
-_SIZE = f"SELECT sum({_BYTES}) FROM desired d WHERE d.record = records.id AND {_TO_SEND}"
+_SIZE = f"SELECT sum({_BYTES}) FROM desired d WHERE d.record = r.id AND {_TO_SEND}"
 
 
 def _fitting(sizes: Mapping[int, int], max_bytes: int) -> tuple[list[int], int]:
@@ -149,8 +148,8 @@ def _oldest(connection: Connection, ref: int, max_bytes: int, when: Mapping[str,
     total = 0
     for name, size in fetch(
         connection,
-        f"""SELECT d.property, {_BYTES} FROM records JOIN desired d ON d.record = records.id
-             WHERE records.id = :ref AND {_TO_SEND} ORDER BY d.revision, d.property""",
+        f"""SELECT d.property, {_BYTES} FROM records r JOIN desired d ON d.record = r.id
+             WHERE r.id = :ref AND {_TO_SEND} ORDER BY d.revision, d.property""",
         ref=ref,
         **when,
     ):
@@ -172,7 +171,7 @@ def _values(
         connection,
         "record, property, value, revision, time_us, event",
         f"""SELECT d.record, d.property, d.value, d.revision, d.time_us, d.event
-              FROM desired d JOIN records ON records.id = d.record WHERE d.record {{any_id}} AND {_TO_SEND}{these}""",
+              FROM desired d JOIN records r ON r.id = d.record WHERE d.record {{any_id}} AND {_TO_SEND}{these}""",
         ids=refs,
         **({} if only is None else {"rows": rows}),
         **when,
@@ -182,14 +181,16 @@ def _values(
 
 
 def taken_again(record: PendingRecord, before: PendingRecord, *, marks: Collection[int]) -> PendingRecord:
-    """What was taken, with its doubt as it was `before` it was taken in vain: the commit was done, but nobody heard of
-    it, so that no call began. `marks` are the times of such takes.
+    """What was taken, with its doubt as it was `before` earlier takes that led to no call: they were committed, but the
+    answer to the commit was lost. `marks` are the times of these takes.
     """
     if record.doubt_at_us not in marks:
         return record
     return replace(record, doubt_at_us=before.doubt_at_us, doubt_n=before.doubt_n)
 
 
+#: What became of a value: record, property, revision, state, category and message.
+_Done = tuple[int, str, int, int, str | None, str | None]
 #: A record's failure: record, `n` as it was read, when it is tried again (None: it is parked), category, message, and
 #: how many attempts that counts.
 _Failed = tuple[int, int, int | None, str, str, int]
@@ -203,18 +204,18 @@ def settle(
     call: Call | None,
     doubtful: bool,
     now_us: int,
-) -> Settled:
+) -> Settlement:
     """Write down what one call did. Records without an outcome stay due as they were.
 
     A record may be in several outcomes (some properties refused, the others delivered), and an outcome may
     judge a record of an earlier call. `call` is None when what was taken was not sent after all.
     """
-    settled = Settled()
+    settled = Settlement()
     lock_records(connection, {record.ref for record in taken} | {outcome.record.ref for outcome in outcomes})
     call_id = None if call is None else _log_call(connection, taken, outcomes, call)
     _settle_doubt(connection, taken, doubtful=doubtful)
     delivered: list[PendingRecord] = []
-    done: list[tuple[int, str, int, int, str | None, str | None]] = []
+    done: list[_Done] = []
     failed: list[_Failed] = []
     for outcome in outcomes:
         record = outcome.record
@@ -222,24 +223,17 @@ def settle(
             case Delivered():
                 delivered.append(record)
                 settled.delivered += len(record.values)
-                done.extend((record.ref, *row) for row in _rows(record, State.DELIVERED))
+                done += _done(record, State.DELIVERED)
             case Ignored():
                 settled.unknown += len(record.values)
-                done.extend((record.ref, *row) for row in _rows(record, State.UNKNOWN))
+                done += _done(record, State.UNKNOWN)
             case Refused():
                 settled.refused += len(outcome.properties)
-                done.extend(
-                    (
-                        record.ref,
-                        name,
-                        record.values[name].n,
-                        int(State.REFUSED),
-                        reason.category,
-                        reason.message,
-                    )
+                done += [
+                    (record.ref, name, record.values[name].n, int(State.REFUSED), reason.category, reason.message)
                     for name, reason in outcome.properties.items()
                     if name in record.values
-                )
+                ]
             case RetryLater():
                 settled.retrying += 1
                 at_us, why = now_us + to_us(outcome.delay_s), outcome.reason
@@ -269,7 +263,7 @@ def settle(
 def was_settled(
     connection: Connection, taken: Sequence[PendingRecord], outcomes: Sequence[Outcome], call: Call
 ) -> bool:
-    """Whether just this was written down before, by a transaction of which nobody heard that it was done."""
+    """Whether just this was written down before, by a commit whose answer was lost."""
     rows = fetch(
         connection,
         """SELECT 1 FROM calls c JOIN lanes l ON l.id = c.lane WHERE c.started_us = :started AND c.inputs = :inputs
@@ -282,15 +276,15 @@ def was_settled(
     return bool(rows)
 
 
-def _rows(record: PendingRecord, state: State) -> list[tuple[str, int, int, None, None]]:
-    return [(name, value.n, int(state), None, None) for name, value in record.values.items()]
+def _done(record: PendingRecord, state: State) -> list[_Done]:
+    return [(record.ref, name, value.n, int(state), None, None) for name, value in record.values.items()]
 
 
 def _log_call(connection: Connection, taken: Sequence[PendingRecord], outcomes: Sequence[Outcome], call: Call) -> int:
     inputs = _inputs(taken, outcomes)
     found = _insert_call(connection, call, inputs)
     if not found:  # a lane of which nothing was ever taken
-        lanes_noted(connection, {call.lane})
+        stored_lanes(connection, {call.lane})
         found = _insert_call(connection, call, inputs)
     return int(found[0][0])
 
@@ -346,7 +340,7 @@ def shift_doubts(connection: Connection, by_us: int) -> None:
 
 def _settle_values(
     connection: Connection,
-    rows: Sequence[tuple[int, str, int, int, str | None, str | None]],
+    rows: Sequence[_Done],
     call_id: int | None,
     now_us: int,
 ) -> None:
@@ -402,10 +396,9 @@ def _end_doubts(connection: Connection, delivered: Sequence[PendingRecord], call
     given = "{rows:ref int, doubt_us int, doubt_n int} g"
     run(
         connection,
-        f"""UPDATE desired SET state = 0 FROM {given} JOIN records r
+        f"""UPDATE desired AS d SET state = 0 FROM {given} JOIN records r
                  ON r.id = g.ref AND r.doubt_us = g.doubt_us AND r.doubt_n = g.doubt_n
-             WHERE desired.record = r.id AND desired.state = 1 AND (desired.call IS NULL OR desired.call <> :call)
-               AND desired.revision > r.doubt_n""",
+             WHERE d.record = r.id AND {UNDONE} AND (d.call IS NULL OR d.call <> :call)""",
         rows=over,
         call=call_id,
     )

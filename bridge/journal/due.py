@@ -22,6 +22,7 @@ from functools import partial
 from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch, is_postgresql, run, select
+from bridge.journal.schema import FAILS, GOES_AGAIN, NEVER
 from bridge.model import Due, Lane
 
 #: HubSpot gives up on a request after 100 s (its 524); after this long a call that got no answer is over.
@@ -133,17 +134,14 @@ def _found(connection: Connection, refs: Collection[int]) -> dict[int, _Record]:
     for ref, lane, parked, retry_us, fails, again_us, source, due_us, since_us, received_us in select(
         connection,
         "id, lane, parked, retry_us, fails, again_us, source, due_us, since_us, received_us",
-        """SELECT r.id, r.lane, r.parked_us IS NOT NULL AS parked, r.retry_us,
-                  r.category IS NOT NULL OR r.attempts > 0 OR r.failing_since_us IS NOT NULL AS fails,
-                  CASE WHEN r.doubt_us IS NOT NULL AND EXISTS (
-                    SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 1 AND d.revision > r.doubt_n)
-                  THEN r.doubt_us + :doubt END AS again_us,
+        f"""SELECT r.id, r.lane, r.parked_us IS NOT NULL AS parked, r.retry_us, {FAILS} AS fails,
+                  CASE WHEN {GOES_AGAIN} THEN r.doubt_us + :doubt END AS again_us,
                   due.source, due.due_us, due.since_us, cast(NULL AS bigint) AS received_us
-             FROM records r LEFT JOIN due ON due.record = r.id WHERE r.id {any_id}
+             FROM records r LEFT JOIN due ON due.record = r.id WHERE r.id {{any_id}}
            UNION ALL
            SELECT d.record, NULL, NULL, NULL, NULL, NULL, coalesce(d.source, ''), NULL, NULL, min(e.received_us)
              FROM desired d LEFT JOIN events e ON e.seq = d.event
-            WHERE d.record {any_id} AND d.state = 0 GROUP BY d.record, coalesce(d.source, '')""",
+            WHERE d.record {{any_id}} AND d.state = 0 GROUP BY d.record, coalesce(d.source, '')""",
         ids=sorted(refs),
         doubt=DOUBT_US,
     ):
@@ -183,7 +181,7 @@ WHOLE_AT_MOST_S = 5.0
 MARGIN_US = 1_000_000
 
 #: Before any time.
-EARLIEST_US = -(2**62)
+EARLIEST_US = -NEVER
 
 #: Lane and source.
 Queue = tuple[int, str]
@@ -323,6 +321,6 @@ def _has_others(connection: Connection, known: Collection[Queue]) -> bool:
              (SELECT 1 FROM due WHERE due_us IS NOT NULL AND next_lane > g.lane AND due.lane = next_lane
                  AND due.source < next_source ORDER BY due.source LIMIT 1)) AS other LIMIT 1""",
         rows=list(known),
-        last=2**62,
+        last=NEVER,
     )
     return bool(found)

@@ -1,15 +1,15 @@
-"""The event log: which events came, what became of each, and which properties they asked for.
+"""The event log: which events came, what became of each, what a replay needs of them, and what they asked for.
 
 An event's outcome is that of its weightiest value: what needs a person comes first (`parked`, `refused`), then
 what is under way (`retrying`, `pending`), then what was settled. `superseded` means that newer words stand in
-the place of all of its own; whether those were delivered before is told by `trace`.
+the place of all of its own; whether those were delivered before is what `trace` shows.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -17,9 +17,10 @@ import orjson
 from sqlalchemy.engine import Connection
 
 from bridge.journal import matching
-from bridge.journal.database import fetch, select
+from bridge.journal.database import fetch, run, select
 from bridge.journal.matching import RECORDS_MEANT
-from bridge.journal.schema import State
+from bridge.journal.schema import NEVER, State
+from bridge.model import FUTURE_TOLERANCE_US, Lane, PropertyUpdate, RecordKey
 
 Outcome = Literal[
     "parked", "refused", "retrying", "pending", "delivered", "unchanged", "unknown", "discarded", "superseded",
@@ -60,7 +61,7 @@ class Logged:
     unmappable: str | None = None
 
 
-def count(connection: Connection, chosen: EventFilter) -> int:
+def count_events(connection: Connection, chosen: EventFilter) -> int:
     """How many events the filter means, its outcome left aside."""
     conditions, parameters = _conditions(chosen)
     return int(fetch(connection, f"SELECT count(*) FROM events e WHERE {conditions}", **parameters)[0][0])
@@ -71,8 +72,14 @@ def newest_seq(connection: Connection) -> int:
     return int(fetch(connection, "SELECT coalesce(max(seq), 0) FROM events")[0][0])
 
 
+def recent(connection: Connection, number: int) -> list[Logged]:
+    """The events that came last, newest first; at most `PAGE`."""
+    found, *_ = page(connection, EventFilter(), after=max(0, newest_seq(connection) - number))
+    return found[::-1][:number]
+
+
 def numbers(connection: Connection, ids: Collection[str]) -> list[int]:
-    """The events of these ids by their numbers, in the order of their arrival; told once, not at every page."""
+    """The events of these ids by their numbers, in the order of their arrival: looked up once, not at every page."""
     conditions, parameters = _conditions(EventFilter(ids=tuple(ids)))
     return [
         seq for (seq,) in fetch(connection, f"SELECT e.seq FROM events e WHERE {conditions} ORDER BY 1", **parameters)
@@ -103,7 +110,7 @@ def page(
         f"""SELECT e.seq, e.event_id, e.source, e.received_us, e.occurred_us, e.unmappable, e.waits FROM events e
              WHERE e.seq > :after AND e.seq <= :upto AND {conditions} ORDER BY e.seq LIMIT :page""",
         after=after,
-        upto=2**62 if upto is None else upto,
+        upto=NEVER if upto is None else upto,
         page=PAGE,
         **parameters,
     )
@@ -140,7 +147,7 @@ def _conditions(chosen: EventFilter) -> tuple[str, dict[str, object]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Standing:
+class Standing:
     """What stands for one property of one record."""
 
     event: int
@@ -192,9 +199,9 @@ def _logged(connection: Connection, rows: Sequence[Sequence[object]]) -> list[Lo
     return logged
 
 
-def _standing(connection: Connection, refs: Sequence[int]) -> dict[tuple[int, str], _Standing]:
+def _standing(connection: Connection, refs: Sequence[int]) -> dict[tuple[int, str], Standing]:
     return {
-        (ref, name): _Standing(event, State(state), settled_us, category, parked_us is not None)
+        (ref, name): Standing(event, State(state), settled_us, category, parked_us is not None)
         for ref, name, event, state, settled_us, category, parked_us in select(
             connection,
             "record, property, event, state, settled_us, category, parked_us",
@@ -205,15 +212,18 @@ def _standing(connection: Connection, refs: Sequence[int]) -> dict[tuple[int, st
     }
 
 
-def fate(standing: _Standing | None, seq: int, received_us: int) -> Outcome:
-    """What became of one value of an event."""
+def fate(standing: Standing | None, seq: int, received_us: int) -> Outcome:
+    """What became of one value of an event. `unchanged`: it equalled what a call had confirmed before the event came.
+    `unknown`: the CRM knows no such record, and the source says to ignore that.
+    """
     if standing is None or standing.event != seq:
         return "superseded"
     match standing.state:
         case State.PENDING:
             return "parked" if standing.parked else "retrying" if standing.category else "pending"
         case State.DELIVERED:
-            return settled_by_call(standing.settled_us, received_us)
+            before = standing.settled_us is not None and standing.settled_us < received_us
+            return "unchanged" if before else "delivered"
         case State.REFUSED:
             return "refused"
         case State.UNKNOWN:
@@ -222,23 +232,128 @@ def fate(standing: _Standing | None, seq: int, received_us: int) -> Outcome:
             return "discarded"
 
 
-def settled_by_call(settled_us: int | None, received_us: int) -> Literal["delivered", "unchanged"]:
-    """Whether a call carried the value, or it was confirmed before the event came and settled without one."""
-    return "unchanged" if settled_us is not None and settled_us < received_us else "delivered"
+# --- events as they are kept for a replay, and what today's mapping makes of them ---
+
+#: Bytes of events, and of what stands for their records, that are read at once: many times as much in memory, mapped
+#: and merged. Two hundred ordinary events are a tenth of it. One event is read however large it is.
+PORTION_BYTES = 2 << 20
 
 
-# --- which properties the events of a source asked for of late and before: what used to come and has stopped ---
+@dataclass(frozen=True, slots=True)
+class KeptEvent:
+    """An event of the log, as a mapping needs it to map it again."""
+
+    seq: int
+    source: str
+    event_id: str
+    received_us: int
+    occurred_us: int | None
+    payload: str
+    context: str
+    root: str | None
+
+    @property
+    def time_us(self) -> int:
+        """The event's own time, for a record that it did not ask before, dated as at its arrival."""
+        if self.occurred_us is None or self.occurred_us > self.received_us + FUTURE_TOLERANCE_US:
+            return self.received_us
+        return self.occurred_us
+
+
+@dataclass(frozen=True, slots=True)
+class Remapped:
+    """What a kept event asks for under today's mapping."""
+
+    updates: tuple[PropertyUpdate, ...]
+    unmappable: str | None = None
+
+
+#: None: the source is gone from the configuration, what the event asked for stays as it is.
+Remap = Callable[[KeptEvent], Remapped | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an event asked one record for, when it was last mapped."""
+
+    ref: int
+    n: int
+    time_us: int
+    names: tuple[str, ...]
+
+
+def portions_to_read(connection: Connection, seqs: Sequence[int]) -> Iterator[list[int]]:
+    """These events in portions, each of which may be read at once, in the order of their arrival."""
+    portion: list[int] = []
+    roots: set[str] = set()
+    total = 0
+    sized = run(
+        connection,
+        """SELECT e.seq, {octets:e.payload} + {octets:e.context}
+                  + coalesce((SELECT sum({octets:d.value}) FROM asks a JOIN desired d ON d.record = a.record
+                               WHERE a.event = e.seq), 0),
+                  e.root, coalesce((SELECT {octets:r.body} FROM roots r WHERE r.hash = e.root), 0)
+             FROM events e WHERE e.seq IN (SELECT id FROM {ids}) ORDER BY e.seq""",
+        ids=list(seqs),
+    ).fetchall()
+    for seq, size, root, whole in sized:
+        total += size + (0 if root in roots else whole)
+        if portion and total > PORTION_BYTES:
+            yield portion
+            portion, roots, total = [], set(), size + whole
+        portion.append(seq)
+        roots.add(root)
+    if portion:
+        yield portion
+
+
+def kept_events(connection: Connection, seqs: Sequence[int]) -> list[KeptEvent]:
+    """These events, in the order of their arrival. Those of one request share its body."""
+    found = select(
+        connection,
+        "seq, source, event_id, received_us, occurred_us, payload, context, root",
+        """SELECT e.seq, e.source, e.event_id, e.received_us, e.occurred_us, e.payload, e.context, e.root
+             FROM events e WHERE e.seq IN (SELECT id FROM {ids}) ORDER BY e.seq""",
+        ids=list(seqs),
+    )
+    roots: dict[str, str] = {  # noqa: C416 (rows are of no fixed length)
+        name: body
+        for name, body in fetch(
+            connection,
+            "SELECT hash, body FROM roots WHERE hash IN (SELECT wanted FROM {rows:wanted text} AS given)",
+            rows=[[name] for name in sorted({row[-1] for row in found if row[-1] is not None})],
+        )
+    }
+    return [KeptEvent(*(*row[:-1], roots.get(row[-1]))) for row in found]
+
+
+def asked_by(connection: Connection, seqs: Sequence[int]) -> dict[int, dict[RecordKey, Asked]]:
+    """What these events asked, by event and record."""
+    asked: dict[int, dict[RecordKey, Asked]] = {}
+    for seq, object_type, id_property, record, spelling, ref, n, time_us, names in select(
+        connection,
+        "event, object_type, id_property, record, spelling, id, n, time_us, properties",
+        """SELECT a.event, l.object_type, l.id_property, r.record, r.spelling, r.id, a.n, a.time_us, a.properties
+             FROM asks a JOIN records r ON r.id = a.record JOIN lanes l ON l.id = r.lane
+            WHERE a.event IN (SELECT id FROM {ids})""",
+        ids=list(seqs),
+    ):
+        key = RecordKey(Lane(object_type, id_property), record, spelling)
+        asked.setdefault(seq, {})[key] = Asked(ref, n, time_us, tuple(orjson.loads(names)))
+    return asked
+
+
+# --- which properties the latest events of a source asked for, and earlier ones: what used to come and has stopped ---
 #
-# It is read from what is kept of the events, hence right for any number of processes and after a restart. Only a
-# bounded number of events is walked through, of whatever source they are: there is no index by source, and a page
-# must not cost what the journal holds. Of a source that sends one event in a thousand little is known, and nothing is
-# claimed.
+# It is read from the log, so it is right for any number of processes and after a restart. Only a bounded number of
+# events is walked through, of whatever source they are: there is no index by source, and a page must not cost what the
+# journal holds. Of a source that sends one event in a thousand little is known, and nothing is claimed.
 
 #: Events of the source that are looked at, of the newest and of earlier ones each.
 SAMPLE = 500
 #: Events of all sources that are walked through to find them.
 WALKED = 20_000
-#: Events that are meant by "of late".
+#: Events that are meant by "late".
 LATE = 50
 #: How long before the newest the earlier ones came, in a journal that reaches back twice as far.
 EARLIER_US = 86_400_000_000

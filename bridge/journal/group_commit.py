@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from bridge.errors import JournalError, JournalUnavailableError
-from bridge.journal.appending import SLICE_BYTES, Appended, Left, pieces, slices, weight
+from bridge.journal.appending import SLICE_BYTES, Appended, Staged, pieces, slices, weight
 from bridge.model import Event, Receipt
 
 #: Events merged in one transaction, beside `SLICE_BYTES`; longer groups make everyone wait longer without saving much.
@@ -51,7 +51,7 @@ class Appender(Protocol):
         admitted: bool = False,
     ) -> Appended: ...
 
-    def keep(self, events: Sequence[Event], *, after: Left | None, whole: bool) -> Left: ...
+    def stage(self, events: Sequence[Event], *, after: Staged | None, whole: bool) -> Staged: ...
 
     def refuse_if_full(self) -> None: ...
 
@@ -114,10 +114,10 @@ class _Request:
     follows: bool = False  # a later slice: the request is on disk already
     ends: int | None = None  # with the last slice: where that was kept
     piece: bool = False
-    after: Left | None = None  # with a further piece: what was kept before
+    after: Staged | None = None  # with a further piece: what was kept before
     whole: bool = False  # with the last piece
     receipts: Sequence[Receipt] = ()
-    staged: Left | None = None  # the rest, or all of it, as it is kept
+    staged: Staged | None = None  # the rest, or all of it, as it is kept
     error: BaseException | None = None
     size: int = field(init=False)  # bytes of its texts
 
@@ -181,7 +181,7 @@ class GroupCommit:
         finally:
             self._expect(-len(rest))
 
-    def _keep(self, events: Sequence[Event]) -> Left:
+    def _keep(self, events: Sequence[Event]) -> Staged:
         """In pieces, so that others have their turn in between."""
         left = None
         at = 0
@@ -192,7 +192,7 @@ class GroupCommit:
         assert left is not None  # noqa: S101 (there are events)
         return left
 
-    def _take_rest(self, left: Left) -> Sequence[Receipt]:
+    def _take_rest(self, left: Staged) -> Sequence[Receipt]:
         """In slices, so that others have their turn in between. All of it is on disk already: what cannot be merged
         now is merged later, and counts as taken.
         """
@@ -319,7 +319,7 @@ class GroupCommit:
         beginnings = [request for request in group if request.rest]
         try:
             if (piece := group[0]).piece:  # alone
-                piece.staged = self._journal.keep(piece.events, after=piece.after, whole=piece.whole)
+                piece.staged = self._journal.stage(piece.events, after=piece.after, whole=piece.whole)
                 return
             appended = self._journal.append(
                 [event for request in group for event in request.events],

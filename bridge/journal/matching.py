@@ -15,9 +15,9 @@ from functools import partial
 
 from sqlalchemy.engine import Connection
 
-from bridge.journal.database import Database, is_postgresql, run, select
-from bridge.journal.due import reconcile
-from bridge.journal.merging import lanes_noted
+from bridge.journal.database import Database, is_postgresql, portions, run, select
+from bridge.journal.due import forget_failures, reconcile
+from bridge.journal.merging import stored_lanes
 from bridge.journal.schema import State
 from bridge.model import Lane, comparable
 
@@ -49,10 +49,8 @@ def unite(database: Database, caseless: Mapping[Lane, bool], *, now_us: int) -> 
         while after is not None:
             with database.read() as connection:
                 misplaced, after = _misplaced(connection, lanes, after)
-            for at in range(0, len(misplaced), STEP):
-                passed.add(
-                    database.transact(partial(_step, refs=misplaced[at : at + STEP], caseless=lanes, now_us=now_us))
-                )
+            for refs in portions(misplaced, STEP):
+                passed.add(database.transact(partial(_step, refs=refs, caseless=lanes, now_us=now_us)))
         gone += passed.gone
         left = passed.put_off > 0 and passed.placed > 0
     database.transact(lambda connection: _note_united(connection, lanes))
@@ -80,7 +78,7 @@ def _compare(connection: Connection, caseless: Mapping[Lane, bool]) -> dict[int,
     Whatever is merged from here on is compared so (`bridge.journal.merging`); on PostgreSQL the lock waits for what was
     begun by another word before.
     """
-    noted = lanes_noted(connection, set(caseless))
+    noted = stored_lanes(connection, set(caseless))
     changed = {noted[lane].id: how for lane, how in caseless.items() if noted[lane].caseless is not how}
     if is_postgresql(connection) and any(noted[lane].caseless is (not how) for lane, how in caseless.items()):
         run(connection, "LOCK TABLE lanes IN ACCESS EXCLUSIVE MODE")
@@ -142,8 +140,8 @@ class _Record:
 
 
 @dataclass(slots=True)
-class _One:
-    """What was several records. `twins` go into the one that is kept, their changes counted on from its own."""
+class _United:
+    """Several records that are one. `twins` go into the one that is kept, their changes counted on from its own."""
 
     kept: _Record
     record: str
@@ -197,18 +195,18 @@ def _step(connection: Connection, refs: Sequence[int], caseless: Mapping[int, bo
     )
     run(
         connection,  # what an open call of one of them may undo is anything
-        """UPDATE records SET attempts = 0, failing_since_us = NULL, retry_us = NULL, parked_us = NULL, category = NULL,
-                  message = NULL, doubt_us = r.doubt_us, doubt_n = r.doubt_n
+        """UPDATE records SET doubt_us = r.doubt_us, doubt_n = r.doubt_n
              FROM {rows:ref int, doubt_us int, doubt_n int} r WHERE records.id = r.ref""",
         rows=[(one.kept.ref, one.doubt_us, one.doubt_n) for one in several],
     )
     kept = [one.kept.ref for one in several]
+    forget_failures(connection, kept)
     reconcile(connection, kept, now_us=now_us, moved=kept)
     gone = sum(len(one.twins) for one in several)
     return _Pass(placed=len(groups), gone=gone, put_off=put_off)
 
 
-def _groups(connection: Connection, refs: Sequence[int], caseless: Mapping[int, bool]) -> tuple[list[_One], int]:
+def _groups(connection: Connection, refs: Sequence[int], caseless: Mapping[int, bool]) -> tuple[list[_United], int]:
     """These records, with those that stand where they belong, as what they are to be; and how many have to wait because
     one stands there that belongs elsewhere itself.
     """
@@ -248,18 +246,18 @@ def _groups(connection: Connection, refs: Sequence[int], caseless: Mapping[int, 
         found.sort(key=lambda one: (one.newest_us, one.ref), reverse=True)
         if holder is not None:
             found.insert(0, holder)
-        one = _One(found[0], place[1])
+        one = _United(found[0], place[1])
         for member in found:
             one.add(member)
         groups.append(one)
     return groups, put_off
 
 
-def _moves(several: Sequence[_One]) -> list[tuple[int, int, int]]:
+def _moves(several: Sequence[_United]) -> list[tuple[int, int, int]]:
     return sorted((twin, one.kept.ref, raised) for one in several for twin, raised in one.twins.items())
 
 
-def _unite_values(connection: Connection, several: Sequence[_One], now_us: int) -> None:
+def _unite_values(connection: Connection, several: Sequence[_United], now_us: int) -> None:
     """Keep the newest value of each property; at equal times the later arrival's."""
     group_of = {ref: one for one in several for ref in one.refs}
     standing: dict[tuple[int, str], list[tuple[int, int, int, State, str | None]]] = {}
@@ -305,7 +303,7 @@ def _unite_values(connection: Connection, several: Sequence[_One], now_us: int) 
     )
 
 
-def _unite_due(connection: Connection, several: Sequence[_One]) -> None:
+def _unite_due(connection: Connection, several: Sequence[_United]) -> None:
     """What is due of twins is due of the one that is kept, and has waited as long."""
     rows = _moves(several)
     run(

@@ -1,10 +1,10 @@
-"""Merging asks into the state each record should have: the one place where last writer wins (G3, G4).
+"""Merging updates into the state each record should have: the one place where last writer wins (G3, G4).
 
-An *ask* is what one event wants of one record. Append and replay both end here. Per record, in one
-transaction: raise `n` by the number of asks (the row lock lasts to the commit, so `n` is also the order
-of commits), date each ask, upsert the desired values where `(time, n)` is newer, make the record due.
+An *update* is what one event wants of one record. Append and replay both end here. Per record, in one
+transaction: raise `n` by the number of updates (the row lock lasts to the commit, so `n` is also the order
+of commits), date each update, upsert the desired values where `(time, n)` is newer, make the record due.
 
-Dating: an ask carries its event's own time, unless that is missing or more than `FUTURE_TOLERANCE_US`
+Dating: an update carries its event's own time, unless that is missing or more than `FUTURE_TOLERANCE_US`
 ahead of arrival. Then it gets the later of now and the record's newest known time, so that it is the
 newest at its arrival. A standing time that far ahead of now was given while our own clock was wrong: whatever
 arrives later wins over it. So neither a partner's clock nor ours can freeze a value.
@@ -22,20 +22,18 @@ from sqlalchemy.engine import Connection
 
 from bridge.journal.database import fetch, is_postgresql, run, select
 from bridge.journal.due import WRITTEN, making_due, reconcile
-from bridge.journal.schema import State
+from bridge.journal.schema import NEVER, State
 from bridge.model import FUTURE_TOLERANCE_US, Category, Lane, RecordKey
 
-#: Later than any time stamp.
-NEVER_US = 2**62
 #: A value equal to one refused less than this ago stays refused: partners that repeat whole objects must not
 #: make us repeat a 400.
 REFUSED_AGAIN_US = 3_600 * 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Update:
     """One event's wish for one record. `n`, `time_us` are set when a kept event is mapped again; `names` are all
-    properties that it asks for, where the ask brings only those that changed.
+    properties that it asks for, where it brings only those that changed.
     """
 
     event: int
@@ -79,11 +77,11 @@ class _Record:
     parked: bool
     doubt: bool
     given: int = 0
-    asks: list[tuple[Ask, int, int]] = field(default_factory=list)  # (ask, n, time)
+    updates: list[tuple[Update, int, int]] = field(default_factory=list)  # (update, n, time)
 
 
 @dataclass(frozen=True, slots=True)
-class LaneNoted:
+class StoredLane:
     """A lane's number, and what is noted of it (`bridge.journal.matching`). `caseless` None: nothing yet."""
 
     id: int
@@ -95,7 +93,7 @@ class LaneNoted:
         return record if self.caseless is None else RecordKey.of(record.lane, record.sent, caseless=self.caseless)
 
 
-def lanes_noted(connection: Connection, wanted: set[Lane]) -> dict[Lane, LaneNoted]:
+def stored_lanes(connection: Connection, wanted: set[Lane]) -> dict[Lane, StoredLane]:
     """These lanes, made where they are new."""
     if not wanted:
         return {}
@@ -114,31 +112,31 @@ def lanes_noted(connection: Connection, wanted: set[Lane]) -> dict[Lane, LaneNot
         )
         found = fetch(connection, select, rows=rows)
     return {
-        Lane(object_type, id_property): LaneNoted(number, None if how is None else bool(how), bool(united))
+        Lane(object_type, id_property): StoredLane(number, None if how is None else bool(how), bool(united))
         for object_type, id_property, number, how, united in found
     }
 
 
-def merge(connection: Connection, asks: Sequence[Ask], *, now_us: int, replay: bool = False) -> Merged:
-    """Merge these asks, in their order of arrival, and make due what has to be delivered.
+def merge(connection: Connection, updates: Sequence[Update], *, now_us: int, replay: bool = False) -> Merged:
+    """Merge these updates, in their order of arrival, and make due what has to be delivered.
 
     With `replay` a record that waits out a failure is due at once, and values that stand refused are
     sent again.
     """
     merged = Merged()
-    if not asks:
+    if not updates:
         return merged
-    records = _raise_n(connection, asks, now_us, merged)
-    best: dict[tuple[int, str], tuple[int, int, Ask]] = {}
+    records = _raise_n(connection, updates, now_us, merged)
+    best: dict[tuple[int, str], tuple[int, int, Update]] = {}
     for touched in records.values():
-        for ask, n, time_us in touched.asks:
-            for name in (*ask.properties, *ask.invalid):
+        for update, n, time_us in touched.updates:
+            for name in (*update.properties, *update.invalid):
                 key = (touched.ref, name)
                 standing = best.get(key)
                 if standing is not None:
                     merged.superseded += 1
                 if standing is None or (time_us, n) > standing[:2]:
-                    best[key] = (time_us, n, ask)
+                    best[key] = (time_us, n, update)
     by_ref = {touched.ref: touched for touched in records.values()}
     rows = _rows(best, by_ref, now_us=now_us, at_once=replay)
     merged.superseded += len(best)
@@ -149,19 +147,19 @@ def merge(connection: Connection, asks: Sequence[Ask], *, now_us: int, replay: b
 
 
 def _raise_n(
-    connection: Connection, asks: Sequence[Ask], now_us: int, merged: Merged
+    connection: Connection, updates: Sequence[Update], now_us: int, merged: Merged
 ) -> dict[tuple[int, str], _Record]:
-    """Raise every touched record's `n`, then give each ask its `n` and its time."""
-    lanes = lanes_noted(connection, {ask.record.lane for ask in asks})
-    newest: dict[tuple[int, str], list[int]] = {}  # key → [asks, newest time claimed]
+    """Raise every touched record's `n`, then give each update its `n` and its time."""
+    lanes = stored_lanes(connection, {update.record.lane for update in updates})
+    newest: dict[tuple[int, str], list[int]] = {}  # key → [updates, newest time claimed]
     spelt: dict[tuple[int, str], str | None] = {}  # by the newest of them
-    dated: list[tuple[tuple[int, str], Ask, int | None]] = []
-    for ask in asks:
-        lane = lanes[ask.record.lane]
-        record = lane.key(ask.record)
+    dated: list[tuple[tuple[int, str], Update, int | None]] = []
+    for update in updates:
+        lane = lanes[update.record.lane]
+        record = lane.key(update.record)
         key = (lane.id, record.id)
-        time_us = ask.time_us if ask.time_us is not None else ask.occurred_us
-        if ask.time_us is None and time_us is not None and time_us > now_us + FUTURE_TOLERANCE_US:
+        time_us = update.time_us if update.time_us is not None else update.occurred_us
+        if update.time_us is None and time_us is not None and time_us > now_us + FUTURE_TOLERANCE_US:
             merged.future += 1
             time_us = None
         seen = newest.setdefault(key, [0, 0])
@@ -169,7 +167,7 @@ def _raise_n(
         claimed_us = now_us if time_us is None else time_us
         if claimed_us >= seen[1]:
             seen[1], spelt[key] = claimed_us, record.spelling
-        dated.append((key, ask, time_us))
+        dated.append((key, update, time_us))
     # Sorted: two groups that touch the same records take their locks in one order.
     rows = [(*key, count, time_us, spelt[key]) for key, (count, time_us) in sorted(newest.items())]
     believed = now_us + FUTURE_TOLERANCE_US
@@ -184,11 +182,11 @@ def _raise_n(
         )
         for lane, record, ref, n, newest_us, retry_us, parked_us, doubt_us in found
     }
-    for key, ask, time_us in dated:
+    for key, update, time_us in dated:
         touched = records[key]
         touched.given += 1
-        n = ask.n if ask.n is not None else touched.n + touched.given
-        touched.asks.append((ask, n, touched.newest_us if time_us is None else time_us))
+        n = update.n if update.n is not None else touched.n + touched.given
+        touched.updates.append((update, n, touched.newest_us if time_us is None else time_us))
     return records
 
 
@@ -214,7 +212,7 @@ ON CONFLICT (record, n) DO UPDATE SET properties = excluded.properties"""
 
 
 class _Row(NamedTuple):
-    """One ask, with the values by which it wins."""
+    """One update, with the values by which it wins."""
 
     ref: int
     n: int
@@ -237,8 +235,8 @@ _ALL = f"{_VALUES}, doubt int, lane int, due_us int, names text"
 
 
 def _won(columns: str) -> str:
-    """`asked` with these columns, and `won`: the values by which asks win. An ask's properties stand in JSON objects,
-    because every column of `rows` costs a search through a row's JSON text.
+    """`asked` with these columns, and `won`: the values by which updates win. The properties of one stand in JSON
+    objects, because every column of `rows` costs a search through a row's JSON text.
     """
     return f"""
 WITH asked AS MATERIALIZED (
@@ -253,7 +251,7 @@ won AS (
     FROM asked a CROSS JOIN {{pairs:a.invalid}} p)"""
 
 
-#: Equal to what was refused of late; a time ahead of now was noted while our clock was wrong.
+#: Equal to what was refused lately; a time ahead of now was noted while our clock was wrong.
 _STILL_REFUSED = """desired.state = 2 AND desired.value = excluded.value
       AND desired.settled_us > :refused_after AND desired.settled_us <= :now"""
 #: The desired value's next state. `excluded.state` is what the mapping says: pending, or refused as invalid.
@@ -309,13 +307,13 @@ _MAKE_DUE = making_due("{rows:ref int, n int, revision int, source text, lane in
 
 
 def _rows(
-    best: Mapping[tuple[int, str], tuple[int, int, Ask]],
+    best: Mapping[tuple[int, str], tuple[int, int, Update]],
     records: Mapping[int, _Record],
     *,
     now_us: int,
     at_once: bool,
 ) -> list[_Row]:
-    """The asks with the values by which they win, in the order of records.
+    """The updates with the values by which they win, in the order of records.
 
     A record that waits out a failure of its own keeps waiting: events for a poisonous record must not make a
     loop of it. What is due later for another reason (a value to be sent again after a doubt) is due now too.
@@ -323,16 +321,16 @@ def _rows(
     rows: dict[tuple[int, int], _Row] = {}
     for ref, touched in records.items():
         due_us = now_us if at_once or touched.retry_us is None else max(now_us, touched.retry_us)
-        for ask, n, time_us in touched.asks:
-            names = [*ask.properties, *ask.invalid] if ask.names is None else list(ask.names)
+        for update, n, time_us in touched.updates:
+            names = [*update.properties, *update.invalid] if update.names is None else list(update.names)
             rows[ref, n] = _Row(
                 ref=ref,
                 n=n,
                 revision=touched.n + touched.given,
-                source=ask.source,
-                event=ask.event,
+                source=update.source,
+                event=update.event,
                 time_us=time_us,
-                skip=int(ask.skip_unchanged),
+                skip=int(update.skip_unchanged),
                 valid={},
                 invalid={},
                 doubt=int(touched.doubt),
@@ -340,11 +338,11 @@ def _rows(
                 due_us=due_us,
                 names=orjson.dumps(names).decode(),
             )
-    for (ref, name), (_, n, ask) in best.items():
-        if name in ask.properties:
-            rows[ref, n].valid[name] = ask.properties[name]
+    for (ref, name), (_, n, update) in best.items():
+        if name in update.properties:
+            rows[ref, n].valid[name] = update.properties[name]
         else:
-            rows[ref, n].invalid[name] = ask.invalid[name]
+            rows[ref, n].invalid[name] = update.invalid[name]
     return [rows[key] for key in sorted(rows)]
 
 
@@ -357,14 +355,15 @@ def _write(
     now_us: int,
     replay: bool,
 ) -> bool:
-    """Note the asks, write the values that win, make their records due, and count what became of all. Returns whether
-    some source may have nothing left that waits: invalid values took the place of what did, or another source's.
+    """Note the updates, write the values that win, make their records due, and count what became of all. Returns
+    whether some source may have nothing left that waits: invalid values took the place of what did, or another
+    source's.
     """
     judged = {
         "now": now_us,
         "refused_after": now_us if replay else now_us - REFUSED_AGAIN_US,
         # A replay is no new word of the partner's: it wins over nothing that is newer, whatever its date.
-        "believed": NEVER_US if replay else now_us + FUTURE_TOLERANCE_US,
+        "believed": NEVER if replay else now_us + FUTURE_TOLERANCE_US,
     }
     if is_postgresql(connection):
         [counts] = fetch(connection, _WRITE_AT_ONCE, rows=[tuple(row) for row in rows], at_once=int(replay), **judged)

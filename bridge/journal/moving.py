@@ -7,34 +7,25 @@ all tables, the target's version is `MOVING`, which no program serves or migrate
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any
 
 import orjson
-
-from bridge.errors import JournalError, JournalLockedError, JournalUnavailableError
-from bridge.journal import versions
-from bridge.journal.schema import MOVING, metadata
-
-if TYPE_CHECKING:
-    from psycopg import Connection
-import secrets
-import sqlite3
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from sys import getsizeof
-from typing import TYPE_CHECKING
-
 from sqlalchemy import Table
 
-from bridge.errors import JournalVersionError
-from bridge.journal.database import run
-from bridge.journal.schema import HEAD
+from bridge.errors import JournalError, JournalLockedError, JournalUnavailableError, JournalVersionError
+from bridge.journal import versions
+from bridge.journal.database import save_meta
+from bridge.journal.schema import HEAD, MOVING, metadata
 from bridge.journal.sqlite import trouble
 from bridge.journal.sqlite.database import SqliteDatabase
-from bridge.journal.sqlite.files import TransactionLock, sqlite_path
+from bridge.journal.sqlite.files import LOCK, TransactionLock, beside, log_size, sqlite_path
 from bridge.journal.sqlite.trouble import damaged, rewrite
 
 if TYPE_CHECKING:
@@ -50,7 +41,7 @@ LOCAL = frozenset({IDENTITY, PROGRESS, MOVED, "ballast", "probe"})
 
 
 @dataclass(slots=True)
-class Mark:
+class Checkpoint:
     """How far a move came. `state` tells whether the file is still the one that was being copied."""
 
     identity: str
@@ -82,7 +73,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def begin(connection: Connection[Any], target: str, identity: str, state: str) -> Mark | None:
+def begin(connection: Connection[Any], target: str, identity: str, state: str) -> Checkpoint | None:
     """Where to go on; None when an earlier run came to the end. Raises JournalError for a target that is not ours."""
     while True:
         if _version(connection) != MOVING:
@@ -100,10 +91,10 @@ def begin(connection: Connection[Any], target: str, identity: str, state: str) -
                 )
             if under_way is None:
                 _refuse_used(connection)
-                return _mark_begun(connection, identity, state)
+                return _begin_anew(connection, identity, state)
             _refuse_other(under_way, identity)
             if under_way["state"] == state:
-                return Mark(**under_way)
+                return Checkpoint(**under_way)
             _empty(connection)  # the file was changed since: these rows are out of date
             connection.execute("UPDATE alembic_version SET version_num = %s", (under_way["version"],))
 
@@ -122,8 +113,8 @@ def _meta(connection: Connection[Any], name: str) -> dict[str, Any] | None:
     return found
 
 
-def _refuse_other(mark: Mapping[str, Any], identity: str) -> None:
-    if mark["identity"] != identity:
+def _refuse_other(checkpoint: Mapping[str, Any], identity: str) -> None:
+    if checkpoint["identity"] != identity:
         raise JournalError("the target holds another journal's data, or part of it: name an empty database")
 
 
@@ -134,21 +125,21 @@ def _refuse_used(connection: Connection[Any]) -> None:
     ).fetchone()
     if row is not None and row[0]:
         raise JournalLockedError("a service runs on the target: stop it first, or name an empty database")
-    filled = [name for name, rows in count(connection).items() if rows and name != "dispatcher"]
+    filled = [name for name, rows in rows_by_table(connection).items() if rows and name != "dispatcher"]
     if filled:
         raise JournalError(
             f"the target holds another journal's data (in {', '.join(sorted(filled))}): name an empty database"
         )
 
 
-def _mark_begun(connection: Connection[Any], identity: str, state: str) -> Mark:
+def _begin_anew(connection: Connection[Any], identity: str, state: str) -> Checkpoint:
     version = _version(connection)
     assert version is not None  # noqa: S101 (prepared before)
-    mark = Mark(identity, state, version)
+    checkpoint = Checkpoint(identity, state, version)
     _empty(connection)
     connection.execute("UPDATE alembic_version SET version_num = %s", (MOVING,))
-    connection.execute("INSERT INTO meta (name, value) VALUES (%s, %s)", (PROGRESS, as_json(asdict(mark))))
-    return mark
+    connection.execute("INSERT INTO meta (name, value) VALUES (%s, %s)", (PROGRESS, as_json(asdict(checkpoint))))
+    return checkpoint
 
 
 def _empty(connection: Connection[Any]) -> None:
@@ -160,7 +151,7 @@ def as_json(value: Any) -> str:
     return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()  # a table's name is more than a str
 
 
-def count(connection: Connection[Any]) -> dict[str, int]:
+def rows_by_table(connection: Connection[Any]) -> dict[str, int]:
     """Rows by table, without what is the place's own."""
     counts = {}
     for table in metadata.sorted_tables:
@@ -207,15 +198,15 @@ def move(url: str, target: str, *, progress: Progress = lambda _done, _all: None
                 raise JournalVersionError(f"the journal {path} is a newer version's: move it with the newer program")
             state = _state(path)
             with connected(target) as connection:
-                mark = begin(connection, target, identity, state)
-                if mark is None:
-                    return Moved(count(connection), before=True)
-                _copy(origin, connection, mark, progress)
+                checkpoint = begin(connection, target, identity, state)
+                if checkpoint is None:
+                    return Moved(rows_by_table(connection), before=True)
+                _copy(origin, connection, checkpoint, progress)
                 if _state(path) != state:
                     raise JournalError(
                         f"the journal {path} was changed while it was copied: run the same command again"
                     )
-                return Moved(_finish(origin, connection, mark), before=False)
+                return Moved(_finish(origin, connection, checkpoint), before=False)
     finally:
         service.release()
 
@@ -240,11 +231,11 @@ def _identify(url: str, path: Path) -> str:
         database = SqliteDatabase(url)
         try:
             with database.write() as written:
-                run(written, "INSERT INTO meta (name, value) VALUES (:name, :value)", name=IDENTITY, value=identity)
+                save_meta(written, IDENTITY, identity)
         finally:
             database.close()
-    if _log_size(path):
-        lock = TransactionLock(path.with_name(path.name + ".lock"))
+    if log_size(path):
+        lock = TransactionLock(beside(path, LOCK))
         try:
             with lock.held():
                 rewrite(path)
@@ -253,15 +244,10 @@ def _identify(url: str, path: Path) -> str:
     return identity
 
 
-def _log_size(path: Path) -> int:
-    log = path.with_name(path.name + "-wal")
-    return log.stat().st_size if log.exists() else 0
-
-
 def _state(path: Path) -> str:
     """What changes whenever the journal does: with an empty write-ahead log every change writes the file."""
     found = path.stat()
-    return f"{found.st_mtime_ns}-{found.st_size}-{_log_size(path)}"
+    return f"{found.st_mtime_ns}-{found.st_size}-{log_size(path)}"
 
 
 def _keys(table: Table) -> list[str]:
@@ -281,7 +267,7 @@ def _names(table: Table) -> str:
     return ", ".join(f'"{column.name}"' for column in table.columns)
 
 
-def _count_origin(origin: sqlite3.Connection) -> dict[str, int]:
+def _rows_by_table(origin: sqlite3.Connection) -> dict[str, int]:
     local = ", ".join(f"'{name}'" for name in sorted(LOCAL))
     return {
         table.name: int(
@@ -296,25 +282,27 @@ def _count_origin(origin: sqlite3.Connection) -> dict[str, int]:
 # --- copying ------------------------------------------------------------------------------------
 
 
-def _copy(origin: sqlite3.Connection, connection: Connection[Any], mark: Mark, progress: Progress) -> None:
+def _copy(origin: sqlite3.Connection, connection: Connection[Any], checkpoint: Checkpoint, progress: Progress) -> None:
     """Copy what is left, step by step."""
-    total = sum(_count_origin(origin).values())
-    progress(sum(mark.done.values()), total)
+    total = sum(_rows_by_table(origin).values())
+    progress(sum(checkpoint.done.values()), total)
     for table in metadata.sorted_tables:
-        if mark.table != table.name and table.name in mark.done:
+        if checkpoint.table != table.name and table.name in checkpoint.done:
             continue
-        for step in _steps(_rows(origin, table, mark.after if mark.table == table.name else ())):
+        for step in _steps(_rows(origin, table, checkpoint.after if checkpoint.table == table.name else ())):
             keys = [[column.name for column in table.columns].index(name) for name in _keys(table)]
-            mark.table, mark.after = table.name, [step[-1][at] for at in keys]
-            mark.done[table.name] = mark.done.get(table.name, 0) + len(step)
+            checkpoint.table, checkpoint.after = table.name, [step[-1][at] for at in keys]
+            checkpoint.done[table.name] = checkpoint.done.get(table.name, 0) + len(step)
             with connection.transaction():
                 with connection.cursor().copy(f"COPY {table.name} ({_names(table)}) FROM STDIN".encode()) as copy:
                     for row in step:
                         copy.write_row(_here(table, row))
-                connection.execute("UPDATE meta SET value = %s WHERE name = %s", (as_json(asdict(mark)), PROGRESS))
-            progress(sum(mark.done.values()), total)
-        mark.done.setdefault(table.name, 0)
-        mark.table, mark.after = "", []
+                connection.execute(
+                    "UPDATE meta SET value = %s WHERE name = %s", (as_json(asdict(checkpoint)), PROGRESS)
+                )
+            progress(sum(checkpoint.done.values()), total)
+        checkpoint.done.setdefault(table.name, 0)
+        checkpoint.table, checkpoint.after = "", []
 
 
 def _steps(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
@@ -349,12 +337,12 @@ def _numbers(origin: sqlite3.Connection) -> Iterator[tuple[str, str, int]]:
                 yield table.name, column.name, number
 
 
-def _finish(origin: sqlite3.Connection, connection: Connection[Any], mark: Mark) -> dict[str, int]:
+def _finish(origin: sqlite3.Connection, connection: Connection[Any], checkpoint: Checkpoint) -> dict[str, int]:
     """Compare the counts, go on numbering where the file stopped, and let services in: all or nothing."""
-    wanted = _count_origin(origin)
+    wanted = _rows_by_table(origin)
     with connection.transaction():
         connection.execute("SET LOCAL synchronous_commit = on")
-        found = count(connection)
+        found = rows_by_table(connection)
         if found != wanted:
             differ = "; ".join(
                 f"{name}: {found[name]} for {rows}" for name, rows in wanted.items() if rows != found[name]
@@ -365,7 +353,7 @@ def _finish(origin: sqlite3.Connection, connection: Connection[Any], mark: Mark)
         for table in metadata.sorted_tables:
             connection.execute(f"ANALYZE {table.name}".encode())
         connection.execute("DELETE FROM meta WHERE name = %s", (PROGRESS,))
-        moved = {"identity": mark.identity, "state": mark.state}
+        moved = {"identity": checkpoint.identity, "state": checkpoint.state}
         connection.execute("INSERT INTO meta (name, value) VALUES (%s, %s)", (MOVED, as_json(moved)))
-        connection.execute("UPDATE alembic_version SET version_num = %s", (mark.version,))
+        connection.execute("UPDATE alembic_version SET version_num = %s", (checkpoint.version,))
     return found

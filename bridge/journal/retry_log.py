@@ -1,296 +1,485 @@
-"""What people do about the retry log: replay its entries, or discard them (see `bridge.journal.entries`).
+"""The retry log: its entries, groups of them, what is behind one, and giving some up. Nothing of it is ever pruned.
 
-Nothing of it is ever pruned. Replay maps the kept payload with today's mapping; a value is replaced or
-withdrawn only where the same event set it, so a newer one is never overwritten.
+An entry is one of three things, told apart by its id:
+
+* `record-17`: a record that is retried after a failure of its own, or parked whole;
+* `refused-17`: the properties of a record that the CRM refused or the mapping found invalid;
+* `event-42`: an event, or a part of it, that could not be mapped to any record.
+
+Entries are chosen by a few columns (`references`, `narrowed`) and described only where they are shown (`described`): a
+page of a long log must not read all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Literal, Protocol
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, cast, get_args
 
 import orjson
 from sqlalchemy.engine import Connection
 
-from bridge.journal.amending import (
-    NEW_N,
-    Asked,
-    KeptEvent,
-    Mapped,
-    Picture,
-    Plan,
-    Remap,
-    Remapped,
-    Word,
-    asked_by,
-    kept_events,
-    portions,
-    write,
-)
-from bridge.journal.database import fetch, lock_addresses, lock_records, run, select, take_turns
-from bridge.journal.due import forget_failures, reconcile
-from bridge.journal.entries import Entry, EntryState, Filter, Reference, count, cut, entries, references
-from bridge.journal.merging import Merged
-from bridge.journal.schema import State
-from bridge.model import PropertyUpdate, RecordKey
+from bridge.journal import matching
+from bridge.journal.database import fetch, lock_records, portions, run, take_turns
+from bridge.journal.due import reconcile
+from bridge.journal.matching import RECORDS_MEANT
+from bridge.journal.schema import NEVER, State
 
-# --- mapping kept events again: what a replay replaces, withdraws and leaves alone (G4) ---
-#
-# A replayed event keeps the time and the `n` that it had for a record. So of each property the newest word
-# stands, as if the event had been mapped like this when it came:
-#
-# * what the event set is replaced, or withdrawn where it does not ask for it any more;
-# * in place of a withdrawn word stands the next newest one, mapped with today's mapping too: else undoing a
-#   mapping that wrote one property's values to another would leave a hole;
-# * an older word is overwritten where the event asks for a property that it did not ask for before;
-# * a newer word always stays, and so does one that stood over the event's own already: it may have won because
-#   our clock was wrong, which the times do not tell any more;
-# * what a person discarded stays discarded as long as the event says the same.
-#
-# A value that was delivered and is withdrawn without another in its place stays in the CRM, which has no
-# notion of taking back; the difference says so.
+# --- how much of a long text people are shown: a page must not cost what it tells of (G8) ---
 
-#: Older events looked at for the word that stands in place of a withdrawn one. Beyond that the record changed so
-#: often that the search would hold up intake.
-OLDER_SEARCHED = 200
-What = Literal["set", "replaced", "withdrawn", "refused", "kept", "unmappable"]
-#: Of these a record may become pending.
-CHANGES: frozenset[What] = frozenset({"set", "replaced", "withdrawn"})
+#: Characters of a value.
+VALUE = 1_000
+#: Characters of a payload, and payloads of one entry: as much as somebody reads.
+PAYLOAD, PAYLOADS = 50_000, 20
+
+
+def beginning(column: str, characters: int = VALUE) -> str:
+    """A text column, as SQL: what is longer is cut, and says so."""
+    return f"CASE WHEN length({column}) > {characters} THEN substr({column}, 1, {characters}) || '…' ELSE {column} END"
+
+
+def cut(text: str) -> str:
+    """The same of a text that is there already."""
+    return text if len(text) <= VALUE else text[:VALUE] + "…"
+
+
+Kind = Literal["record", "refused", "event"]
+#: The parts of the retry log.
+KINDS: tuple[Kind, ...] = get_args(Kind)
+#: The state of the values behind an entry.
+STANDING: dict[Kind, State] = {"record": State.PENDING, "refused": State.REFUSED}
+EntryState = Literal["retrying", "parked"]
+#: Entries described with one set of statements.
+PORTION = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """What a replay changes, or leaves because it is newer. `old`, `new` are None where nothing stands, and the
-    beginnings of long values.
+class Entry:
+    """One row of `retries list`. Times are microseconds since the epoch; `properties` are names."""
+
+    id: str
+    state: EntryState
+    source: str
+    object_type: str | None
+    id_property: str | None
+    record: str | None
+    category: str
+    message: str
+    properties: tuple[str, ...]
+    event_ids: tuple[str, ...]
+    attempts: int
+    first_failed_us: int | None
+    next_attempt_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An entry by its id; the other two tell whether it waits for a person, and what entries are sorted by."""
+
+    id: str
+    state: EntryState
+    failed_us: int
+
+    @property
+    def place(self) -> str:
+        """Where it stands among the others, as `at` reads it."""
+        return f"{self.failed_us}.{self.id}"
+
+    @classmethod
+    def at(cls, place: str) -> Reference:
+        """Raises ValueError."""
+        failed_us, _, id_ = place.partition(".")
+        if not re.fullmatch(r"[0-9]{1,18}\.(record|refused|event)-[0-9]{1,18}", place):
+            raise ValueError(f"{place!r} is not what `next` told")
+        return cls(id_, "parked", int(failed_us))
+
+
+def parsed(id_: str) -> tuple[Kind, int]:
+    """The kind and the number in an entry's id."""
+    kind, _, number = id_.partition("-")
+    return cast("Kind", kind), int(number)
+
+
+def numbers(ids: Iterable[str]) -> dict[Kind, list[int]]:
+    """The numbers in the ids of entries, by kind."""
+    found: dict[Kind, list[int]] = {kind: [] for kind in KINDS}
+    for kind, number in map(parsed, ids):
+        found[kind].append(number)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which entries are meant; empty fields do not narrow. `since`, `before` are on the first failure.
+
+    `search` finds a part of the record's id or of the message, whatever their case, or an event's whole id.
+    `seen` is when a person looked: entries, and values within them, that came later are not meant.
     """
 
-    event: str
-    source: str
-    what: What
-    record: RecordKey | None = None
-    property: str | None = None
-    old: str | None = None
-    new: str | None = None
-    by: str | None = None  # the event whose word stands: a newer one, or the one in place of a withdrawn one
-    note: str = ""
+    ids: tuple[str, ...] = ()
+    state: EntryState | None = None
+    source: str | None = None
+    category: str | None = None
+    message: str | None = None
+    record: str | None = None
+    search: str | None = None
+    since_us: int | None = None
+    before_us: int | None = None
+    seen_us: int | None = None
 
 
-@dataclass(slots=True)
-class Remade:
-    """What one step of a replay did, or would do."""
+# --- which entries are meant --------------------------------------------------------------------
 
-    events: int = 0
-    unmapped: int = 0  # their source is gone, or they are unmappable today too
-    differences: list[Difference] = field(default_factory=list)
-    merged: Merged = field(default_factory=Merged)
+# `<column>` stands where a part is narrowed to some entries: reading all for each step would make a discard
+# quadratic. The outer joins are left out by the database where nobody asks for their columns; it does not leave out
+# aggregates, which cost more than finding the rows: `_refused` has none that nobody asks for.
+_RECORDS = """
+SELECT 'record' AS kind, r.id AS ref, CASE WHEN r.parked_us IS NULL THEN 'retrying' ELSE 'parked' END AS state,
+       (SELECT min(source) FROM due WHERE due.record = r.id) AS source,
+       l.object_type, l.id_property, r.record, r.category, r.message, r.attempts,
+       coalesce(r.failing_since_us, r.parked_us) AS failed_us,
+       CASE WHEN r.parked_us IS NULL THEN r.retry_us END AS next_us
+  FROM records r LEFT JOIN lanes l ON l.id = r.lane WHERE r.category IS NOT NULL <r.id>"""
 
+_REFUSED = """
+SELECT 'refused' AS kind, f.record AS ref, 'parked' AS state, f.source, l.object_type, l.id_property,
+       r.record,
+       f.category, f.message, 1 AS attempts, f.failed_us, cast(NULL AS bigint) AS next_us
+  FROM (SELECT d.record, {source} AS source, {category} AS category, {message} AS message,
+               min(d.settled_us) AS failed_us
+          FROM desired d WHERE d.state = 2 <d.record> GROUP BY d.record) AS f
+  LEFT JOIN records r ON r.id = f.record LEFT JOIN lanes l ON l.id = r.lane WHERE 1 = 1"""
 
-class Remapping:
-    """One replay, step by step. With `again` what an event asks for is sent again also where it did not change."""
+_EVENTS = """
+SELECT 'event' AS kind, seq AS ref, 'parked' AS state, source, cast(NULL AS text) AS object_type,
+       cast(NULL AS text) AS id_property, cast(NULL AS text) AS record, 'UNMAPPABLE' AS category,
+       unmappable AS message, 1 AS attempts, received_us AS failed_us, cast(NULL AS bigint) AS next_us
+  FROM events WHERE waits = 1 <seq>"""
+_PLACE = re.compile(r"<([\w.]+)>")
 
-    def __init__(self, remap: Remap, *, again: bool = False, dry_run: bool = False) -> None:
-        self._remap = remap
-        self._again = again
-        self._dry_run = dry_run
-        self._picture = Picture()
-        self._new = NEW_N
-
-    def read(self, connection: Connection, seqs: Sequence[int]) -> Mapped:
-        """Map these events again. Needs no write transaction: what is kept of an event never changes."""
-        return [(kept, self._remap(kept)) for kept in kept_events(connection, seqs)]
-
-    def step(self, connection: Connection, mapped: Mapped, *, now_us: int) -> Remade:
-        """Replay these events in the open transaction; a dry run only tells."""
-        if not self._dry_run:
-            take_turns(connection)
-        known = _known(connection, [kept.seq for kept, _ in mapped])
-        mapped = [(kept, what) for kept, what in mapped if kept.seq in known]  # retention may have been faster
-        today = [(kept, what) for kept, what in mapped if what is not None]
-        done = Remade(events=len(today), unmapped=len(mapped) - sum(what.unmappable is None for _, what in today))
-        asked = asked_by(connection, [kept.seq for kept, _ in today])
-        records = {key for of_event in asked.values() for key in of_event}
-        records |= {update.record for _, what in today for update in what.updates}
-        if not self._dry_run:
-            self._picture = Picture()
-            lock_addresses(connection, records)
-        names = {name for _, what in today for update in what.updates for name in (*update.properties, *update.invalid)}
-        self._picture.read(connection, records, events=[kept.seq for kept, _ in today], names=names)
-        plan = Plan({kept.seq: [(kept, what)] for kept, what in mapped})
-        done.differences += _judge(known, today, plan)
-        for kept, what in today:
-            before = asked.get(kept.seq, {})
-            wanted = {update.record: {*update.properties, *update.invalid} for update in what.updates}
-            for update in what.updates:
-                done.differences += self._ask(kept, update, before.get(update.record), plan)
-            for key in dict.fromkeys((*before, *wanted)):
-                done.differences += self._withdraw(connection, kept, key, wanted.get(key, set()), plan)
-            plan.silent += [(old.ref, old.n) for key, old in before.items() if key not in wanted and old.names]
-        done.differences = _with_names(connection, done.differences)
-        if not self._dry_run:
-            done.merged = write(connection, plan, again=self._again, now_us=now_us)
-        return done
-
-    # --- planning ---
-
-    def _ask(self, kept: KeptEvent, update: PropertyUpdate, before: Asked | None, plan: Plan) -> Iterator[Difference]:
-        """What the event asks of one record: where its words stand now, and where a newer one stays."""
-        self._new += 1
-        time_us, n = (kept.time_us, self._new) if before is None else (before.time_us, before.n)
-        names = (*update.properties, *update.invalid)
-        address = kept.seq, update.record
-        plan.names[address] = names
-        if before is None or set(names) != set(before.names):
-            plan.draft(address, kept.source, time_us, n)
-        for name, word in _words(kept, update, time_us, n):
-            standing = self._picture.standing(update.record, name)
-            if standing is not None and standing.event != kept.seq:
-                # A property that the event asked for before was decided then, by what was known of the clocks.
-                if (before is not None and name in before.names) or standing.rank > word.rank:
-                    self._picture.lose(update.record, name, word)
-                    if not standing.says(word):
-                        yield _difference(kept, update.record, name, "kept", standing, word)
-                    continue
-            elif standing is not None and standing.says(word) and not self._sends_again(standing):
-                continue
-            self._replace(update.record, name, standing, word, plan)
-            if standing is None or not standing.says(word):
-                what: What = "refused" if word.value is None else "set" if standing is None else "replaced"
-                yield _difference(kept, update.record, name, what, standing, word)
-
-    def _sends_again(self, standing: Word) -> bool:
-        """Whether a word that stands as it is goes once more; what a person gave up stays given up."""
-        return self._again and standing.state is not State.DISCARDED
-
-    def _withdraw(
-        self, connection: Connection, kept: KeptEvent, key: RecordKey, wanted: set[str], plan: Plan
-    ) -> Iterator[Difference]:
-        """Take back what the event set and does not ask for any more."""
-        for name, word in list(self._picture.set_by(key, kept.seq)):
-            if name in wanted:
-                continue
-            older = self._next_newest(connection, key, name, kept.seq, plan)
-            self._replace(key, name, word, older, plan)
-            yield _difference(kept, key, name, "withdrawn", word, older)
-
-    def _replace(self, key: RecordKey, name: str, standing: Word | None, word: Word | None, plan: Plan) -> None:
-        """Let this word stand in place of the one that does."""
-        ref = self._picture.ref(key)
-        self._picture.put(key, name, word)
-        if standing is not None:
-            plan.take_back((standing.event, key), name)
-            if ref is not None:
-                (plan.withdrawn if word is None else plan.vacated).append((ref, name))
-        if word is not None:
-            plan.put((word.event, key), name, word)
-
-    def _next_newest(self, connection: Connection, key: RecordKey, name: str, seq: int, plan: Plan) -> Word | None:
-        """The newest word of another event on this property, mapped with today's mapping."""
-        lost = self._picture.lost(key, name)
-        ref = self._picture.ref(key)
-        if ref is None:
-            return lost
-        quoted = orjson.dumps(name).decode().replace("!", "!!").replace("%", "!%").replace("_", "!_")
-        for event, n, time_us, names in fetch(
-            connection,
-            """SELECT event, n, time_us, properties FROM asks
-                WHERE record = :ref AND event <> :seq AND properties LIKE :quoted ESCAPE '!'
-                ORDER BY time_us DESC, event DESC LIMIT :searched""",
-            ref=ref,
-            seq=seq,
-            quoted=f"%{quoted}%",
-            searched=OLDER_SEARCHED,
-        ):
-            if lost is not None and lost.rank >= (time_us, event):
-                return lost
-            for kept, what in plan.mapped(event, partial(self.read, connection, [event])):
-                for update in what.updates if what is not None else ():
-                    word = dict(_words(kept, update, time_us, n)).get(name)
-                    if update.record == key and word is not None:
-                        plan.names.setdefault((event, key), tuple(orjson.loads(names)))
-                        return word
-        return lost
+_LIKE = "lower({}) LIKE :search ESCAPE '!'"
+_BEHIND = """SELECT d.record FROM events e JOIN asks a ON a.event = e.seq
+               JOIN desired d ON d.record = a.record AND d.event = e.seq AND d.state = {} WHERE e.event_id = :event"""
+#: What `search` finds, by part.
+_FOUND = {
+    "record": f"({_LIKE.format('record')} OR {_LIKE.format('message')} OR ref IN ({_BEHIND.format(0)}))",
+    "refused": f"""({_LIKE.format("record")} OR ref IN ({_BEHIND.format(2)})
+        OR ref IN (SELECT record FROM desired WHERE state = 2 AND {_LIKE.format("message")}))""",
+    "event": f"({_LIKE.format('message')} OR ref IN (SELECT seq FROM events WHERE event_id = :event))",
+}
 
 
-#: What events are taken as, by number: why they cannot be mapped, and their intake.
-_Known = Mapping[int, tuple[str | None, str]]
-
-
-def _known(connection: Connection, seqs: Sequence[int]) -> _Known:
-    return {
-        seq: (unmappable, taken_as)
-        for seq, unmappable, taken_as in select(
-            connection,
-            "seq, unmappable, intake",
-            "SELECT seq, unmappable, intake FROM events WHERE seq IN (SELECT id FROM {ids})",
-            ids=list(seqs),
-        )
-    }
-
-
-def _judge(known: _Known, today: Sequence[tuple[KeptEvent, Remapped]], plan: Plan) -> Iterator[Difference]:
-    """What the events as a whole are taken as."""
-    for kept, what in today:
-        if known[kept.seq] == (what.unmappable, what.taken_as):
-            continue
-        plan.judged.append((kept.seq, what.unmappable, what.taken_as))
-        if known[kept.seq][0] != what.unmappable:
-            note = what.unmappable or "can be mapped now"
-            yield Difference(kept.event_id, kept.source, "unmappable", note=note)
-
-
-def _words(kept: KeptEvent, update: PropertyUpdate, time_us: int, n: int) -> Iterator[tuple[str, Word]]:
-    for name, value in update.properties.items():
-        yield name, Word(kept.seq, kept.source, time_us, n, value)
-    for name, message in update.invalid.items():
-        yield name, Word(kept.seq, kept.source, time_us, n, None, message, State.REFUSED)
-
-
-def _difference(
-    kept: KeptEvent, key: RecordKey, name: str, what: What, old: Word | None, new: Word | None
-) -> Difference:
-    by, note = None, ""
-    if what == "kept" and old is not None:
-        by, note = old.event, "newer"
-    elif what == "withdrawn" and new is not None:
-        by, note = new.event, "an older event asked for this"
-    elif what in {"withdrawn", "refused"}:
-        delivered = old is not None and old.state is State.DELIVERED
-        reason = new.message if new is not None else None
-        note = "; ".join(filter(None, (reason, "the CRM keeps the old value" if delivered else None)))
-    return Difference(
-        kept.event_id,
-        kept.source,
-        what,
-        key,
-        name,
-        None if old is None or old.value is None else cut(old.value),
-        None if new is None or new.value is None else cut(new.value),
-        by if by is None else str(by),
-        note,
-    )
-
-
-def _with_names(connection: Connection, differences: Sequence[Difference]) -> list[Difference]:
-    """The differences with the partners' ids in place of our numbers of events."""
-    numbers = sorted({int(found.by) for found in differences if found.by is not None})
-    if not numbers:
-        return list(differences)
-    rows = select(
+def references(
+    connection: Connection,
+    chosen: Filter,
+    *,
+    after: Reference | None = None,
+    limit: int | None = None,
+    offset: int = 0,
+) -> list[Reference]:
+    """The entries that `chosen` means, oldest failure first; those that come after one if it is given."""
+    parts, parameters = narrowed(chosen, "failed_us, kind, ref, state")
+    further = "1 = 1"
+    if after is not None:
+        kind, number = parsed(after.id)
+        further = "(failed_us, kind, ref) > (:after_us, :after_kind, :after_ref)"
+        parameters |= {"after_us": after.failed_us, "after_kind": kind, "after_ref": number}
+    rows = fetch(
         connection,
-        "seq, event_id",
-        "SELECT seq, event_id FROM events WHERE seq IN (SELECT id FROM {ids})",
-        ids=numbers,
+        f"""SELECT kind, ref, state, failed_us FROM {parts} WHERE {further}
+             ORDER BY failed_us, kind, ref LIMIT :limit OFFSET :offset""",
+        limit=NEVER if limit is None else limit,
+        offset=offset,
+        **parameters,
     )
-    names: dict[int, str] = {seq: event_id for seq, event_id in rows}  # noqa: C416 (rows are of no fixed length)
-    return [found if found.by is None else replace(found, by=names.get(int(found.by))) for found in differences]
+    return [Reference(f"{kind}-{ref}", state, int(failed_us or 0)) for kind, ref, state, failed_us in rows]
 
 
-__all__ = [
-    "Chosen", "Discarded", "Entry", "EntryState", "Filter", "KeptEvent", "Reference", "Remap", "Remapped", "Replayed",
-    "count", "discard", "entries", "references", "replay",
-]  # fmt: skip
+def narrowed(chosen: Filter, columns: str) -> tuple[str, dict[str, object]]:
+    """These columns of the entries that `chosen` means, as SQL to select from, and its parameters."""
+    conditions, parameters = _conditions(chosen)
+    parts = _parts(f"{columns} {conditions}", of_ids=bool(chosen.ids), of_record=chosen.record is not None)
+    selected = " UNION ALL ".join(
+        f"SELECT {columns} FROM ({part}) AS p WHERE {conditions}"
+        + (f" AND {_FOUND[kind]}" if chosen.search is not None else "")
+        for kind, part in parts.items()
+    )
+    return f"({selected}) AS entry", parameters
+
+
+def count_by_state(connection: Connection) -> list[tuple[EntryState, str, int]]:
+    """How many entries there are, by state and category: the metric `bridge_retry_log_entries`."""
+    counted = " UNION ALL ".join(
+        f"SELECT state, category, count(*) AS entries FROM ({part}) AS p GROUP BY state, category"
+        for part in _parts("category").values()
+    )
+    rows = fetch(connection, f"SELECT state, category, sum(entries) FROM ({counted}) AS c GROUP BY state, category")
+    return [(state, category, int(number)) for state, category, number in rows]
+
+
+def _parts(asked: str, *, of_ids: bool = False, of_record: bool = False) -> dict[Kind, str]:
+    """The three parts as SELECTs, in which the columns `asked` for are filled; narrowed to the entries of `:ids`, as
+    `_coded`, and to those of `:record`.
+    """
+    parts = dict(zip(KINDS, (_RECORDS, _refused(asked), _EVENTS), strict=True))
+    if asked.startswith("*"):  # else only whether there is such a record counts, for all of a long log
+        parts = {
+            kind: part.replace("r.record,", "coalesce(r.spelling, r.record) AS record,") for kind, part in parts.items()
+        }
+    for code, kind in enumerate(KINDS):
+        narrowing = rf" AND \1 IN (SELECT id / {len(KINDS)} FROM {{ids}} WHERE id % {len(KINDS)} = {code})"
+        of_this = rf" AND \1 IN ({RECORDS_MEANT})" if kind != "event" else " AND 1 = 0"
+        parts[kind] = _PLACE.sub((narrowing if of_ids else "") + (of_this if of_record else ""), parts[kind])
+    return parts
+
+
+def _coded(ids: Sequence[str]) -> list[int]:
+    """These entries as numbers that tell their kind too, so that one list of them does for all three parts."""
+    coded = []
+    for text in ids:
+        kind, _, number = text.partition("-")
+        if kind in KINDS and number.isascii() and number.isdigit():
+            coded.append(min(int(number), NEVER // len(KINDS) - 1) * len(KINDS) + KINDS.index(kind))
+    return coded
+
+
+def _refused(asked: str) -> str:
+    filled = {
+        name: f"min(d.{name})" if asked.startswith("*") or name in asked else "cast(NULL AS text)"
+        for name in ("source", "category", "message")
+    }
+    return _REFUSED.format(**filled)
+
+
+def _conditions(chosen: Filter) -> tuple[str, dict[str, object]]:
+    """The filter, but for its ids and record, as SQL over the columns of the three parts; and all its parameters."""
+    conditions, parameters = ["1 = 1"], dict[str, object]()
+    for column in ("state", "source", "category", "message"):
+        wanted = getattr(chosen, column)
+        if wanted is not None:
+            conditions.append(f"{column} = :{column}")
+            parameters[column] = wanted
+    if chosen.ids:
+        parameters["ids"] = _coded(chosen.ids)
+    if chosen.record is not None:
+        parameters |= matching.parameters(chosen.record)
+    for bound, sign in (("since_us", ">="), ("before_us", "<"), ("seen_us", "<=")):
+        wanted = getattr(chosen, bound)
+        if wanted is not None:
+            conditions.append(f"failed_us {sign} :{bound}")
+            parameters[bound] = wanted
+    if chosen.search is not None:
+        escaped = re.sub("[!%_]", r"!\g<0>", chosen.search.lower())
+        parameters |= {"search": f"%{escaped}%", "event": chosen.search}
+    return " AND ".join(conditions), parameters
+
+
+# --- entries as they are shown ------------------------------------------------------------------
+
+
+def entries(connection: Connection, chosen: Filter, *, limit: int | None = None, offset: int = 0) -> list[Entry]:
+    """The entries that `chosen` means, oldest failure first."""
+    found = references(connection, chosen, limit=limit, offset=offset)
+    return [
+        entry
+        for portion in portions(found, PORTION)
+        for entry in described(connection, [reference.id for reference in portion])
+    ]
+
+
+def described(connection: Connection, ids: Sequence[str]) -> list[Entry]:
+    """These entries, in this order; what is none any more is left out."""
+    if not ids:
+        return []
+    parts, parameters = narrowed(Filter(ids=tuple(ids)), "*")
+    rows = {f"{row[0]}-{row[1]}": row for row in fetch(connection, f"SELECT * FROM {parts}", **parameters)}
+    behind = _behind(connection, ids)
+    return [_entry(rows[id_], behind.get(id_, [])) for id_ in ids if id_ in rows]
+
+
+#: (property, event id, message) of what is behind an entry.
+_Behind = tuple[str | None, str | None, str | None]
+
+
+def _behind(connection: Connection, ids: Sequence[str]) -> dict[str, list[_Behind]]:
+    """The values and events behind these entries, by entry."""
+    of_kind = numbers(ids)
+    found: dict[str, list[_Behind]] = {}
+    for ref, state, name, event_id, why in fetch(
+        connection,
+        """SELECT d.record, d.state, d.property, e.event_id, d.message FROM desired d
+             LEFT JOIN events e ON e.seq = d.event
+            WHERE d.record IN (SELECT id FROM {ids}) AND d.state IN (0, 2) ORDER BY d.record, d.property""",
+        ids=of_kind["record"] + of_kind["refused"],
+    ):
+        kind = "record" if state == State.PENDING else "refused"
+        found.setdefault(f"{kind}-{ref}", []).append((name, event_id, why))
+    for seq, event_id in fetch(
+        connection,
+        "SELECT seq, event_id FROM events WHERE seq IN (SELECT id FROM {ids})",
+        ids=of_kind["event"],
+    ):
+        found[f"event-{seq}"] = [(None, event_id, None)]
+    return found
+
+
+def _entry(row: Sequence[object], behind: Sequence[_Behind]) -> Entry:
+    (
+        kind,
+        ref,
+        state,
+        source,
+        object_type,
+        id_property,
+        record,
+        category,
+        message,
+        attempts,
+        failed,
+        following,
+    ) = row
+    messages = [str(message)]
+    if kind == "refused":
+        messages += dict.fromkeys(why for _, _, why in behind if why and why not in str(message))
+    return Entry(
+        id=f"{kind}-{ref}",
+        state="retrying" if state == "retrying" else "parked",
+        source=str(source or ""),
+        object_type=None if object_type is None else str(object_type),
+        id_property=str(id_property) if id_property else None,
+        record=None if record is None else str(record),
+        category=str(category),
+        message="; ".join(messages),
+        properties=tuple(name for name, _, _ in behind if name is not None),
+        event_ids=tuple(dict.fromkeys(event_id for _, event_id, _ in behind if event_id is not None)),
+        attempts=int(str(attempts)),
+        first_failed_us=None if failed is None else int(str(failed)),
+        next_attempt_us=None if following is None else int(str(following)),
+    )
+
+
+# --- what the console shows of the retry log beyond its rows: groups, the payloads and the calls behind an entry ---
+
+#: Groups of one answer.
+GROUPS = 50
+#: The parts of the retry log by numbers, in the order in which they are sorted.
+_KINDS = sorted(KINDS)
+_CODE = "CASE kind " + " ".join(f"WHEN '{kind}' THEN {code}" for code, kind in enumerate(_KINDS)) + " END"
+#: Calls looked through for those that carried a record.
+CALLS_SEARCHED = 2_000
+#: No call lasts longer; it began so long before its failure at most.
+CALL_LASTS_US = 60 * 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Entries with one cause. `state`: parked when any of them is, as somebody must do something then."""
+
+    state: EntryState
+    category: str
+    message: str
+    entries: int
+    first_us: int | None
+    last_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What a filter means: how many entries, the largest groups of them, and one page."""
+
+    entries: int
+    groups: tuple[Group, ...]
+    more_groups: bool
+    page: tuple[Entry, ...]
+
+
+def count_entries(connection: Connection, chosen: Filter) -> int:
+    """How many entries `chosen` means."""
+    parts, parameters = narrowed(chosen, "1 AS one")
+    return int(fetch(connection, f"SELECT count(*) FROM {parts}", **parameters)[0][0])
+
+
+def overview(connection: Connection, chosen: Filter, *, limit: int, offset: int = 0) -> Overview:
+    """The entries by category and message, the largest group first, and a page of them, oldest failure first.
+
+    One statement, so that the log is read once: it may hold hundreds of thousands. The database makes a copy of it, in
+    which numbers stand in place of words.
+    """
+    parked = "CASE WHEN state = 'parked' THEN 1 ELSE 0 END AS parked"
+    parts, parameters = narrowed(chosen, f"failed_us, {_CODE} AS kind, ref, {parked}, category, message")
+    rows = fetch(
+        connection,
+        f"""WITH entry AS MATERIALIZED (SELECT * FROM {parts})
+            SELECT 'group', parked, category, message, entries, first_us, last_us FROM
+              (SELECT max(parked) AS parked, category, message, count(*) AS entries, min(failed_us) AS first_us,
+                      max(failed_us) AS last_us
+                 FROM entry GROUP BY category, message ORDER BY entries DESC, category, message LIMIT :groups) AS g
+            UNION ALL SELECT 'entry', kind, NULL, NULL, ref, failed_us, NULL FROM
+              (SELECT kind, ref, failed_us FROM entry ORDER BY failed_us, kind, ref LIMIT :limit OFFSET :offset) AS e
+            UNION ALL SELECT 'all', NULL, NULL, NULL, count(*), NULL, NULL FROM entry""",
+        groups=GROUPS + 1,
+        limit=limit,
+        offset=offset,
+        **parameters,
+    )
+    groups = [
+        Group("parked" if parked else "retrying", category, message or "", int(number), first_us, last_us)
+        for what, parked, category, message, number, first_us, last_us in rows
+        if what == "group"
+    ]
+    shown = sorted((failed_us, kind, ref) for what, kind, _, _, ref, failed_us, _ in rows if what == "entry")
+    return Overview(
+        entries=next(int(number) for what, _, _, _, number, _, _ in rows if what == "all"),
+        groups=tuple(sorted(groups, key=lambda group: (-group.entries, group.category, group.message))[:GROUPS]),
+        more_groups=len(groups) > GROUPS,
+        page=tuple(described(connection, [f"{_KINDS[kind]}-{ref}" for _, kind, ref in shown])),
+    )
+
+
+def payloads(connection: Connection, entry: Entry) -> dict[str, str]:
+    """The kept payloads of an entry's events, as JSON texts: of the first few, and of long ones the beginning."""
+    rows = fetch(
+        connection,
+        f"""SELECT event_id, {beginning("payload", PAYLOAD)} FROM events
+            WHERE event_id IN (SELECT wanted FROM {{rows:wanted text}} AS given) AND source = :source""",
+        rows=[[event_id] for event_id in dict.fromkeys(entry.event_ids[:PAYLOADS])],
+        source=entry.source,
+    )
+    return {str(event_id): str(payload) for event_id, payload in rows}
+
+
+def calls(connection: Connection, entry: Entry) -> list[dict[str, Any]]:
+    """The calls that carried an entry's record since it first failed, newest first; looked for among the newest."""
+    kind, record = parsed(entry.id)
+    if kind == "event" or entry.first_failed_us is None:
+        return []
+    found = []
+    for number, started_us, duration_us, status, correlation_id, error, inputs in fetch(
+        connection,
+        """SELECT id, started_us, duration_us, status, correlation_id, error, inputs FROM
+             (SELECT * FROM calls WHERE started_us >= :since ORDER BY started_us DESC LIMIT :searched) AS c
+            WHERE inputs LIKE :carried ORDER BY started_us DESC""",
+        since=entry.first_failed_us - CALL_LASTS_US,
+        searched=CALLS_SEARCHED,
+        carried=f"%[{record},%",
+    ):
+        outcomes = [outcome for ref, _, outcome in orjson.loads(inputs) if ref == record]
+        found.append(
+            {
+                "call": number,
+                "started_us": started_us,
+                "duration_ms": round(duration_us / 1_000),
+                "status": status,
+                "correlation_id": correlation_id,
+                "error": error,
+                "outcome": outcomes[0] if outcomes else None,
+            }
+        )
+    return found
+
+
+# --- what people do about it: here to discard; to replay see `bridge.journal.replay` ---
 
 #: Entries handled in one write transaction, so that intake is not held up by a large replay.
 STEP = 200
@@ -304,64 +493,6 @@ class Chosen(Protocol):
 
     @property
     def state(self) -> EntryState: ...
-
-
-@dataclass(slots=True)
-class Replayed:
-    """What a replay did."""
-
-    entries: int = 0
-    events: int = 0
-    unmapped: int = 0  # events still unmappable
-    after: int = 0  # of events: where to go on; 0 at the end
-    merged: Merged = field(default_factory=Merged)
-
-
-def steps(chosen: Sequence[Chosen]) -> Iterator[Sequence[Chosen]]:
-    """Entries in portions, each for one write transaction."""
-    for at in range(0, len(chosen), STEP):
-        yield chosen[at : at + STEP]
-
-
-def replay(connection: Connection, chosen: Sequence[Chosen], remap: Remap, *, now_us: int) -> Replayed:
-    """Map the events of those of these entries again that are there still, and make everything due now."""
-    take_turns(connection)
-    lock_records(connection, [_number(entry) for entry in chosen if not entry.id.startswith("event-")])
-    chosen = references(connection, Filter(ids=tuple(entry.id for entry in chosen))) if chosen else []
-    done = Replayed(entries=len(chosen))
-    refs = sorted({_number(entry) for entry in chosen if not entry.id.startswith("event-")})
-    events = {_number(entry) for entry in chosen if entry.id.startswith("event-")}
-    for state, kind in ((State.PENDING, "record"), (State.REFUSED, "refused")):
-        wanted = [_number(entry) for entry in chosen if entry.id.startswith(f"{kind}-")]
-        events |= {
-            event
-            for (event,) in fetch(
-                connection,
-                """SELECT DISTINCT event FROM desired WHERE record IN (SELECT id FROM {ids}) AND state = :state""",
-                ids=wanted,
-                state=int(state),
-            )
-        }
-    remapping = Remapping(remap, again=True)
-    for portion in portions(connection, sorted(events)):
-        remade = remapping.step(connection, remapping.read(connection, portion), now_us=now_us)
-        done.events += remade.events
-        done.unmapped += remade.unmapped
-        done.merged.add(remade.merged)
-    # What still stands refused with a value of its own is sent as it is: the CRM may take it by now.
-    run(
-        connection,
-        """UPDATE desired SET state = 0, category = NULL, message = NULL
-            WHERE record IN (SELECT id FROM {ids}) AND state = 2 AND value IS NOT NULL""",
-        ids=[_number(entry) for entry in chosen if entry.id.startswith("refused-")],
-    )
-    forget_failures(connection, refs)
-    reconcile(connection, refs, now_us=now_us, moved=refs)
-    return done
-
-
-def _number(entry: Chosen) -> int:
-    return int(entry.id.partition("-")[2])
 
 
 @dataclass(slots=True)
@@ -379,27 +510,25 @@ def discard(connection: Connection, ids: Sequence[str], chosen: Filter, *, now_u
     confirmed what was there. Older values stay unsent.
     """
     take_turns(connection)
-    lock_records(connection, [int(id_.partition("-")[2]) for id_ in ids if not id_.startswith("event-")])
+    found = numbers(ids)
+    lock_records(connection, found["record"] + found["refused"])
     still = references(connection, replace(chosen, ids=tuple(ids))) if ids else []
+    found = numbers(entry.id for entry in still)
     done = Discarded(entries=len(still))
-    seen_us = 2**62 if chosen.seen_us is None else chosen.seen_us
-    for state, kind in ((State.PENDING, "record"), (State.REFUSED, "refused")):
-        refs = [_number(entry) for entry in still if entry.id.startswith(f"{kind}-")]
+    for kind, state in STANDING.items():
         done.values += run(
             connection,
             """UPDATE desired SET state = :discarded, settled_us = :now
                 WHERE record IN (SELECT id FROM {ids}) AND state = :state AND (:state = 0 OR settled_us <= :seen)
                   AND NOT EXISTS (SELECT 1 FROM events e WHERE e.seq = desired.event AND e.received_us > :seen)""",
-            ids=refs,
+            ids=found[kind],
             state=int(state),
             discarded=int(State.DISCARDED),
-            seen=seen_us,
+            seen=NEVER if chosen.seen_us is None else chosen.seen_us,
             now=now_us,
         ).rowcount
-        if kind == "record":
-            reconcile(connection, refs, now_us=now_us, settled=refs)
-    events = [_number(entry) for entry in still if entry.id.startswith("event-")]
+    reconcile(connection, found["record"], now_us=now_us, settled=found["record"])
     done.values += run(
-        connection, "UPDATE events SET waits = 0 WHERE seq IN (SELECT id FROM {ids})", ids=events
+        connection, "UPDATE events SET waits = 0 WHERE seq IN (SELECT id FROM {ids})", ids=found["event"]
     ).rowcount
     return done

@@ -38,6 +38,10 @@ MOVING = "moving"
 KNOWN = ("0001", "0002", "0003", "0004")
 
 
+#: Later than any time, more than any number.
+NEVER = 2**62
+
+
 class State(IntEnum):
     """What stands between a desired value and the CRM."""
 
@@ -233,15 +237,40 @@ dispatcher = Table(
 )
 
 
-# --- what must hold between the tables ---
+# --- conditions that several modules need, of `records r` and `desired d` ---
+
+#: A doubtful call may have undone this confirmed value.
+UNDONE = "d.state = 1 AND d.revision > r.doubt_n"
+#: Confirmed values of the record go once more when its doubt is over.
+GOES_AGAIN = f"(r.doubt_us IS NOT NULL AND EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND {UNDONE}))"
+#: The record has failed and is retried or parked, or that is still noted of it.
+FAILS = """(coalesce(r.category, r.message) IS NOT NULL OR r.attempts > 0
+            OR coalesce(r.parked_us, r.retry_us, r.failing_since_us) IS NOT NULL)"""
+
+#: The value was settled before `:before`: it may be forgotten if it is as old itself.
+FORGETTABLE = "d.state IN (1, 3, 4) AND d.settled_us < :before"
+
+# --- what people are told of the tables, and what must hold between them ---
+
+#: A journal in figures, by name, each with its query.
+FIGURES = {
+    "events": "SELECT count(*) FROM events",
+    "records": "SELECT count(*) FROM records",
+    "values": "SELECT count(*) FROM desired",
+    "pending": "SELECT count(DISTINCT record) FROM due WHERE due_us IS NOT NULL",  # records that are not parked
+    "parked": "SELECT count(*) FROM records WHERE parked_us IS NOT NULL",
+    "refused": "SELECT count(*) FROM desired WHERE state = 2",
+    "unmapped": "SELECT count(*) FROM events WHERE waits = 1",
+    "calls": "SELECT count(*) FROM calls",
+    "oldest_event_us": "SELECT min(received_us) FROM events",
+    "newest_event_us": "SELECT max(received_us) FROM events",
+    "oldest_pending_us": "SELECT min(since_us) FROM due WHERE due_us IS NOT NULL",
+}
 
 #: Problems told of one file.
 TOLD = 20
 
-#: Whether confirmed values of `records r` go once more after a doubt.
-_AGAIN = """(r.doubt_us IS NOT NULL AND EXISTS (
-               SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 1 AND d.revision > r.doubt_n))"""
-#: What must hold between the tables (`schema`): what is wrong, and a query of how many rows are.
+#: What must hold between the tables: what is wrong, and a query of how many rows are.
 INVARIANTS = (
     ("pending values without a record", "FROM desired d LEFT JOIN records r ON r.id = d.record WHERE r.id IS NULL"),
     (
@@ -260,15 +289,13 @@ INVARIANTS = (
         f"""FROM due JOIN records r ON r.id = due.record
              WHERE NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 0
                                   AND coalesce(d.source, '') = due.source)
-               AND NOT {_AGAIN}""",
+               AND NOT {GOES_AGAIN}""",
     ),
     (
         "failures of records for which nothing waits",
         f"""FROM records r
-             WHERE (coalesce(r.category, r.message) IS NOT NULL OR r.attempts > 0
-                    OR coalesce(r.parked_us, r.retry_us, r.failing_since_us) IS NOT NULL)
-               AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 0)
-               AND NOT {_AGAIN}""",
+             WHERE {FAILS} AND NOT EXISTS (SELECT 1 FROM desired d WHERE d.record = r.id AND d.state = 0)
+               AND NOT {GOES_AGAIN}""",
     ),
     (
         "due rows without a time of records that are not parked",
@@ -294,7 +321,6 @@ INVARIANTS = (
     ("events that wait without a reason", "FROM events WHERE waits = 1 AND unmappable IS NULL"),
     ("rows of the dispatcher beside its own", "FROM dispatcher WHERE id <> 1"),
 )
-#: The same, in SQLite's words.
 
 
 # --- versions ---

@@ -14,32 +14,20 @@ import copy
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, Protocol
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy.engine import Connection
 
 from bridge.errors import JournalError, JournalFullError
-from bridge.journal import appending, delivering, entries, event_log, matching, retry_log, steering, stories, upkeep
-from bridge.journal.amending import Remap, portions
-from bridge.journal.appending import Appended, Left, drop_incomplete, oldest_left, slices, stage, unmergeable, unstage
-from bridge.journal.database import Database, fence, fetch, on_postgresql
+from bridge.journal import appending, control, delivering, event_log, matching, replay, retry_log, trace, upkeep
+from bridge.journal.appending import Appended, Staged, drop_incomplete, oldest_staged, slices, unmergeable, unstage
+from bridge.journal.control import Headroom, Resynced, ValueFilter
+from bridge.journal.database import Database, fence, fetch, load_meta, on_postgresql, portions, save_meta
 from bridge.journal.due import DueScan, due
-from bridge.journal.entries import Overview
-from bridge.journal.event_log import EventFilter, Logged
-from bridge.journal.retry_log import (
-    CHANGES,
-    Chosen,
-    Difference,
-    Discarded,
-    Entry,
-    Filter,
-    Reference,
-    Remade,
-    Remapping,
-    Replayed,
-)
-from bridge.journal.steering import Act, Known, Resynced, Room
+from bridge.journal.event_log import EventFilter, Logged, Remap, portions_to_read
+from bridge.journal.replay import CHANGES, Difference, Replay, Replayed, ReplayStep
+from bridge.journal.retry_log import Chosen, Discarded, Filter
 from bridge.journal.upkeep import DAY_US, Figures, Retention
 from bridge.model import CALL_BYTES, Call, Clock, Due, Event, Lane, Outcome, Pause, PendingRecord, Taken, to_us
 from bridge.settings import Journal as JournalSettings
@@ -50,11 +38,13 @@ EARLY_AT = 0.9
 REOPEN_AT = 0.95
 #: A due time further ahead than this (or than retry.max) comes from a wrong clock.
 DUE_HORIZON_S = 600.0
-#: No call lasts longer; it began so long before its failure at most.
-CALL_LASTS_S = 60.0
 #: How long a database that is out of reach is tried again: intake must answer its senders; a call that is about to
 #: begin must be as old as its doubt; what a call did is worth waiting for, because it would be sent again.
 INTAKE_PATIENCE_S, TAKE_PATIENCE_S, SETTLE_PATIENCE_S = 1.0, 5.0, 20.0
+
+
+#: Any entry of the retry log.
+EVERY = Filter()
 
 
 class Watcher(Protocol):
@@ -62,7 +52,7 @@ class Watcher(Protocol):
 
     def committed(self, duration_s: float, appended: Appended) -> None: ...
 
-    def settled(self, settled: delivering.Settled) -> None: ...
+    def settled(self, settled: delivering.Settlement) -> None: ...
 
     def troubled(self, kind: str) -> None: ...
 
@@ -78,6 +68,34 @@ def open_database(url: str, *, troubled: Callable[[str], None] = lambda _kind: N
     from bridge.journal.sqlite.database import SqliteDatabase
 
     return SqliteDatabase(url, troubled=troubled)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def reading(function: Callable[Concatenate[Connection, P], R]) -> Callable[Concatenate[Journal, P], R]:
+    """The function as a method of the journal, in a read transaction of its own."""
+
+    @wraps(function)
+    def method(journal: Journal, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with journal._database.read() as connection:  # noqa: SLF001 (one of us)
+            return function(connection, *args, **kwargs)
+
+    return method
+
+
+def writing(
+    function: Callable[Concatenate[Connection, P], R], *, durable: bool = True
+) -> Callable[Concatenate[Journal, P], R]:
+    """The function as a method of the journal, in a write transaction of its own."""
+
+    @wraps(function)
+    def method(journal: Journal, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        database = journal._database  # noqa: SLF001 (one of us)
+        return database.transact(lambda connection: function(connection, *args, **kwargs), durable=durable)
+
+    return method
 
 
 class Journal:
@@ -106,8 +124,8 @@ class Journal:
         # What calls do must survive all but a power cut, in which it is sent again.
         self._calls_durable = not self._database.relaxed_outlives_crash
         self._epoch: int | None = None  # of the dispatcher's term, see `under`
-        # By record: when it was taken without anybody's hearing of it, and what it was before. A record is in one call
-        # at a time, and so is its place here.
+        # By record: when it was taken by commits whose answers were lost, and what it was before. A record is in one
+        # call at a time, and so is its entry here.
         self._in_vain: dict[int, tuple[frozenset[int], PendingRecord]] = {}
 
     # --- intake ---
@@ -132,7 +150,7 @@ class Journal:
         def work(connection: Connection) -> Appended:
             now_us = self._now_us()
             appended = appending.append(connection, events, now_us=now_us)
-            appended.staged = [stage(connection, rest, now_us=now_us) for rest in staging]
+            appended.staged = [appending.stage(connection, rest, now_us=now_us) for rest in staging]
             if staged:
                 unstage(connection, staged)
             return appended
@@ -142,21 +160,21 @@ class Journal:
             self._watcher.committed(self._clock.monotonic() - started, appended)
         return appended
 
-    def keep(self, events: Sequence[Event], *, after: Left | None, whole: bool) -> Left:
+    def stage(self, events: Sequence[Event], *, after: Staged | None, whole: bool) -> Staged:
         """Keep the next piece of a large request on disk, to be merged when it is whole. Raises JournalError when what
         came before was dropped meanwhile.
         """
         return self._database.transact(
-            lambda connection: stage(connection, events, now_us=self._now_us(), after=after, whole=whole),
+            lambda connection: appending.stage(connection, events, now_us=self._now_us(), after=after, whole=whole),
             patience_s=INTAKE_PATIENCE_S,
         )
 
-    def merge_left(self) -> bool:
+    def merge_staged(self) -> bool:
         """Merge what is left of a large request whose process ended, or drop it if it was not whole; False when there
         is none.
         """
         with self._database.read() as connection:
-            found = oldest_left(connection, now_us=self._now_us())
+            found = oldest_staged(connection, now_us=self._now_us())
         if found is None:
             return False
         if found.incomplete:
@@ -245,7 +263,7 @@ class Journal:
         """Read these records with their pending values and mark them as being in a call: as many as fit."""
 
         def work(connection: Connection) -> Taken:
-            self._fence(connection)
+            fence(connection, self._epoch)
             lane = partial(self._lane, connection)
             taken = delivering.take(connection, lane, refs, began_us=began_at_us, max_bytes=max_bytes, only=only)
             records = []
@@ -265,10 +283,10 @@ class Journal:
         self, taken: Sequence[PendingRecord], outcomes: Sequence[Outcome], *, call: Call | None, doubtful: bool
     ) -> None:
         """Write down what one call did, in one transaction."""
-        tried: list[delivering.Settled] = []
+        tried: list[delivering.Settlement] = []
 
-        def work(connection: Connection) -> delivering.Settled:
-            self._fence(connection)
+        def work(connection: Connection) -> delivering.Settlement:
+            fence(connection, self._epoch)
             if not tried or call is None or not delivering.was_settled(connection, taken, outcomes, call):
                 tried.append(
                     delivering.settle(connection, taken, outcomes, call=call, doubtful=doubtful, now_us=self._now_us())
@@ -287,10 +305,16 @@ class Journal:
         journal._epoch = epoch  # noqa: SLF001 (one of us)
         return journal
 
-    def _fence(self, connection: Connection, *, alone: bool = False) -> None:
-        fence(connection, self._epoch, alone=alone)
+    def _note(self, note: Callable[[Connection], None], *, alone: bool = False) -> None:
+        """Write something down in this term, see `fence`; a power cut may undo it."""
 
-    def _lane(self, connection: Any, number: int) -> Lane:
+        def work(connection: Connection) -> None:
+            fence(connection, self._epoch, alone=alone)
+            note(connection)
+
+        self._database.transact(work, durable=False)
+
+    def _lane(self, connection: Connection, number: int) -> Lane:
         with self._lanes_lock:
             if number not in self._lanes:
                 for found, object_type, id_property in fetch(
@@ -301,86 +325,27 @@ class Journal:
 
     def clock_was_set(self, by_us: int) -> None:
         """The wall clock was set by so much: doubts are as old as before, by the new time."""
-
-        def work(connection: Connection) -> None:
-            self._fence(connection)
-            delivering.shift_doubts(connection, by_us)
-
-        self._database.transact(work, durable=False)
+        self._note(lambda connection: delivering.shift_doubts(connection, by_us))
 
     def save_pauses(self, pauses: Sequence[Pause]) -> None:
         """Keep these pauses, for a restart and for every worker's status; those of people stay as they are."""
+        self._note(lambda connection: control.save_pauses(connection, pauses), alone=True)
 
-        def work(connection: Connection) -> None:
-            self._fence(connection, alone=True)
-            upkeep.save_pauses(connection, pauses)
-
-        self._database.transact(work, durable=False)
-
-    def load_pauses(self) -> Sequence[Pause]:
-        """The pauses last saved."""
-        with self._database.read() as connection:
-            return upkeep.load_pauses(connection)
-
-    def calls_since(self, since_us: int) -> int:
-        """How many calls began at this time or later."""
-        with self._database.read() as connection:
-            return upkeep.calls_since(connection, since_us)
-
-    def call_starts(self, since_us: int) -> Sequence[int]:
-        """When the calls began that did so at this time or later and were settled, and what was read."""
-        with self._database.read() as connection:
-            return upkeep.call_starts(connection, since_us)
-
-    def note_reading(self, at_us: int) -> None:
-        """Remember that the CRM was asked for something at this time, for `call_starts`."""
-        self._database.transact(lambda connection: upkeep.note_reading(connection, at_us), durable=False)
-
-    def load_secret(self, name: str) -> str | None:
-        """What `save_secret` kept under this name; None when there is nothing."""
-        with self._database.read() as connection:
-            return upkeep.load_meta(connection, name)
-
-    def save_secret(self, name: str, value: str) -> None:
-        """Keep a secret over restarts, with fsync. It must never be shown."""
-        self._database.transact(lambda connection: upkeep.save_meta(connection, name, value))
+    load_pauses = reading(control.load_pauses)
+    calls_since = reading(upkeep.calls_since)
+    call_starts = reading(upkeep.call_starts)
+    note_reading = writing(upkeep.note_reading, durable=False)
+    load_secret = reading(load_meta)
+    save_secret = writing(save_meta)
 
     # --- retry log ---
 
-    def entries(self, chosen: Filter, *, limit: int | None = None, offset: int = 0) -> list[Entry]:
-        """The retry log's entries that `chosen` means, oldest failure first."""
-        with self._database.read() as connection:
-            return retry_log.entries(connection, chosen, limit=limit, offset=offset)
-
-    def references(
-        self, chosen: Filter, *, after: Reference | None = None, limit: int | None = None, offset: int = 0
-    ) -> list[Reference]:
-        """The same entries by their ids alone, for acts; those that come after one if it is given."""
-        with self._database.read() as connection:
-            return retry_log.references(connection, chosen, after=after, limit=limit, offset=offset)
-
-    def count_entries(self, chosen: Filter) -> int:
-        """How many entries `chosen` means."""
-        with self._database.read() as connection:
-            return entries.count_entries(connection, chosen)
-
-    def overview(self, chosen: Filter, *, limit: int, offset: int = 0) -> Overview:
-        """The entries that `chosen` means by category and message, and a page of them, oldest failure first."""
-        with self._database.read() as connection:
-            return entries.overview(connection, chosen, limit=limit, offset=offset)
-
-    def payloads(self, entry: Entry) -> dict[str, str]:
-        """The kept payloads of an entry's events."""
-        with self._database.read() as connection:
-            return entries.payloads(connection, entry.event_ids, entry.source)
-
-    def calls_of(self, entry: Entry) -> list[dict[str, Any]]:
-        """The calls that carried an entry's record since it first failed, newest first."""
-        kind, _, number = entry.id.partition("-")
-        if kind == "event" or entry.first_failed_us is None:
-            return []
-        with self._database.read() as connection:
-            return entries.calls(connection, int(number), since_us=entry.first_failed_us - to_us(CALL_LASTS_S))
+    entries = reading(retry_log.entries)
+    references = reading(retry_log.references)
+    count_entries = reading(retry_log.count_entries)
+    overview = reading(retry_log.overview)
+    payloads = reading(retry_log.payloads)
+    calls_of = reading(retry_log.calls)
 
     def replay(
         self, chosen: Sequence[Chosen], remap: Remap, *, progress: Callable[[int], None] = lambda _: None
@@ -390,83 +355,55 @@ class Journal:
         Raises JournalFullError before it begins when what is parked would fill the journal and so stop intake, and
         between two steps when something else filled it meanwhile.
         """
-        done, room = Replayed(), self._room()
+        done, headroom = Replayed(), self._headroom()
         if wanted := sum(entry.state == "parked" for entry in chosen):
-            room.check(wanted=wanted)
-        for step in retry_log.steps(chosen):
+            headroom.check(wanted=wanted)
+        for step in portions(chosen, retry_log.STEP):
             parked = sum(entry.state == "parked" for entry in step)
             if parked:  # what is retried is pending already, and may be hastened whenever
-                room.check(done=f" ({done.entries} of {len(chosen)} entries are replayed)")
-            part = self._database.transact(partial(retry_log.replay, chosen=step, remap=remap, now_us=self._now_us()))
+                headroom.check(done=f" ({done.entries} of {len(chosen)} entries are replayed)")
+            part = self._database.transact(partial(replay.replay, chosen=step, remap=remap, now_us=self._now_us()))
             done.entries += part.entries
             done.events += part.events
             done.unmapped += part.unmapped
             done.merged.add(part.merged)
-            room.made_pending(parked)
+            headroom.made_pending(parked)
             progress(len(step))
         return done
 
-    def discard(self, chosen: Sequence[Chosen]) -> int:
-        """Give these entries up for good; returns how many values and events that were."""
-        return self.discard_still(chosen, Filter()).values
-
-    def discard_all(self, chosen: Filter, *, progress: Callable[[int], None] = lambda _: None) -> Discarded:
-        """Give up what the filter means."""
-        return self.discard_still(self.references(chosen), chosen, progress=progress)
-
-    def discard_still(
-        self, found: Sequence[Chosen], still: Filter, *, progress: Callable[[int], None] = lambda _: None
+    def discard(
+        self, found: Sequence[Chosen], still: Filter = EVERY, *, progress: Callable[[int], None] = lambda _: None
     ) -> Discarded:
-        """Give up those of these entries that the filter means, in small transactions. Each applies it anew: a record
-        that a newer event or a delivery took out of the retry log meanwhile is left alone.
+        """Give up those of these entries for good that the filter means, in small transactions. Each applies it anew: a
+        record that a newer event or a delivery took out of the retry log meanwhile is left alone.
         """
         done = Discarded()
-        for step in retry_log.steps(found):
+        for step in portions(found, retry_log.STEP):
             ids = [entry.id for entry in step]
             part = self._database.transact(partial(retry_log.discard, ids=ids, chosen=still, now_us=self._now_us()))
             done.entries += part.entries
             done.values += part.values
             if self._watcher is not None:
-                self._watcher.settled(delivering.Settled(discarded=part.values))
+                self._watcher.settled(delivering.Settlement(discarded=part.values))
             progress(len(step))
         return done
 
-    def begin_act(self, act: Act) -> bool:
-        """Remember what a person does to many entries; False while another act goes on."""
-        return self._database.transact(lambda connection: steering.begin_act(connection, act))
-
-    def tell_act(self, act: Act) -> None:
-        """Remember how far it came."""
-        self._database.transact(lambda connection: steering.tell_act(connection, act), durable=False)
-
-    def latest_act(self) -> Act | None:
-        """The act that began last, and how far it came."""
-        with self._database.read() as connection:
-            return steering.latest_act(connection)
+    begin_act = writing(control.begin_act)
+    tell_act = writing(control.tell_act, durable=False)
+    latest_act = reading(control.latest_act)
 
     # --- event log and undo ---
 
-    def count_events(self, chosen: EventFilter) -> int:
-        """How many events `chosen` means, its outcome left aside."""
-        with self._database.read() as connection:
-            return event_log.count(connection, chosen)
+    count_events = reading(event_log.count_events)
+    recent_events = reading(event_log.recent)
+    presence = reading(event_log.presence)
+    trace_event = reading(trace.of_event)
+    trace_record = reading(trace.of_record)
 
     def events(self, chosen: EventFilter, *, after: int = 0) -> Iterator[Logged]:
         """The events that `chosen` means, in the order of their arrival, page by page."""
         for page, _ in self._event_pages(chosen, after):
             yield from page
-
-    def recent_events(self, number: int) -> list[Logged]:
-        """The events that came last, newest first; at most `event_log.PAGE`."""
-        with self._database.read() as connection:
-            after = max(0, event_log.newest_seq(connection) - number)
-            found, *_ = event_log.page(connection, EventFilter(), after=after)
-        return found[::-1][:number]
-
-    def presence(self, source: str) -> event_log.Presence:
-        """Which properties the source's events asked for of late, and before."""
-        with self._database.read() as connection:
-            return event_log.presence(connection, source)
 
     def _event_pages(
         self, chosen: EventFilter, after: int = 0, looked_at: Callable[[int], None] = lambda _: None
@@ -499,22 +436,22 @@ class Journal:
         never. `differences` is told what changes, step by step. It begins after the event of this `seq` and ends
         between two steps when it is `enough`; then `after` of what is returned tells where to go on.
 
-        Raises JournalFullError between two steps when the journal is full, lest it stop intake.
+        Raises JournalFullError between two steps when the journal is full, so that intake is not stopped.
         """
-        remapping = Remapping(remap, dry_run=dry_run)
-        done, room = Replayed(), self._room()
+        replaying = Replay(remap, dry_run=dry_run)
+        done, headroom = Replayed(), self._headroom()
         for page, following in self._event_pages(chosen, after, looked_at=progress):
             with self._database.read() as connection:
-                parts = list(portions(connection, [event.seq for event in page]))
+                parts = list(portions_to_read(connection, [event.seq for event in page]))
             for at, part in enumerate(parts, 1):
                 if not dry_run:
-                    room.check(done=f" ({done.events} events are replayed)")
-                remade = self._replay_part(remapping, part, dry_run=dry_run)
-                done.events += remade.events
-                done.unmapped += remade.unmapped
-                done.merged.add(remade.merged)
-                differences(remade.differences)
-                room.made_pending(len({found.record for found in remade.differences if found.what in CHANGES}))
+                    headroom.check(done=f" ({done.events} events are replayed)")
+                step = self._replay_part(replaying, part, dry_run=dry_run)
+                done.events += step.events
+                done.unmapped += step.unmapped
+                done.merged.add(step.merged)
+                differences(step.differences)
+                headroom.made_pending(len({found.record for found in step.differences if found.what in CHANGES}))
                 if at < len(parts) and enough():
                     done.after = part[-1]
                     return done
@@ -523,23 +460,20 @@ class Journal:
                 break
         return done
 
-    def _replay_part(self, remapping: Remapping, part: Sequence[int], *, dry_run: bool) -> Remade:
+    def _replay_part(self, replaying: Replay, part: Sequence[int], *, dry_run: bool) -> ReplayStep:
         with self._database.read() as connection:
-            mapped = remapping.read(connection, part)
-        step = partial(remapping.step, mapped=mapped, now_us=self._now_us())
+            mapped = replaying.read(connection, part)
+        step = partial(replaying.step, mapped=mapped, now_us=self._now_us())
         if not dry_run:
             return self._database.transact(step)
         with self._database.read() as connection:
             return step(connection)
 
-    def count_known(self, chosen: Known) -> Resynced:
-        """How much a resync would send once more."""
-        with self._database.read() as connection:
-            return steering.count(connection, chosen)
+    count_known = reading(control.count_delivered)
 
     def resync(
         self,
-        chosen: Known,
+        chosen: ValueFilter,
         *,
         after: int = 0,
         enough: Callable[[], bool] = lambda: False,
@@ -551,70 +485,49 @@ class Journal:
         Raises JournalFullError before it begins when that would fill the journal and so stop intake, and between two
         steps when something else filled it meanwhile.
         """
-        room = self._room()
+        headroom = self._headroom()
         if not after:
-            room.check(wanted=self.count_known(chosen).records)
+            headroom.check(wanted=self.count_known(chosen).records)
         done = Resynced(after=after)
         while True:
-            room.check(done=f" ({done.records} records are due)")
+            headroom.check(done=f" ({done.records} records are due)")
             part, done.after = self._database.transact(
-                partial(steering.step, chosen=chosen, after=done.after, now_us=self._now_us())
+                partial(control.step, chosen=chosen, after=done.after, now_us=self._now_us())
             )
             done.records += part.records
             done.values += part.values
-            room.made_pending(part.records)
+            headroom.made_pending(part.records)
             progress(part.records)
             if not done.after or enough():
                 return done
 
-    def _room(self) -> Room:
+    def _headroom(self) -> Headroom:
         def count() -> int:
             with self._database.read() as connection:
                 return upkeep.pending(connection)
 
-        return Room(count=count, max_pending=self._settings.max_pending, monotonic=self._clock.monotonic)
+        return Headroom(count=count, max_pending=self._settings.max_pending, monotonic=self._clock.monotonic)
 
     def pause(self, object_type: str | None = None, *, detail: str = "") -> Pause:
         """Stop delivery, or that of one object type, until a person ends it; with fsync."""
         return self._database.transact(
-            lambda connection: steering.pause(connection, object_type, detail, now_us=self._now_us())
+            lambda connection: control.pause(connection, object_type, detail, now_us=self._now_us())
         )
 
-    def resume(self, object_type: str | None = None) -> list[Pause]:
-        """End people's pauses, all of them or that of one object type; returns those that ended."""
-        return self._database.transact(lambda connection: steering.resume(connection, object_type))
-
-    # --- stories ---
-
-    def trace_event(self, event_id: str) -> list[dict[str, Any]]:
-        """The story of the event(s) with this id."""
-        with self._database.read() as connection:
-            return stories.of_event(connection, event_id)
-
-    def trace_record(self, record: str) -> list[dict[str, Any]]:
-        """The story of the record(s) with this id."""
-        with self._database.read() as connection:
-            return stories.of_record(connection, record)
+    resume = writing(control.resume)
 
     # --- upkeep ---
 
-    def figures(self) -> Figures:
-        """The gauges last counted by the dispatcher's process."""
-        with self._database.read() as connection:
-            return upkeep.read_figures(connection)
+    figures = reading(upkeep.read_figures)
 
     def refresh_figures(self, *, delivery: dict[str, Any] | None = None, sources: Collection[str] = ()) -> Figures:
         """Count the gauges anew and keep them for everyone. `sources` are the configured ones."""
         with self._database.read() as connection:
-            figures = upkeep.count(
+            figures = upkeep.count_figures(
                 connection, self._retry_log_count, delivery=delivery or {}, sources=sources, now_us=self._now_us()
             )
 
-        def work(connection: Connection) -> None:
-            self._fence(connection, alone=True)
-            upkeep.save_figures(connection, figures)
-
-        self._database.transact(work, durable=False)
+        self._note(lambda connection: upkeep.save_figures(connection, figures), alone=True)
         return figures
 
     def prune(self) -> int:

@@ -17,9 +17,10 @@ import orjson
 from sqlalchemy.engine import Connection
 
 from bridge.journal import retry_log
-from bridge.journal.database import fetch, lock_outdated, lock_roots, one, run, take_turns
-from bridge.journal.entries import EntryState
-from bridge.model import FUTURE_TOLERANCE_US, Pause, Scope
+from bridge.journal.database import fetch, load_meta, lock_outdated, lock_roots, run, save_meta, take_turns
+from bridge.journal.retry_log import EntryState
+from bridge.journal.schema import FORGETTABLE
+from bridge.model import FUTURE_TOLERANCE_US
 
 # --- the last hour, minute by minute, for people's charts: carried on with every count of the figures ---
 #
@@ -145,8 +146,6 @@ QUICK_S = 0.1
 #: How long a reading is remembered: no rate limit looks back further.
 READINGS_US = 120 * 1_000_000
 _READINGS = "readings"
-#: The reason of a pause that a person made; only people write or end those.
-OPERATOR = "operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +160,7 @@ class Figures:
     entries: tuple[tuple[str, str, int], ...] = ()  # retry log: (state, category, number)
     last_event_us: dict[str, int] = field(default_factory=dict)  # source → arrival of its newest event
     watched_since_us: dict[str, int] = field(default_factory=dict)  # configured source → when it was first seen
-    rates: dict[str, float] = field(default_factory=dict)  # source → events per second, of late
+    rates: dict[str, float] = field(default_factory=dict)  # source → events per second, over `RATE_US`
     delivery: dict[str, Any] = field(default_factory=dict)  # what the dispatcher adds: in flight, limiter, …
     history: dict[str, Any] = field(default_factory=dict)  # the last hour, see `minutes_of`
     at_us: int | None = None
@@ -189,13 +188,13 @@ class RetryLogCount:
     def __call__(self, connection: Connection) -> tuple[tuple[EntryState, str, int], ...]:
         began = self._monotonic()
         if began >= self._anew_at:
-            self._counted = tuple(retry_log.count(connection))
+            self._counted = tuple(retry_log.count_by_state(connection))
             took_s = self._monotonic() - began
             self._anew_at = began + took_s / COUNTING_SHARE if took_s > QUICK_S else -math.inf
         return self._counted
 
 
-def count(
+def count_figures(
     connection: Connection,
     retry_log_count: RetryLogCount,
     *,
@@ -259,7 +258,7 @@ def _waiting(queues: Sequence[Sequence[Any]]) -> tuple[tuple[str, str, int], ...
 
 
 def _arrivals(connection: Connection, since_us: int, now_us: int) -> list[tuple[str, int, int]]:
-    """(source, arrival of its newest event, events of late) of what came since the last count, and of late.
+    """(source, arrival of its newest event, events within `RATE_US`) of what came since then.
 
     All of it is looked at, however much came: the single event of one source among thousands of another's. In steps,
     as a database sorts what it groups, and a first look is at millions.
@@ -301,46 +300,28 @@ def save_figures(connection: Connection, figures: Figures) -> None:
 
 
 def read_figures(connection: Connection) -> Figures:
-    """The figures last saved."""
-    row = one(connection, "SELECT figures FROM dispatcher WHERE id = 1")
-    document = orjson.loads(row["figures"]) if row else {}
-    if not document:
-        return Figures()
+    """The gauges last counted by the dispatcher's process."""
+    rows = fetch(connection, "SELECT figures FROM dispatcher WHERE id = 1")
+    document = orjson.loads(rows[0][0]) if rows else {}
     for name in ("entries", "waiting"):
         document[name] = tuple(map(tuple, document.get(name, ())))
     # What a later version keeps besides is left aside.
     return Figures(**{name: value for name, value in document.items() if name in _FIGURES})
 
 
-def save_pauses(connection: Connection, pauses: Sequence[Pause]) -> None:
-    """Replace every stored pause except those that people made (reason `operator`)."""
-    kept = [pause for pause in load_pauses(connection) if pause.reason == OPERATOR]
-    pauses = [*kept, *(pause for pause in pauses if pause.reason != OPERATOR)]
-    run(
-        connection,
-        "UPDATE dispatcher SET pauses = :pauses WHERE id = 1",
-        pauses=orjson.dumps([asdict(pause) for pause in pauses]).decode(),
-    )
-
-
-def load_pauses(connection: Connection) -> list[Pause]:
-    row = one(connection, "SELECT pauses FROM dispatcher WHERE id = 1")
-    return [
-        Pause(**(pause | {"scope": Scope(pause["scope"])})) for pause in orjson.loads(row["pauses"] if row else "[]")
-    ]
-
-
 def calls_since(connection: Connection, since_us: int) -> int:
+    """How many calls began at this time or later."""
     return int(fetch(connection, "SELECT count(*) FROM calls WHERE started_us >= :since", since=since_us)[0][0])
 
 
-def call_starts(connection: Connection, since_us: int) -> list[int]:
+def call_starts(connection: Connection, since_us: int) -> Sequence[int]:
+    """When the calls began that did so at this time or later and were settled, and what was read (`note_reading`)."""
     rows = fetch(connection, "SELECT started_us FROM calls WHERE started_us >= :since", since=since_us)
     return [int(at_us) for (at_us,) in rows] + [at_us for at_us in _readings(connection) if at_us >= since_us]
 
 
 def note_reading(connection: Connection, at_us: int) -> None:
-    """Something was read from the CRM: a call like any other to its limit, and to nobody else."""
+    """Remember that something was read from the CRM: a call like any other to its limit, and to nobody else."""
     recent = [earlier_us for earlier_us in _readings(connection) if abs(at_us - earlier_us) < READINGS_US]
     save_meta(connection, _READINGS, orjson.dumps([*recent, at_us]).decode())
 
@@ -348,20 +329,6 @@ def note_reading(connection: Connection, at_us: int) -> None:
 def _readings(connection: Connection) -> list[int]:
     found: list[int] = orjson.loads(load_meta(connection, _READINGS) or "[]")
     return found
-
-
-def load_meta(connection: Connection, name: str) -> str | None:
-    row = one(connection, "SELECT value FROM meta WHERE name = :name", name=name)
-    return None if row is None else str(row["value"])
-
-
-def save_meta(connection: Connection, name: str, value: str) -> None:
-    run(
-        connection,
-        "INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-        name=name,
-        value=value,
-    )
 
 
 # --- retention ----------------------------------------------------------------------------------
@@ -451,8 +418,8 @@ class Retention:
             connection,
             # A value that a partner repeats, and that is left out each time, was settled when it was first delivered. A
             # time that lies ahead was given while our clock was wrong.
-            """DELETE FROM desired WHERE record IN (SELECT id FROM {ids}) AND state IN (1, 3, 4)
-                  AND settled_us < :before AND (time_us < :before OR time_us > :believed)""",
+            f"""DELETE FROM desired AS d WHERE d.record IN (SELECT id FROM {{ids}}) AND {FORGETTABLE}
+                   AND (d.time_us < :before OR d.time_us > :believed)""",
             ids=refs,
             before=before_us,
             believed=now_us + FUTURE_TOLERANCE_US,

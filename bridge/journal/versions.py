@@ -17,7 +17,7 @@ from bridge.journal.database import fetch, on_postgresql, run
 from bridge.journal.schema import HEAD, migrate, refuse_unknown, suffices
 from bridge.journal.sqlite import trouble
 from bridge.journal.sqlite.database import SqliteDatabase, refuse_mark
-from bridge.journal.sqlite.files import FileLock, Mark, TransactionLock, check_folder, holder, sqlite_path
+from bridge.journal.sqlite.files import LOCK, FileLock, Mark, TransactionLock, beside, check_folder, holder, sqlite_path
 from bridge.model import Clock
 
 
@@ -54,7 +54,7 @@ def prepare(url: str) -> None:
                 migrate(connection)
                 run(connection, "INSERT INTO dispatcher (id) VALUES (1) ON CONFLICT (id) DO NOTHING")
         with database.lock.held():
-            database.lock.mark = Mark.KEPT
+            database.lock.mark = Mark.IN_USE
     finally:
         database.close()
 
@@ -92,12 +92,12 @@ def weaknesses(url: str) -> list[str]:
 def trust_again(url: str) -> bool:
     """A person has checked the journal: it is written again. Returns whether it was not, for damage met before."""
     path = sqlite_path(url)
-    lock = TransactionLock(path.with_name(path.name + ".lock"))
+    lock = TransactionLock(beside(path, LOCK))
     try:
         with lock.held():
             if lock.mark is not Mark.DAMAGED:
                 return False
-            lock.mark = Mark.KEPT
+            lock.mark = Mark.IN_USE
             return True
     finally:
         lock.close()
@@ -120,7 +120,7 @@ class ServiceLock:
     def __init__(self, url: str) -> None:
         path = sqlite_path(url)
         self._path = path
-        self._lock = FileLock(path.with_name(path.name + ".service"))
+        self._lock = FileLock(beside(path, ".service"))
 
     def acquire(self) -> None:
         """Raises JournalLockedError when another service holds the journal."""
@@ -190,7 +190,7 @@ class DispatchLock:
 
     def __init__(self, url: str) -> None:
         self._path = sqlite_path(url)
-        self._lock = FileLock(self._path.with_name(self._path.name + ".dispatch"))
+        self._lock = FileLock(beside(self._path, ".dispatch"))
 
     def acquire(self) -> bool:
         """Whether this process is the dispatcher now; never waits.

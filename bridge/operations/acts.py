@@ -17,8 +17,8 @@ from flask import g, has_request_context, request
 
 from bridge.errors import BridgeError
 from bridge.http.problems import Refusal, stack_of
+from bridge.journal.control import Act
 from bridge.journal.retry_log import Filter
-from bridge.journal.steering import Act
 from bridge.journal.store import Journal
 from bridge.model import to_us
 from bridge.operations.desk import JournalDesk

@@ -33,7 +33,7 @@ from marshmallow import Schema, ValidationError
 from bridge.errors import JournalError, JournalFullError
 from bridge.http.bodies import read_body
 from bridge.http.problems import Refusal, problem, register_problem_handlers
-from bridge.journal.amending import Remap
+from bridge.journal.event_log import Remap
 from bridge.journal.store import Journal
 from bridge.model import to_us
 from bridge.operations import queries

@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from bridge.errors import JournalError
-from bridge.journal.amending import Remap
-from bridge.journal.entries import PORTION, portions
-from bridge.journal.event_log import EventFilter, Logged, Share
-from bridge.journal.retry_log import Difference, Entry, Filter, Reference
-from bridge.journal.steering import Known
+from bridge.journal.control import ValueFilter
+from bridge.journal.database import portions
+from bridge.journal.event_log import EventFilter, Logged, Remap, Share
+from bridge.journal.replay import Difference
+from bridge.journal.retry_log import PORTION, Entry, Filter, Reference
 from bridge.journal.store import Journal
 from bridge.journal.upkeep import Minute, minutes_of
 from bridge.model import Pause
@@ -120,7 +120,7 @@ class JournalDesk:
             replayed = self._journal.replay(found, self._make_remap(), progress=progress)
             done = {"entries": replayed.entries, "events": replayed.events, "unmapped": replayed.unmapped}
         else:
-            discarded = self._journal.discard_still(found, chosen, progress=progress)
+            discarded = self._journal.discard(found, chosen, progress=progress)
             done = {"entries": discarded.entries, "given_up": discarded.values}
         return done if limit is None else done | {"next": found[-1].place if len(found) == limit else None}
 
@@ -192,7 +192,7 @@ class JournalDesk:
 
     # --- steering ---
 
-    def resync(self, chosen: Known, *, dry_run: bool, after: int = 0, enough: Enough | None = None) -> Document:
+    def resync(self, chosen: ValueFilter, *, dry_run: bool, after: int = 0, enough: Enough | None = None) -> Document:
         """Send known values once more; a dry run counts them. `next` as with `replay_events`."""
         if dry_run:
             found = self._journal.count_known(chosen)

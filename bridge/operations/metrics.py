@@ -33,7 +33,7 @@ from bridge.intake.signatures import Reason
 from bridge.intake.values import Found
 from bridge.intake.webhooks import UNKNOWN_SOURCE, Counts
 from bridge.journal.appending import Appended
-from bridge.journal.delivering import Settled
+from bridge.journal.delivering import Settlement
 from bridge.model import Intake, Pause
 
 WEBHOOK_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -408,7 +408,7 @@ class Observing:
         if appended.merged.future:
             self._log.warning("events dated ahead of their arrival", events=appended.merged.future)
 
-    def settled(self, settled: Settled) -> None:
+    def settled(self, settled: Settlement) -> None:
         """What one call settled, or a person."""
         self._metrics.settled("delivered", settled.delivered)
         self._metrics.settled("refused", settled.refused)

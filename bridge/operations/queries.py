@@ -14,10 +14,10 @@ from typing import Any, ClassVar, get_args
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate
 
-from bridge.journal.entries import NEVER, EntryState
+from bridge.journal.control import ValueFilter
 from bridge.journal.event_log import OUTCOMES, EventFilter
-from bridge.journal.retry_log import Filter, Reference
-from bridge.journal.steering import Known
+from bridge.journal.retry_log import EntryState, Filter, Reference
+from bridge.journal.schema import NEVER
 from bridge.showing import MICROSECONDS, exact_iso, microseconds_of
 
 _AGES_US = {"s": MICROSECONDS, "m": 60 * MICROSECONDS, "h": 3_600 * MICROSECONDS, "d": 86_400 * MICROSECONDS}
@@ -165,7 +165,7 @@ class EventsAct(EventsQuery):
 class ResyncQuery(Query):
     """The filters of `resync`."""
 
-    kind = Known
+    kind = ValueFilter
 
     source = _text(metadata=_told("Only values that this source set."))
     object_type = _text(metadata=_told("Only records of this object type."))
@@ -188,7 +188,7 @@ class PauseAct(Schema):
     reason = fields.String(validate=validate.Length(max=_TEXT))
 
 
-def as_query(chosen: Filter | EventFilter | Known) -> dict[str, Any]:
+def as_query(chosen: Filter | EventFilter | ValueFilter) -> dict[str, Any]:
     """The filter as its schema reads it; what does not narrow is left out."""
     query: dict[str, Any] = {}
     for field in fields_of(chosen):

@@ -200,7 +200,7 @@ class Duty:
         # Small steps, so that intake and delivery are never held up by more than one of them.
         deadline = self._clock.monotonic() + UPKEEP_EVERY_S / 2
         while (
-            (self._journal.merge_left() or self._journal.prune())
+            (self._journal.merge_staged() or self._journal.prune())
             and self._clock.monotonic() < deadline
             and not self._stopping.is_set()
         ):

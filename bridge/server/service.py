@@ -25,7 +25,7 @@ from bridge.intake.mapping import CompiledSource, compile_source
 from bridge.intake.own_schema import Schemas
 from bridge.intake.signatures import Verifier
 from bridge.intake.webhooks import WSGI, Endpoint, Turns, Webhooks, register_problem_handlers
-from bridge.journal.amending import KeptEvent, Remap, Remapped
+from bridge.journal.event_log import KeptEvent, Remap, Remapped
 from bridge.journal.group_commit import GroupCommit, Signals
 from bridge.journal.schema import HEAD
 from bridge.journal.store import Journal

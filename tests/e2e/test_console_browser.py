@@ -23,7 +23,7 @@ from selenium.common.exceptions import NoSuchElementException, StaleElementRefer
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from bridge.journal.steering import Act
+from bridge.journal.control import Act
 from bridge.model import to_us
 from bridge.sandbox import Crm, SandboxServer
 from tests.running import Running, eventually

@@ -22,10 +22,9 @@ from werkzeug.test import Client, TestResponse
 from bridge.cli.admin_client import ROWS, AdminClient, in_process, over_http
 from bridge.config import load_settings
 from bridge.errors import BridgeError
-from bridge.journal.amending import Remap
-from bridge.journal.event_log import EventFilter
+from bridge.journal.control import Act
+from bridge.journal.event_log import EventFilter, Remap
 from bridge.journal.retry_log import Filter
-from bridge.journal.steering import Act
 from bridge.journal.upkeep import minutes_of
 from bridge.model import Delivered, Outcome, Parked, Pause, Reason, Refused, Scope, to_us
 from bridge.operations.admin_api import application

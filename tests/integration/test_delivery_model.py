@@ -27,9 +27,10 @@ from bridge.delivery.dispatcher import Dispatcher
 from bridge.delivery.limiter import Limiter
 from bridge.delivery.pauses import Backoff
 from bridge.delivery.ports import CallSummary, OnUnknown
-from bridge.journal.event_log import EventFilter
-from bridge.journal.retry_log import Difference, Filter, KeptEvent, Remapped
-from bridge.journal.steering import Known
+from bridge.journal.control import ValueFilter
+from bridge.journal.event_log import EventFilter, KeptEvent, Remapped
+from bridge.journal.replay import Difference
+from bridge.journal.retry_log import Filter
 from bridge.journal.store import Journal
 from bridge.model import Event, Intake, Pause, PendingRecord, PropertyUpdate, Receipt, to_us
 from bridge.settings import Crm as CrmSettings
@@ -296,7 +297,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             for address in self.crm.state:
                 if record in {None, address[0]}:
                     self.crm.state[address] = "overwritten"
-        self.journal.resync(Known(record=record))
+        self.journal.resync(ValueFilter(record=record))
 
     def step(self, seconds: float) -> None:
         self.clock.advance(seconds)

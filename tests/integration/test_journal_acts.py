@@ -7,10 +7,10 @@ import pytest
 from bridge.delivery.dispatcher import ClockWatch
 from bridge.errors import JournalFullError
 from bridge.journal import retry_log
-from bridge.journal.amending import KeptEvent, Remapped
-from bridge.journal.event_log import EventFilter
-from bridge.journal.retry_log import Difference, Discarded, Filter
-from bridge.journal.steering import Known, Resynced
+from bridge.journal.control import Resynced, ValueFilter
+from bridge.journal.event_log import EventFilter, KeptEvent, Remapped
+from bridge.journal.replay import Difference
+from bridge.journal.retry_log import Discarded, Filter
 from bridge.journal.store import Journal
 from bridge.model import Delivered, Parked, PropertyUpdate, Reason, Refused, RetryLater, to_us
 from bridge.settings import Journal as JournalSettings
@@ -53,7 +53,7 @@ def test_a_discard_spares_what_was_replayed_or_came_back_since_it_was_counted(
     journal.append([event("e4", "4")])
     taken = [record for record in take(journal, clock) if record.key.id == "4"]
     settle(journal, clock, taken, Parked(taken[0], MISSING))  # nobody has seen this one
-    assert journal.discard_all(counted) == Discarded(entries=2, values=2)
+    assert journal.discard(journal.references(counted), counted) == Discarded(entries=2, values=2)
     assert [entry.record for entry in journal.entries(Filter())] == ["4"]
     assert {record.key.id: values(record) for record in take(journal, clock)} == {"1": {"tier": "gold", "city": "Lugo"}}
 
@@ -65,7 +65,7 @@ def test_a_discard_spares_the_newer_value_of_a_record_that_is_retried(journal: J
     counted = Filter(state="retrying", seen_us=to_us(clock.now()))
     clock.advance(5)
     journal.append([event("e2", "1", {"tier": "silver"})])
-    assert journal.discard_all(counted) == Discarded(entries=1, values=1)
+    assert journal.discard(journal.references(counted), counted) == Discarded(entries=1, values=1)
     [entry] = journal.entries(Filter())
     assert (entry.state, entry.properties, entry.event_ids) == ("retrying", ("tier",), ("e2",))
     clock.advance(60)
@@ -80,7 +80,7 @@ def test_a_discard_spares_a_property_that_was_refused_since(journal: Journal, cl
     clock.advance(5)
     taken = take(journal, clock)
     settle(journal, clock, taken, Refused(taken[0], {"city": BAD}))
-    assert journal.discard_all(counted) == Discarded(entries=1, values=1)
+    assert journal.discard(journal.references(counted), counted) == Discarded(entries=1, values=1)
     assert [entry.properties for entry in journal.entries(Filter())] == [("city",)]
 
 
@@ -98,7 +98,7 @@ def test_a_discard_applies_its_filter_in_the_transaction_that_gives_up(
             [record] = take(journal, clock)
             settle(journal, clock, [record], Delivered(record))
 
-    assert journal.discard_all(Filter(), progress=meanwhile) == Discarded(entries=1, values=1)
+    assert journal.discard(journal.references(Filter()), progress=meanwhile) == Discarded(entries=1, values=1)
     assert {value["property"]: value["state"] for value in journal.trace_record("2")[0]["values"]} == {
         "tier": "delivered",
         "city": "delivered",
@@ -152,7 +152,7 @@ def test_an_act_ends_between_two_steps_when_the_journal_fills_meanwhile(
 ) -> None:
     """It tells how far it came; what it did stays done, and a second run does the rest."""
     monkeypatch.setattr("bridge.journal.event_log.PAGE", 2)
-    monkeypatch.setattr("bridge.journal.steering.STEP", 2)
+    monkeypatch.setattr("bridge.journal.control.STEP", 2)
     journal = small(url, clock, max_pending=4)
     for at in range(0, 6, 3):
         journal.append([event(f"e{n}", str(n)) for n in range(at, at + 3)])
@@ -177,14 +177,14 @@ def test_an_act_ends_between_two_steps_when_the_journal_fills_meanwhile(
         journal.append([event(f"m{clock.now()}-{n}", f"more {clock.now()}-{n}") for n in range(records)])
         clock.advance(2)
 
-    chosen = Known(object_type="partner_clients")
+    chosen = ValueFilter(object_type="partner_clients")
     with pytest.raises(JournalFullError, match="6 records to send"):
         journal.resync(chosen)
     larger = small(url, clock, max_pending=7)
     with pytest.raises(JournalFullError, match=r"\(4 records are due\)"):
         larger.resync(chosen, progress=arrive)
     larger.close()
-    assert Resynced(0, 0) == journal.count_known(Known(record="0"))  # it is due, not delivered
+    assert Resynced(0, 0) == journal.count_known(ValueFilter(record="0"))  # it is due, not delivered
     journal.close()
 
 

@@ -322,7 +322,7 @@ def test_the_commands_tell_what_they_did(folder: Path) -> None:
     assert "partner_clients\tacme\t2\t4" in restored.stdout
     assert "the journal that was there is now" in restored.stdout
     assert "are not in it: have the senders send them again" in restored.stderr
-    assert information(url_of(folder)).serving is None
+    assert information(url_of(folder))["serving"] is None
 
 
 @pytest.mark.damages

@@ -132,7 +132,7 @@ def test_no_step_of_intake_delivery_or_retention_reads_a_whole_table(tmp_path: P
             clock.advance(2)
             settle_all(journal, clock, Delivered, lambda one: Parked(one, REASON))
             clock.advance(200)
-            assert journal.merge_left()
+            assert journal.merge_staged()
             settle_all(journal, clock, lambda one: Refused(one, dict.fromkeys(one.values, REASON)))
         clock.advance(40 * 86_400)
         assert journal.prune()

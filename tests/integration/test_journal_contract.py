@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.errors import JournalFullError
-from bridge.journal.event_log import EventFilter
-from bridge.journal.retry_log import Filter, KeptEvent, Remapped
+from bridge.journal.event_log import EventFilter, KeptEvent, Remapped
+from bridge.journal.retry_log import Filter
 from bridge.journal.store import Journal
 from bridge.model import (
     Category,
@@ -819,7 +819,7 @@ def test_discard_gives_up_and_older_values_stay_unsent(journal: Journal, clock: 
     journal.append([event("e1", properties={"tier": "platinum"}, at=now)])
     refuse(journal, clock)
     journal.append([event("x", updates=(), unmappable="record id is missing")])
-    assert journal.discard(journal.entries(Filter())) == 2
+    assert journal.discard(journal.entries(Filter())).values == 2
     assert journal.entries(Filter()) == []
     journal.append([event("e0", properties={"tier": "gold"}, at=now - 60)])
     assert journal.due(limit=10, exclude=()) == []

@@ -256,7 +256,7 @@ def test_f08_a_suspect_file_is_rewritten_by_whoever_writes_next(tmp_path: Path) 
     second.append([event("e101")])
     assert 0 < log.stat().st_size < before
     with lock_of(second).held():
-        assert lock_of(second).mark is Mark.KEPT
+        assert lock_of(second).mark is Mark.IN_USE
     first.append([event("e102")])
     for journal in (first, second):
         assert len(journal.trace_event("e101")) == 1

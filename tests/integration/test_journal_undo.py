@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.errors import JournalFullError
-from bridge.journal.amending import KeptEvent, Remap, Remapped
-from bridge.journal.event_log import EventFilter
-from bridge.journal.retry_log import Difference, Filter, Replayed
-from bridge.journal.steering import Known, Resynced
+from bridge.journal.control import Resynced, ValueFilter
+from bridge.journal.event_log import EventFilter, KeptEvent, Remap, Remapped
+from bridge.journal.replay import Difference, Replayed
+from bridge.journal.retry_log import Filter
 from bridge.journal.store import Journal
 from bridge.model import Delivered, Ignored, Parked, Pause, PropertyUpdate, Reason, RetryLater, Scope, to_us
 from bridge.settings import Journal as JournalSettings
@@ -414,11 +414,11 @@ def test_resync_sends_delivered_values_once_more_and_newer_events_win_as_ever(
     journal.append([event("e1", properties={"a": "1", "b": "1"}, at=now - 9)])
     deliver(journal, clock)
     journal.append([event("e2", properties={"b": "2"}, at=now - 8)])
-    assert journal.count_known(Known()) == Resynced(1, 1)
-    assert journal.resync(Known()) == Resynced(1, 1)
+    assert journal.count_known(ValueFilter()) == Resynced(1, 1)
+    assert journal.resync(ValueFilter()) == Resynced(1, 1)
     assert [values(record) for record in take(journal, clock)] == [{"a": "1", "b": "2"}]
     deliver(journal, clock)
-    journal.resync(Known())
+    journal.resync(ValueFilter())
     journal.append([event("e0", properties={"a": "0"}, at=now - 20)])
     assert [values(record) for record in take(journal, clock)] == [{"a": "1", "b": "2"}]
 
@@ -430,10 +430,10 @@ def test_resync_is_narrowed_by_source_object_type_and_record(journal: Journal, c
     for _ in range(2):
         taken = take(journal, clock)
         settle(journal, clock, taken, *(Delivered(record) for record in taken))
-    assert journal.count_known(Known()) == Resynced(3, 4)
-    assert journal.count_known(Known(source="a")) == Resynced(3, 3)
-    assert journal.count_known(Known(object_type="partner_services")) == Resynced(1, 1)
-    assert journal.resync(Known(source="b", record="1")) == Resynced(1, 1)
+    assert journal.count_known(ValueFilter()) == Resynced(3, 4)
+    assert journal.count_known(ValueFilter(source="a")) == Resynced(3, 3)
+    assert journal.count_known(ValueFilter(object_type="partner_services")) == Resynced(1, 1)
+    assert journal.resync(ValueFilter(source="b", record="1")) == Resynced(1, 1)
     assert [(record.sources, values(record)) for record in take(journal, clock)] == [(("b",), {"b": "1"})]
 
 
@@ -443,17 +443,17 @@ def test_values_whose_event_is_pruned_are_sent_once_more(journal: Journal, clock
     clock.advance(8 * 86_400)
     journal.prune()
     assert journal.trace_event("e1") == []
-    journal.resync(Known(source="acme"))
+    journal.resync(ValueFilter(source="acme"))
     assert [values(record) for record in take(journal, clock)] == [{"a": "1"}]
 
 
 def test_a_resync_during_a_call_is_not_settled_by_it(journal: Journal, clock: FakeClock) -> None:
     journal.append([event("e1", properties={"a": "1"})])
     deliver(journal, clock)
-    journal.resync(Known())
+    journal.resync(ValueFilter())
     taken = take(journal, clock)
     settle(journal, clock, taken, Delivered(taken[0]))
-    journal.resync(Known())
+    journal.resync(ValueFilter())
     again = take(journal, clock)
     settle(journal, clock, taken, Delivered(taken[0]))
     assert len(take(journal, clock)) == 1
@@ -467,7 +467,7 @@ def test_a_parked_record_stays_parked_when_its_values_are_sent_once_more(journal
     journal.append([event("e2", properties={"b": "1"})])
     taken = take(journal, clock)
     settle(journal, clock, taken, Parked(taken[0], Reason("OBJECT_NOT_FOUND", "not there")))
-    journal.resync(Known())
+    journal.resync(ValueFilter())
     assert take(journal, clock) == []
     journal.replay(journal.entries(Filter()), mapping(e1={"a": "1"}, e2={"b": "1"}))
     assert [values(record) for record in take(journal, clock)] == [{"a": "1", "b": "1"}]
@@ -478,8 +478,8 @@ def test_a_resync_that_would_stop_intake_is_refused(url: str, clock: FakeClock) 
     journal.append([event(f"e{at}", str(at)) for at in range(3)])
     deliver(journal, clock)
     with pytest.raises(JournalFullError, match="max_pending"):
-        journal.resync(Known())
-    assert journal.resync(Known(record="1")) == Resynced(1, 1)
+        journal.resync(ValueFilter())
+    assert journal.resync(ValueFilter(record="1")) == Resynced(1, 1)
     journal.close()
 
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import Connection
 
 from bridge.journal import appending, matching
+from bridge.journal.control import ValueFilter
 from bridge.journal.database import Database, fetch, run
 from bridge.journal.event_log import EventFilter
 from bridge.journal.retry_log import Filter
-from bridge.journal.steering import Known
 from bridge.journal.store import Journal, open_database
 from bridge.model import Delivered, Event, Lane, Parked, PendingRecord, PropertyUpdate, Reason, RecordKey, to_us
 from tests.builders import call, event
@@ -98,7 +98,7 @@ def test_what_comes_later_meets_the_one_record_in_whatever_spelling(journal: Jou
     for spelling in ("sales@example.com", " SALES@EXAMPLE.COM "):
         assert [story["record"] for story in journal.trace_record(spelling)] == ["sales@EXAMPLE.com"]
         assert [found.event for found in journal.events(EventFilter(record=spelling))] == ["e1", "e2", "e3"]
-        assert journal.count_known(Known(record=spelling)).values == 2
+        assert journal.count_known(ValueFilter(record=spelling)).values == 2
 
 
 def test_ids_that_count_letter_case_are_found_by_their_own_spelling_alone(journal: Journal) -> None:
@@ -169,8 +169,8 @@ def test_the_rest_of_a_large_request_is_joined_too(journal: Journal, journal_url
     journal.append([], staging=[[at(1, "Sales@example.com", {"name": "old"}, time_s=now - 60)]])
     journal.match_ids({EMAIL: True})
     journal.append([at(2, "sales@example.com", {"name": "new"}, time_s=now - 30, caseless=True)])
-    clock.advance(appending.LEFT_AFTER_US / 1e6 + 1)
-    assert journal.merge_left()
+    clock.advance(appending.ABANDONED_AFTER_US / 1e6 + 1)
+    assert journal.merge_staged()
     assert deliver(journal, clock) == {"sales@example.com": {"name": "new"}}
 
 
@@ -383,7 +383,7 @@ def test_a_text_that_no_id_is_finds_nothing(journal: Journal, text: str) -> None
     assert journal.trace_record(text) == []
     assert journal.entries(Filter(record=text)) == []
     assert list(journal.events(EventFilter(record=text))) == []
-    assert journal.count_known(Known(record=text)).values == 0
+    assert journal.count_known(ValueFilter(record=text)).values == 0
 
 
 def test_a_join_is_doubted_whatever_was_in_doubt_before(journal: Journal, clock: FakeClock) -> None:

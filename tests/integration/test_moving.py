@@ -135,7 +135,7 @@ def test_the_moved_journal_goes_on_where_the_file_stopped(source: str, target: s
         assert journal.load_secret("token") == "a secret"
         assert [pause.detail for pause in journal.load_pauses()] == ["by hand"]
         journal.append([event("new", "new-record")])
-        assert journal.merge_left() is False or journal.trace_event("rest")
+        assert journal.merge_staged() is False or journal.trace_event("rest")
     finally:
         journal.close()
     with psycopg.connect(target) as connection:

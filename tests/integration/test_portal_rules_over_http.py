@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.journal.retry_log import Filter, Remapped
+from bridge.journal.event_log import Remapped
+from bridge.journal.retry_log import Filter
 from bridge.model import PropertyUpdate, RecordKey
 from bridge.sandbox import Crm
 from tests.builders import LANE

@@ -19,11 +19,11 @@ import pytest
 from psycopg import sql
 
 from bridge.errors import JournalError
-from bridge.journal.appending import Left, drop_incomplete
-from bridge.journal.event_log import EventFilter
-from bridge.journal.retry_log import Filter, KeptEvent, Remapped
+from bridge.journal.appending import Staged, drop_incomplete
+from bridge.journal.control import ValueFilter
+from bridge.journal.event_log import EventFilter, KeptEvent, Remapped
+from bridge.journal.retry_log import Filter
 from bridge.journal.schema import INVARIANTS, metadata
-from bridge.journal.steering import Known
 from bridge.journal.store import Journal
 from bridge.model import (
     Delivered,
@@ -58,7 +58,7 @@ class Stage:
     admin: psycopg.Connection[Any]
     journals: tuple[Journal, Journal]
     taken: list[PendingRecord]
-    incomplete: Left
+    incomplete: Staged
     rows: Mapping[str, list[tuple[Any, ...]]]
     serial: dict[tuple[str, str], tuple[Any, Any]]
 
@@ -228,7 +228,7 @@ def replays_events(stage: Stage, journal: Journal) -> Any:
 
 def keeps_last(stage: Stage, journal: Journal) -> Any:
     with contextlib.suppress(JournalError):  # it was dropped before
-        journal.keep([event("s3", "r2", {"notes": "staged"})], after=stage.incomplete, whole=True)
+        journal.stage([event("s3", "r2", {"notes": "staged"})], after=stage.incomplete, whole=True)
 
 
 def drops(stage: Stage, journal: Journal) -> Any:
@@ -272,9 +272,9 @@ ACTS: dict[str, Callable[[Stage, Journal], Any]] = {
     "taken": takes,
     "retries replayed": replays_retries,
     "events replayed": replays_events,
-    "discarded": lambda stage, journal: journal.discard_all(Filter()),
-    "resync": lambda stage, journal: journal.resync(Known()),
-    "staged merged": lambda stage, journal: journal.merge_left(),
+    "discarded": lambda stage, journal: journal.discard(journal.references(Filter())),
+    "resync": lambda stage, journal: journal.resync(ValueFilter()),
+    "staged merged": lambda stage, journal: journal.merge_staged(),
     "last piece kept": keeps_last,
     "incomplete dropped": drops,
     "pruned": lambda stage, journal: journal.prune(),
@@ -301,7 +301,7 @@ def stage() -> Iterator[Stage]:
     clock.advance(7_200)
     journal.append([event("e2", "r1", {"company_name": "second"}, at=AT + 1), event("e3", "r2", at=AT)])
     journal.append([event("e4", "r3", {"tier": "t"}, at=AT)], staging=[[event("s1", "r1", {"notes": "staged"})]])
-    incomplete = journal.keep([event("s2", "r1", {"notes": "staged"})], after=None, whole=False)
+    incomplete = journal.stage([event("s2", "r1", {"notes": "staged"})], after=None, whole=False)
     taken = list(journal.take([2, 4, 5], began_at_us=to_us(clock.now())).records)
     clock.advance(100)  # what is staged counts as left behind
     admin = shared().connect(url.rpartition("/")[2])

@@ -9,10 +9,11 @@ from typing import Any
 import orjson
 import pytest
 
-from bridge.journal import amending, entries, steering
-from bridge.journal.event_log import EventFilter
-from bridge.journal.retry_log import Difference, Filter, KeptEvent, Remapped
-from bridge.journal.steering import Known
+from bridge.journal import control, event_log, retry_log
+from bridge.journal.control import ValueFilter
+from bridge.journal.event_log import EventFilter, KeptEvent, Remapped
+from bridge.journal.replay import Difference
+from bridge.journal.retry_log import Filter
 from bridge.journal.store import Journal
 from bridge.model import Delivered, Parked, PendingRecord, PropertyUpdate, Reason, to_us
 from bridge.settings import Journal as JournalSettings
@@ -27,7 +28,7 @@ EVENTS, LONGEST = 18, 65_536
 VALUE = "x" * LONGEST
 NAMES = [f"p{at}" for at in range(8)]
 #: What a portion may become in memory, read and mapped.
-MOST = 8 * amending.PORTION_BYTES
+MOST = 8 * event_log.PORTION_BYTES
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_a_replay_of_events_reads_so_much_at_once(journal: Journal) -> None:
 
     assert peak(lambda: replay(dry_run=True)) < MOST
     assert len(found) == EVENTS * len(NAMES)
-    assert {len(one.old or "") for one in found} == {entries.VALUE + 1}
+    assert {len(one.old or "") for one in found} == {retry_log.VALUE + 1}
     assert peak(lambda: replay(dry_run=False)) < MOST
     assert {word.value[0] for record in _all_due(journal) for word in record.values.values()} == {"y"}
 
@@ -93,7 +94,7 @@ def test_a_replay_of_events_ends_between_portions_too(journal: Journal) -> None:
         if not after:
             break
     assert events == EVENTS
-    assert steps > EVENTS * len(NAMES) * LONGEST // amending.PORTION_BYTES
+    assert steps > EVENTS * len(NAMES) * LONGEST // event_log.PORTION_BYTES
 
 
 def test_a_replay_of_the_retry_log_reads_so_much_at_once(journal: Journal) -> None:
@@ -112,10 +113,10 @@ def test_a_resync_writes_so_much_at_once(journal: Journal) -> None:
     """In many small transactions, and all of it in the end."""
     settle(journal, Delivered)
     steps: list[int] = []
-    done = journal.resync(Known(), progress=steps.append)
+    done = journal.resync(ValueFilter(), progress=steps.append)
     assert (done.records, done.values) == (EVENTS, EVENTS * len(NAMES))
     assert sum(step > 0 for step in steps) > 1
-    assert max(steps) * len(NAMES) * LONGEST < steering.STEP_BYTES + len(NAMES) * LONGEST
+    assert max(steps) * len(NAMES) * LONGEST < control.STEP_BYTES + len(NAMES) * LONGEST
     assert len({record.key for record in _all_due(journal)}) == EVENTS
 
 
@@ -124,10 +125,10 @@ def test_what_people_look_at_tells_the_beginnings_of_long_values(journal: Journa
     for story in (*journal.trace_record("c0"), *journal.trace_event("e99")):
         assert len(orjson.dumps(story)) < 50_000
     [record] = journal.trace_record("c0")
-    assert {one["value"] for one in record["values"]} == {"x" * entries.VALUE + "…"}
+    assert {one["value"] for one in record["values"]} == {"x" * retry_log.VALUE + "…"}
     settle(journal, lambda record: Parked(record, Reason("OBJECT_NOT_FOUND", "no such record")))
     [entry] = journal.entries(Filter(record="c0"))
-    assert [len(payload) for payload in journal.payloads(entry).values()] == [entries.PAYLOAD + 1]
+    assert [len(payload) for payload in journal.payloads(entry).values()] == [retry_log.PAYLOAD + 1]
 
 
 def _all_due(journal: Journal) -> list[PendingRecord]:

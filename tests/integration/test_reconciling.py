@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bridge.journal.control import ValueFilter
 from bridge.journal.due import DOUBT_US
 from bridge.journal.retry_log import Filter
-from bridge.journal.steering import Known
 from bridge.journal.store import Journal
 from bridge.model import Delivered, Parked, Reason, RetryLater, to_us
 from tests.builders import event
@@ -65,7 +65,7 @@ def test_what_is_left_of_a_resync_waits_since_the_resync(journal: Journal, clock
     journal.append([event("e1", properties={"tier": "gold", "city": "Lugo"})])
     deliver(journal, clock, "tier", "city")
     clock.advance(86_400)
-    journal.resync(Known())
+    journal.resync(ValueFilter())
     resynced_us = to_us(clock.now())
     clock.advance(1)
     deliver(journal, clock, "tier")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from bridge.journal.control import STALLED_US, Act
 from bridge.journal.retry_log import Filter, Reference
-from bridge.journal.steering import STALLED_US, Act
 from bridge.journal.store import Journal
 from bridge.model import Outcome, Parked, Reason, Refused, RetryLater, to_us
 from bridge.settings import Journal as JournalSettings

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bridge.errors import JournalError
 from bridge.journal.appending import (
-    LEFT_AFTER_US,
+    ABANDONED_AFTER_US,
     PIECE_EVENTS,
     SLICE_BYTES,
     SLICE_EVENTS,
@@ -63,12 +63,12 @@ def test_what_a_process_left_behind_is_merged_by_whoever_is_on_duty(journal: Jou
     """The first slice's transaction was the last thing that it did."""
     events = large(3 * SLICE_EVENTS)
     journal.append(events[:SLICE_EVENTS], staging=[events[SLICE_EVENTS:]])
-    assert not journal.merge_left()  # somebody may still be at it
-    clock.advance(LEFT_AFTER_US / 1e6 + 1)
-    assert journal.merge_left()
+    assert not journal.merge_staged()  # somebody may still be at it
+    clock.advance(ABANDONED_AFTER_US / 1e6 + 1)
+    assert journal.merge_staged()
     assert known(journal) == {one.id for one in events}
     assert staged(journal) == 0
-    assert not journal.merge_left()
+    assert not journal.merge_staged()
     assert journal.refresh_figures().pending == len(events)
 
 
@@ -81,8 +81,8 @@ def test_what_is_merged_late_keeps_the_time_of_its_arrival(journal: Journal, clo
     journal.append([event("first", "other")], staging=[old])
     clock.advance(10)
     journal.append([event("newer", "7", {"company_name": "new", "notes": "new"}, at=None)])
-    clock.advance(LEFT_AFTER_US / 1e6 + 1)
-    assert journal.merge_left()
+    clock.advance(ABANDONED_AFTER_US / 1e6 + 1)
+    assert journal.merge_staged()
     refs = [one.ref for one in journal.due(limit=10, exclude=())]
     taken = {record.key.id: record.values for record in journal.take(refs, began_at_us=to_us(clock.now())).records}
     assert {name: value.value for name, value in taken["7"].items()} == {"company_name": "new", "notes": "new"}
@@ -140,8 +140,8 @@ def test_an_event_that_cannot_be_merged_is_parked_and_holds_up_nothing(journal: 
     events = large(2 * SLICE_EVENTS)
     events[SLICE_EVENTS + 1] = event("bad", None)  # type: ignore[arg-type]  # the database takes no record without an id
     journal.append(events[:1], staging=[events[1:]])
-    clock.advance(LEFT_AFTER_US / 1e6 + 1)
-    assert journal.merge_left()
+    clock.advance(ABANDONED_AFTER_US / 1e6 + 1)
+    assert journal.merge_staged()
     assert staged(journal) == 0
     assert known(journal) == {one.id for one in events}
     (entry,) = journal.entries(Filter(state="parked"))
@@ -196,7 +196,7 @@ def test_a_clock_that_was_set_back_does_not_hold_up_what_was_left(journal: Journ
     events = large(2 * SLICE_EVENTS)
     journal.append(events[:SLICE_EVENTS], staging=[events[SLICE_EVENTS:]])
     clock.jump(-86_400)
-    assert journal.merge_left()
+    assert journal.merge_staged()
     assert known(journal) == {one.id for one in events}
 
 
@@ -205,25 +205,25 @@ def test_of_a_long_request_whose_process_ended_before_it_was_whole_nothing_is_me
 ) -> None:
     """It was not answered; another one that was whole is merged after it."""
     first, second, last = pieces(large(3 * PIECE_EVENTS))
-    journal.keep(second, after=journal.keep(first, after=None, whole=False), whole=False)
-    journal.keep(last, after=None, whole=True)
-    assert not journal.merge_left()  # somebody may still be at it
-    clock.advance(LEFT_AFTER_US / 1e6 + 1)
-    assert journal.merge_left()
+    journal.stage(second, after=journal.stage(first, after=None, whole=False), whole=False)
+    journal.stage(last, after=None, whole=True)
+    assert not journal.merge_staged()  # somebody may still be at it
+    clock.advance(ABANDONED_AFTER_US / 1e6 + 1)
+    assert journal.merge_staged()
     assert staged(journal) == 1
-    assert journal.merge_left()
+    assert journal.merge_staged()
     assert known(journal) == {one.id for one in last}
     assert staged(journal) == 0
-    assert not journal.merge_left()
+    assert not journal.merge_staged()
 
 
 def test_a_long_request_whose_process_ended_once_it_was_whole_is_merged(journal: Journal, clock: FakeClock) -> None:
     events = large(3 * PIECE_EVENTS)
     left = None
     for part in pieces(events):
-        left = journal.keep(part, after=left, whole=part[-1] is events[-1])
-    clock.advance(LEFT_AFTER_US / 1e6 + 1)
-    assert journal.merge_left()
+        left = journal.stage(part, after=left, whole=part[-1] is events[-1])
+    clock.advance(ABANDONED_AFTER_US / 1e6 + 1)
+    assert journal.merge_staged()
     assert known(journal) == {one.id for one in events}
     assert staged(journal) == 0
 
@@ -235,17 +235,17 @@ def test_what_the_program_before_left_of_a_long_request_is_merged(
     """It merges pieces one by one, as a request each, and must be able to read them so."""
     events = [replace(one, root=root) for one in large(3 * PIECE_EVENTS)]
     first, second, last = pieces(events)
-    left = journal.keep(second, after=journal.keep(first, after=None, whole=False), whole=False)
-    journal.keep(last, after=left, whole=True)
+    left = journal.stage(second, after=journal.stage(first, after=None, whole=False), whole=False)
+    journal.stage(last, after=left, whole=True)
     with journal._database.write() as connection:
         texts = [json.loads(text) for (text,) in fetch(connection, "SELECT events FROM staged ORDER BY id")]
         assert all(place is None or document["roots"][place] for document in texts for place in document["root_of"])
         connection.execute(sa.text("DELETE FROM staged WHERE request IS NULL"))
     journal.append(first)
-    assert not journal.merge_left()
-    clock.advance(LEFT_AFTER_US / 1e6 + 1)
-    assert journal.merge_left()
-    assert journal.merge_left()
+    assert not journal.merge_staged()
+    clock.advance(ABANDONED_AFTER_US / 1e6 + 1)
+    assert journal.merge_staged()
+    assert journal.merge_staged()
     assert known(journal) == {one.id for one in events}
     assert staged(journal) == 0
 
@@ -253,22 +253,22 @@ def test_what_the_program_before_left_of_a_long_request_is_merged(
 def test_a_clock_slightly_behind_drops_no_request_that_is_being_kept(journal: Journal, clock: FakeClock) -> None:
     """Of two replicas one keeps it, the other is on duty."""
     first, last = pieces(large(2 * PIECE_EVENTS))
-    left = journal.keep(first, after=None, whole=False)
+    left = journal.stage(first, after=None, whole=False)
     clock.jump(-2)
-    assert not journal.merge_left()
+    assert not journal.merge_staged()
     clock.jump(2)
-    journal.keep(last, after=left, whole=True)
+    journal.stage(last, after=left, whole=True)
     assert staged(journal) == 2
 
 
 def test_a_request_that_was_dropped_before_its_end_is_not_taken(journal: Journal, clock: FakeClock) -> None:
     """Its process stood still meanwhile."""
     first, second, last = pieces(large(3 * PIECE_EVENTS))
-    left = journal.keep(second, after=journal.keep(first, after=None, whole=False), whole=False)
-    clock.advance(LEFT_AFTER_US / 1e6 + 1)
-    assert journal.merge_left()
+    left = journal.stage(second, after=journal.stage(first, after=None, whole=False), whole=False)
+    clock.advance(ABANDONED_AFTER_US / 1e6 + 1)
+    assert journal.merge_staged()
     with pytest.raises(JournalError, match="too long"):
-        journal.keep(last, after=left, whole=True)
+        journal.stage(last, after=left, whole=True)
     assert staged(journal) == 0
     assert known(journal) == set()
 
@@ -281,10 +281,10 @@ def test_the_pieces_of_a_request_share_its_root_and_its_order(journal: Journal, 
     events[-1] = event("last", "7", {"company_name": "last"}, at=None)
     left = None
     for part in pieces(events):
-        left = journal.keep(part, after=left, whole=part[-1] is events[-1])
+        left = journal.stage(part, after=left, whole=part[-1] is events[-1])
     assert journal.size() < 5 * 1_000_000
-    clock.advance(LEFT_AFTER_US / 1e6 + 1)
-    assert journal.merge_left()
+    clock.advance(ABANDONED_AFTER_US / 1e6 + 1)
+    assert journal.merge_staged()
     refs = [one.ref for one in journal.due(limit=2_000, exclude=())]
     taken = {record.key.id: record.values for record in journal.take(refs, began_at_us=to_us(clock.now())).records}
     assert taken["7"]["company_name"].value == "last"
@@ -298,7 +298,7 @@ def test_a_long_request_whose_process_is_killed_is_taken_whole_or_not_at_all(
     number = 3 * PIECE_EVENTS
     command = [sys.executable, "-m", "tests.killed", journal_url, str(number), str(commit)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    while journal.merge_left():  # as of later: the test's clock is far from the time of its arrival
+    while journal.merge_staged():  # as of later: the test's clock is far from the time of its arrival
         pass
     assert known(journal) == ({f"e{at}" for at in range(number)} if commit > 3 else set())
     assert staged(journal) == 0

@@ -12,7 +12,6 @@ import pytest
 from bridge.crm.hubspot import OpenBytes
 from bridge.crm.properties import ABSENT, Definition, NotTold
 from bridge.crm.transport import Answer, Input, NoAnswer
-from bridge.delivery.board import TRUSTED_S
 from bridge.delivery.caller import Pool
 from bridge.delivery.dispatcher import Dispatcher
 from bridge.delivery.limiter import Limiter
@@ -20,6 +19,7 @@ from bridge.delivery.pauses import Backoff
 from bridge.delivery.portal_rules import Portal
 from bridge.delivery.ports import OnUnknown
 from bridge.delivery.search import MAX_UNDECIDED_CALLS, UNDECIDED_S
+from bridge.delivery.state import TRUSTED_S
 from bridge.errors import CrmUnreachableError, JournalUnavailableError
 from bridge.model import Call, Lane, Outcome, Pause, PendingRecord, Scope, Taken, to_us
 from bridge.settings import Crm, RateLimit, Retry

@@ -12,7 +12,7 @@ import pytest
 
 from bridge.errors import JournalFullError, JournalUnavailableError
 from bridge.journal import group_commit
-from bridge.journal.appending import PIECE_EVENTS, SLICE_BYTES, SLICE_EVENTS, Appended, Left
+from bridge.journal.appending import PIECE_EVENTS, SLICE_BYTES, SLICE_EVENTS, Appended, Staged
 from bridge.journal.group_commit import GROUP_EVENTS, WAITING_EVENTS, GroupCommit
 from bridge.model import Event, Receipt
 from tests.builders import event
@@ -40,7 +40,7 @@ class MemoryAppender:
         if self.full:
             raise JournalFullError("full")
 
-    def keep(self, events: Sequence[Event], *, after: Left | None, whole: bool) -> Left:
+    def stage(self, events: Sequence[Event], *, after: Staged | None, whole: bool) -> Staged:
         self.entered.set()
         self.gate.wait(20)
         time.sleep(self.delay_s)
@@ -51,7 +51,7 @@ class MemoryAppender:
         before = [] if after is None else [*after.events]
         if whole:
             self.kept.append([one.id for one in (*before, *events)])
-        return Left(1, [*before, *events])
+        return Staged(1, [*before, *events])
 
     def append(
         self,
@@ -73,7 +73,7 @@ class MemoryAppender:
         self.groups.append([one.id for one in events])
         first = len(self.kept) + 1
         self.kept += [[one.id for one in rest] for rest in staging]
-        kept = [Left(number, rest) for number, rest in enumerate(staging, first)]
+        kept = [Staged(number, rest) for number, rest in enumerate(staging, first)]
         self.full = self.full or len(self.groups) == self.fill_after
         self.ended += staged
         return Appended([Receipt(one.id, one.intake) for one in events], staged=kept)

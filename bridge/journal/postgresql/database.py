@@ -1,8 +1,8 @@
 """A PostgreSQL journal under `Database`: connections, transactions, trouble, and what is tried again.
 
 Nothing is kept in a session, so that PgBouncer's transaction pooling works: no prepared statements, no session locks,
-every setting is `SET LOCAL`. A transaction whose process froze is ended by the server after `IDLE_S`, lest it hold up
-all others with its locks.
+every setting is `SET LOCAL`. A transaction whose process froze is ended by the server after `IDLE_S`, so that its locks
+do not hold up all others.
 """
 
 from __future__ import annotations

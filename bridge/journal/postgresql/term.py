@@ -77,7 +77,7 @@ class Term:
         return True
 
     def may_call(self) -> bool:
-        """Whether a call may start now: the term was renewed of late."""
+        """Whether a call may start now: the term was renewed a moment ago."""
         with self._mutex:
             return self._epoch != 0 and self._clock.monotonic() - self._asked_at < CALLS_S
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
@@ -15,7 +15,7 @@ from bridge.errors import JournalError, JournalVersionError
 from bridge.journal.database import fetch, run
 from bridge.journal.postgresql.database import SlowError, opened
 from bridge.journal.postgresql.term import NOW
-from bridge.journal.schema import HEAD, INVARIANTS, TOLD, migrate, refuse_unknown, suffices
+from bridge.journal.schema import FIGURES, HEAD, INVARIANTS, TOLD, migrate, refuse_unknown, suffices
 
 #: The oldest PostgreSQL that is supported.
 OLDEST_SERVER = 140_000
@@ -140,73 +140,30 @@ def setting(connection: Connection, name: str) -> str:
 # --- what `journal info` and `journal verify` tell of a journal in PostgreSQL, beside whoever uses it ---
 
 
-@dataclass(frozen=True, slots=True)
-class PostgresInformation:
+def information(url: str) -> dict[str, Any]:
     """A journal in figures; sizes in bytes, times in microseconds since the epoch. `delivering` is a process, as
-    host:process:number.
+    host:process:number; `dead_rows` wait to be vacuumed. Raises JournalError.
     """
-
-    database: str
-    server: str
-    version: str | None
-    size: int
-    dead_rows: int  # that wait to be vacuumed
-    events: int
-    records: int
-    values: int
-    pending: int  # records with something to deliver that are not parked
-    parked: int  # records
-    refused: int  # values
-    unmapped: int  # events that could not be mapped
-    calls: int
-    oldest_event_us: int | None
-    newest_event_us: int | None
-    oldest_pending_us: int | None
-    delivering: str | None
-    epoch: int
-
-
-def information(url: str) -> PostgresInformation:
-    """Look at the journal. Raises JournalError."""
     check(url)
     with opened(url) as database:
         size = database.size()
         with database.read() as connection:
-            return _information(connection, size)
 
+            def one(sql: str) -> Any:
+                return fetch(connection, sql)[0][0]
 
-def _information(connection: Connection, size: int) -> PostgresInformation:
-    def one(sql: str) -> int:
-        return int(fetch(connection, sql)[0][0])
-
-    [(oldest_us, newest_us)] = fetch(connection, "SELECT min(received_us), max(received_us) FROM events")
-    [(pending, oldest_pending_us)] = fetch(
-        connection, "SELECT count(DISTINCT record), min(since_us) FROM due WHERE due_us IS NOT NULL"
-    )
-    [(holder, epoch, holds)] = fetch(connection, f"SELECT holder, epoch, until_us > {NOW} FROM dispatcher WHERE id = 1")
-    [(database, host)] = fetch(connection, "SELECT current_database(), inet_server_addr()::text")
-    return PostgresInformation(
-        database=f"{database} on {host or 'this host'}",
-        server=setting(connection, "server_version"),
-        version=version_of(connection),
-        size=size,
-        dead_rows=one(
-            "SELECT coalesce(sum(n_dead_tup), 0) FROM pg_stat_user_tables WHERE schemaname = current_schema()"
-        ),
-        events=one("SELECT count(*) FROM events"),
-        records=one("SELECT count(*) FROM records"),
-        values=one("SELECT count(*) FROM desired"),
-        pending=pending,
-        parked=one("SELECT count(*) FROM records WHERE parked_us IS NOT NULL"),
-        refused=one("SELECT count(*) FROM desired WHERE state = 2"),
-        unmapped=one("SELECT count(*) FROM events WHERE waits = 1"),
-        calls=one("SELECT count(*) FROM calls"),
-        oldest_event_us=oldest_us,
-        newest_event_us=newest_us,
-        oldest_pending_us=oldest_pending_us,
-        delivering=holder if holds else None,
-        epoch=epoch,
-    )
+            dead = "SELECT coalesce(sum(n_dead_tup), 0) FROM pg_stat_user_tables WHERE schemaname = current_schema()"
+            return {
+                "database": f"{one('SELECT current_database()')} on "
+                f"{one('SELECT inet_server_addr()::text') or 'this host'}",
+                "server": setting(connection, "server_version"),
+                "version": version_of(connection),
+                "size": size,
+                "dead_rows": int(one(dead)),
+                **{name: one(sql) for name, sql in FIGURES.items()},
+                "delivering": one(f"SELECT CASE WHEN until_us > {NOW} THEN holder END FROM dispatcher WHERE id = 1"),
+                "epoch": one("SELECT epoch FROM dispatcher WHERE id = 1"),
+            }
 
 
 def verify(url: str) -> list[str]:

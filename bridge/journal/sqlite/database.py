@@ -7,7 +7,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,17 @@ from sqlalchemy.engine import Connection, Engine
 
 from bridge.errors import JournalDamagedError, JournalDiskError, JournalError, JournalUnavailableError
 from bridge.journal.database import Database, fetch, run
-from bridge.journal.sqlite.files import Mark, TransactionLock, file_id, refuse_network_file_system, sqlite_path
+from bridge.journal.sqlite.files import (
+    LOCK,
+    Mark,
+    TransactionLock,
+    beside,
+    file_id,
+    log_size,
+    refuse_network_file_system,
+    size_of,
+    sqlite_path,
+)
 from bridge.journal.sqlite.trouble import failing, rewrite, translated, uri
 
 #: Pages of 4 KiB in the write-ahead log before a checkpoint. SQLite's default of 1,000 costs 30–45 % of the
@@ -50,7 +60,7 @@ class SqliteDatabase(Database):
         """`troubled` is told the kind of trouble, each time: `full`, `io`, `read-only`, `damaged`, `gone`."""
         self.path = sqlite_path(url)
         refuse_network_file_system(self.path)
-        self.lock = TransactionLock(self.path.with_name(self.path.name + ".lock"))
+        self.lock = TransactionLock(beside(self.path, LOCK))
         self._troubled = troubled
         self._file = file_id(self.path)  # the one that is meant, whatever takes its name later
         self._was_full = False  # since the last time that there was plenty of room
@@ -90,7 +100,7 @@ class SqliteDatabase(Database):
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
         engine = self._durable if durable else self._relaxed
-        self._refuse_gone()  # lest a lock file is made where the journal is not
+        self._refuse_gone()  # else a lock file would be made where the journal is not
         with self.lock.held():
             self._refuse_untrusted()
             self._keep_room()
@@ -167,7 +177,7 @@ class SqliteDatabase(Database):
         except JournalError as error:
             self._note(error)
             raise
-        self.lock.mark = Mark.KEPT
+        self.lock.mark = Mark.IN_USE
 
     def _refuse_gone(self) -> None:
         """Raise JournalUnavailableError when the file is not the one that was opened: its end would be ours too."""
@@ -194,7 +204,7 @@ class SqliteDatabase(Database):
         """Empty the write-ahead log while the disk has as much room as it takes: the database file may have to grow by
         all of it. A log that took the last room could not be emptied any more. The lock is held.
         """
-        if self._free() < self._bytes("-wal"):
+        if self._free() < log_size(self.path):
             self._give_back()
 
     def _free(self) -> int:
@@ -224,7 +234,7 @@ class SqliteDatabase(Database):
         """Bytes of the pages in use and of the write-ahead log: what is free within the file is there for what comes
         next, and is cut off it at a checkpoint.
         """
-        return self._used() + self._bytes("-wal")
+        return self._used() + log_size(self.path)
 
     def _used(self) -> int:
         try:
@@ -234,13 +244,8 @@ class SqliteDatabase(Database):
                     for name in ("page_count", "freelist_count", "page_size")
                 )
         except JournalError:  # it is told elsewhere; the file is still there to be seen
-            return self._bytes("")
+            return size_of(self.path)
         return (pages - free) * page
-
-    def _bytes(self, suffix: str) -> int:
-        with suppress(FileNotFoundError):
-            return self.path.with_name(self.path.name + suffix).stat().st_size
-        return 0
 
     def give_back(self, connection: Connection) -> int:
         free = int(fetch(connection, "PRAGMA freelist_count")[0][0])

@@ -29,6 +29,28 @@ NETWORK_FILE_SYSTEMS = {
 }
 
 
+#: What lies beside a journal's file: SQLite's own files, and the transaction lock.
+LOG, INDEX, LOCK = "-wal", "-shm", ".lock"
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The file of that suffix beside the journal's."""
+    return path.with_name(path.name + suffix)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 when there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def log_size(path: Path) -> int:
+    """Bytes of the journal's write-ahead log."""
+    return size_of(beside(path, LOG))
+
+
 def sqlite_path(url: str) -> Path:
     """The file that a `sqlite:///…` URL names. Raises JournalError for other URLs."""
     parsed = make_url(url)
@@ -107,7 +129,7 @@ class Mark(Enum):
     """
 
     NEW = b"n"  # as an empty file: nothing was ever kept here
-    KEPT = b"k"
+    IN_USE = b"k"
     SUSPECT = b"s"  # a write or an fsync failed: see `Database`
     DAMAGED = b"d"
     RESTORING = b"r"  # between two files

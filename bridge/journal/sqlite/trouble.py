@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from bridge.errors import JournalDamagedError, JournalDiskError, JournalError, JournalUnavailableError
 from bridge.journal.schema import INVARIANTS, TOLD
-from bridge.journal.sqlite.files import Mark
+from bridge.journal.sqlite.files import LOG, Mark, beside, log_size, size_of
 
 #: How long the rewriting waits for readers, while all writers wait for it.
 READERS_S = 0.2
@@ -166,11 +166,10 @@ def version_of(path: Path, connection: sqlite3.Connection) -> str | None:
 
 def refuse_lone_log(path: Path) -> None:
     """Raise JournalDamagedError when only the write-ahead log is left: SQLite would delete it without a word."""
-    log = path.with_name(path.name + "-wal")
-    if log.exists() and log.stat().st_size and not (path.exists() and path.stat().st_size):
+    if log_size(path) and not size_of(path):
         raise JournalDamagedError(
-            f"the journal {path} is missing or empty, but {log.name} beside it holds changes; {WAY_OUT}, or put the "
-            "file back, or remove the log too to begin anew"
+            f"the journal {path} is missing or empty, but {beside(path, LOG).name} beside it holds changes; {WAY_OUT}, "
+            "or put the file back, or remove the log too to begin anew"
         )
 
 

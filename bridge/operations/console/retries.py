@@ -11,8 +11,8 @@ from flask import Blueprint, g, redirect, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from bridge.http.problems import Refusal
+from bridge.journal.control import Act
 from bridge.journal.retry_log import Filter
-from bridge.journal.steering import Act
 from bridge.model import to_us
 from bridge.operations import queries
 from bridge.operations.acts import Acts

@@ -16,10 +16,18 @@ from sqlalchemy.engine import Connection
 
 from bridge.errors import JournalFullError
 from bridge.journal import matching
-from bridge.journal.database import fetch, is_postgresql, lock_dispatcher, lock_records, run, take_turns
+from bridge.journal.database import (
+    fetch,
+    is_postgresql,
+    load_meta,
+    lock_dispatcher,
+    lock_records,
+    run,
+    save_meta,
+    take_turns,
+)
 from bridge.journal.due import reconcile
 from bridge.journal.matching import RECORDS_MEANT
-from bridge.journal.upkeep import OPERATOR, load_meta, load_pauses, save_meta
 from bridge.model import Pause, Scope
 
 # --- how much people's acts may make pending: no more than intake can do with (G7) ---
@@ -32,7 +40,7 @@ from bridge.model import Pause, Scope
 COUNTED_S: Final = 1.0
 
 
-class Room:
+class Headroom:
     """Asked between the steps of one act. Not thread-safe."""
 
     def __init__(self, *, count: Callable[[], int], max_pending: int, monotonic: Callable[[], float]) -> None:
@@ -121,7 +129,7 @@ STEP, STEP_BYTES = 500, 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class ValueFilter:
     """Which delivered values are meant; empty fields do not narrow."""
 
     source: str | None = None
@@ -138,7 +146,7 @@ class Resynced:
     after: int = 0  # where to go on; 0 at the end
 
 
-def _conditions(chosen: Known) -> tuple[str, dict[str, object]]:
+def _conditions(chosen: ValueFilter) -> tuple[str, dict[str, object]]:
     conditions, parameters = ["d.state = 1"], dict[str, object]()
     for column, wanted in (("d.source", chosen.source), ("l.object_type", chosen.object_type)):
         if wanted is not None:
@@ -151,7 +159,7 @@ def _conditions(chosen: Known) -> tuple[str, dict[str, object]]:
     return " AND ".join(conditions), parameters
 
 
-def count(connection: Connection, chosen: Known) -> Resynced:
+def count_delivered(connection: Connection, chosen: ValueFilter) -> Resynced:
     """How much `chosen` means."""
     conditions, parameters = _conditions(chosen)
     [(records, values)] = fetch(
@@ -163,7 +171,7 @@ def count(connection: Connection, chosen: Known) -> Resynced:
     return Resynced(int(records), int(values))
 
 
-def step(connection: Connection, chosen: Known, *, after: int, now_us: int) -> tuple[Resynced, int]:
+def step(connection: Connection, chosen: ValueFilter, *, after: int, now_us: int) -> tuple[Resynced, int]:
     """Send the next `STEP` records once more; returns what that was, and where to go on (0 at the end)."""
     take_turns(connection)
     conditions, parameters = _conditions(chosen)
@@ -205,7 +213,22 @@ def step(connection: Connection, chosen: Known, *, after: int, now_us: int) -> t
     return Resynced(len(refs), values), refs[-1] if refs else 0
 
 
-# --- pauses -------------------------------------------------------------------------------------
+# --- pauses: those of the dispatcher and those of people, which only people write and end ---
+
+#: The reason of a pause that a person made.
+OPERATOR = "operator"
+
+
+def load_pauses(connection: Connection) -> Sequence[Pause]:
+    """The pauses last saved."""
+    rows = fetch(connection, "SELECT pauses FROM dispatcher WHERE id = 1")
+    return [Pause(**(pause | {"scope": Scope(pause["scope"])})) for pause in orjson.loads(rows[0][0] if rows else "[]")]
+
+
+def save_pauses(connection: Connection, pauses: Sequence[Pause]) -> None:
+    """Save the dispatcher's pauses in place of those that it saved before."""
+    people = [held for held in load_pauses(connection) if held.reason == OPERATOR]
+    _save(connection, [*people, *(pause for pause in pauses if pause.reason != OPERATOR)])
 
 
 def pause(connection: Connection, object_type: str | None, detail: str, *, now_us: int) -> Pause:
@@ -213,15 +236,17 @@ def pause(connection: Connection, object_type: str | None, detail: str, *, now_u
     scope = Scope.ALL if object_type is None else Scope.OBJECT_TYPE
     made = Pause(scope, object_type or "", OPERATOR, detail, since_us=now_us, until_us=None)
     lock_dispatcher(connection)
-    stored = load_pauses(connection)
-    for held in stored:
-        if _address(held) == _address(made):
+    others = []
+    for held in load_pauses(connection):
+        if (held.scope, held.target, held.reason) == (made.scope, made.target, made.reason):
             made = replace(made, since_us=held.since_us)
-    _save(connection, [*(held for held in stored if _address(held) != _address(made)), made])
+        else:
+            others.append(held)
+    _save(connection, [*others, made])
     return made
 
 
-def resume(connection: Connection, object_type: str | None) -> list[Pause]:
+def resume(connection: Connection, object_type: str | None = None) -> list[Pause]:
     """End people's pauses, all of them or that of one object type; returns those that ended."""
     lock_dispatcher(connection)
     stored = load_pauses(connection)
@@ -234,10 +259,6 @@ def resume(connection: Connection, object_type: str | None) -> list[Pause]:
     if over:
         _save(connection, [held for held in stored if held not in over])
     return over
-
-
-def _address(held: Pause) -> tuple[Scope, str, str]:
-    return held.scope, held.target, held.reason
 
 
 def _save(connection: Connection, pauses: Sequence[Pause]) -> None:

@@ -11,10 +11,10 @@ from sqlalchemy.engine import Connection
 
 from bridge.journal import matching
 from bridge.journal.database import fetch
-from bridge.journal.entries import beginning
-from bridge.journal.event_log import settled_by_call
+from bridge.journal.event_log import Standing, fate
 from bridge.journal.matching import RECORDS_MEANT
-from bridge.journal.schema import State
+from bridge.journal.retry_log import beginning
+from bridge.journal.schema import NEVER, State
 
 #: Calls looked through for one delivery; a record is rarely more than a few calls from its event.
 CALLS_SEARCHED = 20_000
@@ -69,34 +69,29 @@ def _asked(connection: Connection, seq: int, received_us: int) -> list[dict[str,
 def _fate(
     connection: Connection, seq: int, ref: int, rank: tuple[int, int], name: str, received_us: int
 ) -> dict[str, Any]:
-    """What became of one value: its own state, or the event that took its place.
+    """What became of one value: see `event_log.fate`; and the event that took its place, or the call that confirmed it.
 
-    `unchanged`: it equalled what an earlier call had confirmed, which is the call that is named. `unknown`: the CRM
-    knows no such record, and the source says to ignore that. `forgotten`: the journal remembers no such value any
-    more.
+    `forgotten`: the journal remembers no such value any more.
     """
     rows = fetch(
         connection,
-        f"""SELECT d.event, d.state, {beginning("d.value")}, d.category, d.message, d.settled_us, d.call,
-                  e.event_id, d.source FROM desired d LEFT JOIN events e ON e.seq = d.event
+        f"""SELECT d.event, d.state, d.settled_us, r.category, r.parked_us IS NOT NULL, r.message,
+                  {beginning("d.value")}, d.category, d.message, d.call, e.event_id, d.source
+             FROM desired d JOIN records r ON r.id = d.record LEFT JOIN events e ON e.seq = d.event
             WHERE d.record = :ref AND d.property = :name""",
         ref=ref,
         name=name,
     )
     if not rows:
         return {"property": name, "fate": "forgotten"}
-    event, state, value, category, message, settled_us, call, by_id, by_source = rows[0]
-    if event == seq:
-        fate = State(state).name.lower()
-        if state == State.DELIVERED:
-            fate = settled_by_call(settled_us, received_us)
-        parked = fetch(connection, "SELECT category, message, parked_us FROM records WHERE id = :ref", ref=ref)
-        if state == State.PENDING and parked and parked[0][0]:
-            fate = "parked" if parked[0][2] else "retrying"
-            category, message = parked[0][:2]
+    event, state, settled_us, why, parked, record_message, value, category, message, call, by_id, by_source = rows[0]
+    became = fate(Standing(event, State(state), settled_us, why, bool(parked)), seq, received_us)
+    if became != "superseded":
+        if became in {"parked", "retrying"}:
+            category, message = why, record_message
         return {
             "property": name,
-            "fate": fate,
+            "fate": became,
             "value": value,
             "category": category,
             "message": message,
@@ -107,7 +102,7 @@ def _fate(
     delivered = None if before == 0 else _delivering_call(connection, ref, rank[1], received_us, before)
     return {
         "property": name,
-        "fate": "superseded",
+        "fate": became,
         "by_event": by_id,
         "by_source": by_source,
         "delivered_before": delivered,
@@ -152,7 +147,7 @@ def _delivering_call(
               AND cast(input.value ->> 1 AS bigint) >= :n AND input.value ->> 2 = 'delivered'
             LIMIT 1""",
         from_us=from_us,
-        until_us=until_us if until_us is not None else 2**62,
+        until_us=NEVER if until_us is None else until_us,
         searched=CALLS_SEARCHED,
         ref=ref,
         n=n,
