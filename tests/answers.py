@@ -256,8 +256,26 @@ ERRORS = [
             None if category == "LOCKED" else ALL_OUT,
             inputs=some,
         )
-        for category in ("RATE_LIMITS", "INTERNAL_ERROR", None, "LOCKED")
+        for category in ("RATE_LIMITS", "INTERNAL_ERROR", "LOCKED")
         for some in (ONE, sent(1, 2, 3))
+    ),
+    # Each of these says more than that it will pass, or something else than that.
+    Row("no category, of all", 207, says(errors=[error(None, "1", "2")]), "later later"),
+    Row(
+        "passing errors of all, and results",
+        207,
+        says(by(1), by(2), errors=[error("TIMEOUT", "1", "2")]),
+        "later later",
+    ),
+    Row(
+        "passing errors of all that name a property",
+        *(207, says(errors=[error("INTERNAL_ERROR", "1", "2", errors=[NOT_VALID])]), "later later"),
+        inputs=inputs(record(1, {"tier": "wood"}), record(2, {"tier": "wood"})),
+    ),
+    Row(
+        "passing errors of all, not finished",
+        *(207, says(errors=[error("TIMEOUT", "1", "2")], status="PROCESSING"), "later later"),
+        doubtful=True,
     ),
     Row("an error and a result", 207, says(by(1), by(2), errors=[error("CONFLICT", "1")]), "parked delivered"),
     Row(

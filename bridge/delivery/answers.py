@@ -134,10 +134,10 @@ def judge_inputs(inputs: Sequence[Input], body: Any, criteria: Criteria) -> Mean
         return Rejected(found.misaddressed)  # said of every input, but no record's fault
     if found.unexplained and len(inputs) == 1:
         return Rejected(found.unexplained[0][1])  # the one input is the whole call
-    if len(found.transient) == len(inputs):
+    unfinished = is_unfinished(body)
+    if len(found.transient) == len(inputs) and not results and not unfinished:
         return _all_transient(found.transient)
     nameless = found.note_results(results)
-    unfinished = is_unfinished(body)
     if nameless == len(found.left) and not vague and not unfinished:
         for one in list(found.left.values()):
             found.close(one, Delivered(one.record))
@@ -166,7 +166,9 @@ class _Findings:
         self.outcomes: list[Outcome] = []
         self.unexplained: list[tuple[Input, Complaint]] = []
         self.retire: dict[str, Reason] = {}
-        self.transient: list[Complaint] = []  # of each input with an error that may pass
+        self.transient: list[
+            Complaint
+        ] = []  # of each input with an error that says it will pass, and blames nothing of it
         self.named = False  # an error named some of the inputs
         self.misaddressed: Complaint | None = None  # it blames the property by which the inputs are addressed
 
@@ -191,7 +193,7 @@ class _Findings:
                 return
         names = complaint.definitions & one.record.values.keys()
         self.retire.update((name, complaint.reason_for(name)) for name in names)
-        if one.trace_id in self.left and _is_transient(complaint):
+        if one.trace_id in self.left and complaint.category in TRANSIENT_CATEGORIES and not complaint.properties:
             self.transient.append(complaint)
         self.close(one, _judge_error(one.record, complaint, about, self._criteria))
 
@@ -267,7 +269,7 @@ def _is_transient(complaint: Complaint) -> bool:
 
 
 def _all_transient(complaints: Sequence[Complaint]) -> Locked | Broken:
-    """Every input of a call has an error that may pass. Nobody can say whose fault that is, as with a 423 or a 503."""
+    """Every input of a call has an error that will pass. Nobody can say whose fault that is, as with a 423 or a 503."""
     reason = complaints[0].reason
     if all(complaint.category in _LOCKED_CATEGORIES for complaint in complaints):
         return Locked(reason)
