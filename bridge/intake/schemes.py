@@ -127,7 +127,7 @@ def verify_problems(verify: Verify, public_url: str | None = None) -> list[Mappi
     layouts = layouts_of(verify)
     if not layouts:
         return [*found, MappingError((*path, "scheme"), f"{verify.scheme} needs its options")]
-    if "{url}" in layouts[0].signed and not public_url:
+    if "{url}" in layouts[0].signed and public_url is None:
         needs = f"{verify.scheme} signs the URL; write `public_url: https://…` under `server`"
         found.append(MappingError((*path, "scheme"), needs))
     for option, text in _misfits(layouts[0]):
@@ -172,9 +172,12 @@ def entries_of(layout: Hmac, value: str) -> list[str]:
     """
     if not layout.split:
         return [value.strip()]
-    if layout.split != "," and re.search(r",\s", value):
-        return []
-    return value.replace(layout.split, " ").split()
+    entries = value.replace(layout.split, " ").split()
+    if layout.split != ",":  # then no signature has a comma behind its prefix: no encoding has one
+        behind = [one.removeprefix(layout.prefix) for one in entries if one.startswith(layout.prefix)]
+        if re.search(r",\s", value) or any("," in one for one in behind):
+            return []
+    return entries
 
 
 def header_of(layout: Hmac, time: str, signature: str) -> str:

@@ -101,6 +101,15 @@ def test_several_signatures_are_tried_up_to_ten() -> None:
         assert isinstance(judge(standard(), headers), Verified) is believed
 
 
+@pytest.mark.parametrize("joint", [",", ", "])
+def test_a_header_that_came_twice_is_refused_also_where_it_lists_several(joint: str) -> None:
+    """gunicorn joins the two by a bare comma."""
+    headers = partner_headers()
+    listed = " ".join([headers["webhook-signature"]] * 2)
+    headers["webhook-signature"] = joint.join([listed, listed])
+    assert reason(judge(standard(), headers)) == "malformed"
+
+
 @pytest.mark.parametrize(
     "age, expected", [(300, None), (-300, None), (301, "stale"), (-301, "future"), (-86_400, "future")]
 )
