@@ -137,7 +137,7 @@ def is_loopback(host: str) -> bool:
 
 # --- what a key of bridge.yaml is ---------------------------------------------------------------
 
-#: Which text it is, or which number; `bridge.config.blocks` has a field for each.
+#: Which text it is, or which number; `bridge.config.scalars.FORMS` has a field for each.
 Form = Literal[
     "class", "constant", "expression", "factor", "header", "journal", "mark", "object type", "path", "property",
     "signed", "size", "url", "verbatim", "zone",

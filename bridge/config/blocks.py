@@ -100,6 +100,7 @@ def _limit(hint: Any, key: Key) -> validate.Validator | None:
     if key.least is None:
         return None
     if hint is not int:
+        assert key.most is None, "only of a number"  # noqa: S101 (a mistake in `settings`, met by every test)
         return validate.Length(key.least, error="must not be empty" if hint is str else "must name at least one")
     error = "must be at least {min}" if key.most is None else "must be between {min} and {max}"
     return validate.Range(key.least, key.most, error=error)

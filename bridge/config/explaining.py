@@ -81,7 +81,7 @@ def explained(key: str) -> Explained:
     if found is None:
         near = _near(known, wanted)
         hint = f"did you mean {near}?" if near is not None else "`partner-bridge explain` lists all"
-        raise BridgeError(f"there is no key {key}; {hint}")
+        raise BridgeError(f"there is no key {key or 'without a name'}; {hint}")
     return found
 
 

@@ -198,6 +198,12 @@ class IdSchema(Block):
     header = HeaderName(required=True, metadata=about("The header that holds the delivery's id.", "X-Acme-Delivery"))
 
 
+def _same_header(data: Mapping[str, Any]) -> bool:
+    """Whether the time stands in the signature's header."""
+    time = data.get("timestamp", {}).get("header")
+    return time is not None and str(time).lower() == str(data.get("header", "")).lower()
+
+
 class VerifySchema(Block):
     makes = Verify
     takes_keys_of = (Hmac,)
@@ -235,6 +241,8 @@ class VerifySchema(Block):
     def _hmac(self, data: Mapping[str, Any], given: Mapping[str, Any]) -> Complaints:
         if "header" not in given:
             yield ("header",), "is missing: scheme hmac needs the header of the signature"
+        elif _same_header(data) and not data.get("prefix"):
+            yield ("prefix",), "is missing: in one header with the time nothing else tells which text is the signature"
         signed = data.get("signed", "")
         for part in ("timestamp", "id"):
             if f"{{{part}}}" in signed and part not in given:
@@ -248,7 +256,6 @@ class VerifySchema(Block):
         if data["scheme"] == "hmac":
             names = ("header", "algorithm", "encoding", "prefix", "key", "signed")
             prefix, timestamp, id_ = data.get("prefix", ""), data.get("timestamp", {}), data.get("id", {})
-            within = timestamp and timestamp.get("header", "").lower() == data.get("header", "").lower()
             usual = {"header": "", **({"signed": "{timestamp}.{body}"} if timestamp else {})}
             hmac = Hmac(
                 **{**usual, **{name: data[name] for name in names if name in data}},
@@ -257,7 +264,7 @@ class VerifySchema(Block):
                 id_header=id_.get("header"),
                 # without a prefix, nothing tells a signature from what is none
                 split="" if not prefix else " " if "," in prefix else ",",
-                timestamp_entry="t=" if within else None,
+                timestamp_entry="t=" if _same_header(data) else None,
             )
         else:
             given |= {key: data[key] for key in ("header", "prefix") if key in data}

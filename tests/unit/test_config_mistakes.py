@@ -221,6 +221,12 @@ MISTAKES = [
         "sources.acme.verify.header",
         "scheme hmac needs the header of the signature",
     ),
+    (
+        VERIFY,
+        "      scheme: hmac\n      secrets: [{env: SIGNING}]\n      header: X-Sig\n      timestamp: {header: x-sig}\n",
+        "sources.acme.verify.prefix",
+        "nothing else tells which text is the signature",
+    ),
     (VERIFY, HMAC + "      algorithm: md5  #!\n", "sources.acme.verify.algorithm", "it is one of sha1, sha256"),
     (VERIFY, HMAC + "      signed: '{time}.{body}'  #!\n", "sources.acme.verify.signed", "knows {body}, {timestamp}"),
     (VERIFY, HMAC + "      signed: '{method}'  #!\n", "sources.acme.verify.signed", "must contain {body}"),
