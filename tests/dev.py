@@ -19,7 +19,7 @@ VERBS = {
     "lint": LINT,
     "types": TYPES,
     "fast": ("pytest -n auto -m 'not heavy' tests/unit",),
-    "reference": ("python -m tests.reference",),
+    "reference": ("python -m tests.reference", "python -m tests.property_types"),
     "all": (*LINT, *TYPES, "pytest -n 4 -m 'not heavy'"),
 }
 
@@ -27,7 +27,8 @@ VERBS = {
 @click.command()
 @click.argument("verbs", nargs=-1, required=True, type=click.Choice(list(VERBS)), metavar="VERB…")
 def main(verbs: tuple[str, ...]) -> None:
-    """Run `format`, `lint`, `types`, `fast` (the unit tests), `reference` (writes the page of all keys anew) or `all`
+    """Run `format`, `lint`, `types`, `fast` (the unit tests), `reference` (writes the pages of all keys and types
+    anew) or `all`
     (lint, types, all tests but the heavy ones).
 
     The first command that fails ends it.

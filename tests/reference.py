@@ -13,7 +13,8 @@ HEAD = """\
 # Configuration: every key of `bridge.yaml`
 
 `partner-bridge explain KEY` tells the same of one key. This page is made from the program: to change it, change
-`bridge/settings.py` and run `python -m tests.dev reference`.
+`bridge/settings.py`, or `bridge/config/source_schemas.py` where a key has a form of its own, and run
+`python -m tests.dev reference`.
 
 In a path `*` stands for a name or an item. Any text, number or flag may also be `{env: NAME}`,
 `{env: NAME, default: …}` or `{file: PATH}`. Keys at the top that begin with `x-` are free, and may hold anchors.

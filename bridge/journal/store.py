@@ -3,7 +3,7 @@
 Constraints it keeps: 202 is answered after `append` returned, which is after a commit with fsync (G1); an
 event takes effect once (G3); the newest value of a property wins (G4); what is parked or refused is kept
 (G8). The tables stand in `schema`, the rules in `merging` (what is desired), `delivering` (what is sent and
-settled), `retry_log` and `steering` (what people do); here are only transactions, time and limits.
+settled), `retry_log`, `replay` and `control` (what people do); here are only transactions, time and limits.
 
 Thread-safe. Open it after `fork`.
 """

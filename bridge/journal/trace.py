@@ -50,7 +50,8 @@ def _asked(connection: Connection, seq: int, received_us: int) -> list[dict[str,
         connection,
         """SELECT a.record, a.n, a.time_us, a.properties, l.object_type, l.id_property,
                   coalesce(r.spelling, r.record) FROM asks a
-             JOIN records r ON r.id = a.record JOIN lanes l ON l.id = r.lane WHERE a.event = :seq""",
+             JOIN records r ON r.id = a.record JOIN lanes l ON l.id = r.lane WHERE a.event = :seq
+            ORDER BY a.record, a.n""",
         seq=seq,
     ):
         fates = [_fate(connection, seq, ref, (time_us, n), name, received_us) for name in orjson.loads(names)]

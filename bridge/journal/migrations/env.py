@@ -1,4 +1,4 @@
-"""What Alembic calls: the migrations run on the connection that `bridge.journal.versions` hands over."""
+"""What Alembic calls: the migrations run on the connection that `bridge.journal.schema` hands over."""
 
 from __future__ import annotations
 
