@@ -271,11 +271,15 @@ class Caller:
         began, began_at_us = self.clock.monotonic(), to_us(self.clock.now())
         taken = self._take(work, began_at_us)
         tell_size(taken.size)
-        records, outcomes = self._prepare(work, taken.records)
+        try:
+            records, outcomes = self._prepare(work, taken.records)
+        except JournalError:  # a reading of the portal could not be noted
+            self._not_sent(taken, ())
+            raise
         late = self.clock.monotonic() - began > _LONGEST_PREPARATION_S
         if not records or late or self._is_paused(work.lane) or not self._may_send(grant):
             if taken.records or outcomes:
-                self.journal.settle(taken.records, outcomes, call=None, doubtful=False)
+                self._not_sent(taken, outcomes)
             return
         inputs = inputs_of(records)
         # Not the time of the taking: a reading of the portal may have used a slot of the limit since.
@@ -297,6 +301,10 @@ class Caller:
         self.journal.settle(taken.records, outcomes, call=call, doubtful=doubtful(answer))
         log_call(_log, summary)
         self.observer.called(summary)
+
+    def _not_sent(self, taken: Taken, outcomes: Sequence[Outcome]) -> None:
+        """What was taken goes back, so that no doubt is left about a call that was never made."""
+        self.journal.settle(taken.records, outcomes, call=None, doubtful=False)
 
     def _take(self, work: Work, began_at_us: int) -> Taken:
         """As many of the work's records as fit into one call; from then on the work is about these."""
@@ -322,8 +330,7 @@ class Caller:
 
     def _is_paused(self, lane: Lane) -> bool:
         """Whether a person has paused this lane. Asked after the records were read, so that nothing that comes in after
-        the pause was acknowledged is sent. If the journal cannot tell, what was taken goes back, so that no doubt is
-        left about a call that was never made.
+        the pause was acknowledged is sent. If the journal cannot tell, nothing is.
         """
         try:
             stored = self.journal.load_pauses()

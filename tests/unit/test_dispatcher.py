@@ -860,7 +860,8 @@ def test_nothing_is_sent_once_a_pause_was_acknowledged() -> None:
     assert [pause.reason for pause in house.dispatcher.pauses] == ["operator"]
 
 
-def test_a_journal_that_is_lost_between_take_and_call_leaves_no_doubt() -> None:
+@pytest.mark.parametrize("asked", ["load_pauses", "note_reading"])
+def test_a_journal_that_is_lost_between_take_and_call_leaves_no_doubt(asked: str) -> None:
     """No call was begun: nothing must be sent once more for it."""
 
     class Losing(FakeJournal):
@@ -872,12 +873,20 @@ def test_a_journal_that_is_lost_between_take_and_call_leaves_no_doubt() -> None:
             return taken
 
         def load_pauses(self) -> Sequence[Pause]:
-            if self.silent:
-                self.silent = False
-                raise JournalUnavailableError("the database is out of reach")
+            self.lost("load_pauses")
             return super().load_pauses()
 
-    house = House(journal=Losing)
+        def note_reading(self, at_us: int) -> None:
+            self.lost("note_reading")
+            super().note_reading(at_us)
+
+        def lost(self, name: str) -> None:
+            if self.silent and name == asked:
+                self.silent = False
+                raise JournalUnavailableError("the database is out of reach")
+
+    portal = FakePortal()
+    house = portal.house = House(journal=Losing, portal=portal)
     house.put(*range(5))
     house.run(0.65)
     assert house.crm.calls == []
