@@ -23,7 +23,7 @@ PAUSE = "localhost/bridge-test-pause:latest"
 #: for the tests that build images
 MARKS = [
     pytest.mark.heavy,
-    pytest.mark.xdist_group("image"),  # which is built once for all of them
+    pytest.mark.image,
     pytest.mark.timeout(900),
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
     pytest.mark.skipif(os.geteuid() != 0, reason="buildah and podman are used as root here"),
