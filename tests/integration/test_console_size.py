@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sqlite3
 import time
 from collections.abc import Iterator
 
@@ -20,6 +22,10 @@ from tests.statements import scans, written
 SETTLED, PARKED = 1_000_000, 100_000
 #: Seconds of a processor that a page may take, warm: this machine may have other things to do.
 PAGE_S = 0.3
+#: Work for SQLite that tells how fast this processor is just now, and its seconds where that bound was set.
+PACE = """WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 200000)
+          SELECT count(*) FROM (SELECT i % 5000 AS k, count(*) FROM n GROUP BY k)"""
+PACE_S = 0.085
 #: Seconds that intake may wait for a step of an act.
 STEP_S = 0.1
 
@@ -67,11 +73,19 @@ PAGES = [
 ]
 
 
+def page_s() -> float:
+    """What a page may take on this machine: no less than the bound, and more where the processor is slower."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        began = time.process_time()
+        connection.execute(PACE).fetchall()
+        return PAGE_S * max(1.0, (time.process_time() - began) / PACE_S)
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_every_page_answers_at_once(service: Service, path: str) -> None:
     browser = Browser(service.admin)
     assert browser.get(path).status_code == 200
-    assert any(took(browser, path) < PAGE_S for _ in range(10))  # a processor that others use too is slower
+    assert any(took(browser, path) < page_s() for _ in range(3))
 
 
 @pytest.mark.parametrize("source", ["acme", "a-source-that-is-quiet"])
@@ -92,7 +106,7 @@ def test_a_group_is_counted_at_once(service: Service) -> None:
     assert counted in browser.post("/retries/confirm", data=asked).text
     began = time.process_time()
     assert counted in browser.post("/retries/confirm", data=asked).text
-    assert time.process_time() - began < PAGE_S
+    assert time.process_time() - began < page_s()
 
 
 def test_a_scan_would_be_noticed(service: Service) -> None:
