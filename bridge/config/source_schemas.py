@@ -241,7 +241,7 @@ class VerifySchema(Block):
     def _hmac(self, data: Mapping[str, Any], given: Mapping[str, Any]) -> Complaints:
         if "header" not in given:
             yield ("header",), "is missing: scheme hmac needs the header of the signature"
-        elif _same_header(data) and not data.get("prefix"):
+        elif _same_header(data) and not (data.get("prefix") or given.get("prefix")):
             yield ("prefix",), "is missing: in one header with the time nothing else tells which text is the signature"
         signed = data.get("signed", "")
         for part in ("timestamp", "id"):

@@ -481,3 +481,11 @@ def test_a_faulty_mapping_keeps_the_places_of_those_behind_it(tmp_path: Path) ->
         (10, "sources.acme.mappings[0].record"),
         (11, "sources.acme.mappings[1].properties.a"),
     ]
+
+
+def test_a_prefix_that_is_not_to_be_had_is_not_missing_as_well(tmp_path: Path) -> None:
+    file = tmp_path / "bridge.yaml"
+    scheme = HMAC + "      timestamp: {header: x-signature}\n      prefix: {env: NOT_THERE}\n"
+    file.write_text(SOUND.replace(VERIFY, scheme, 1), encoding="utf-8")
+    told = [problem.message for problem in examine(file, environ=ENVIRON).problems]
+    assert told == ["the environment variable NOT_THERE is not set"]
